@@ -1,0 +1,20 @@
+"Everything here is read from settings.ini, the one place where versions and requirements are written."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+cfg = ConfigParser(delimiters=['='])
+cfg.read(here/'settings.ini', encoding='utf-8')
+cfg = cfg['DEFAULT']
+readme = here/'README.md'
+
+setup(
+    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
+    author=cfg['author'], author_email=cfg['author_email'], license='MIT', url=cfg['git_url'],
+    packages=find_packages(include=['nativebit', 'nativebit.*']), include_package_data=True,
+    classifiers=['License :: OSI Approved :: MIT License', 'Programming Language :: Python :: 3'],
+    python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
+    extras_require={'dev': cfg['dev_requirements'].split()},
+    long_description=readme.read_text(encoding='utf-8') if readme.exists() else cfg['description'],
+    long_description_content_type='text/markdown', zip_safe=False)
