@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['checkpoint_tensors', 'save_checkpoint', 'read_tensors', 'flax_names', 'load_checkpoint', 'mismatches', 'fit_params',
-           'restore']
+           'restore', 'load_network']
 
-# %% ../nbs/10_checkpoint.ipynb #0ec6f3fc
+# %% ../nbs/10_checkpoint.ipynb #4a8998e6
 import json, re, zipfile
 from pathlib import Path
-import jax.numpy as jnp, ml_dtypes, numpy as np  # ml_dtypes: NumPy learns bfloat16
 from dataclasses import replace
+import jax.numpy as jnp, ml_dtypes, numpy as np  # ml_dtypes: NumPy learns bfloat16
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from .config import Config, config_from_dict, config_to_dict
 from .core import UserError, atomic_path, git_hash, leaf_names, with_leaves
 from .ema import ema_init
+from .commitment import hard_weight
 from .layers import QuantState, layer_state, start_params
+from .model import model_shapes
 
 # %% ../nbs/10_checkpoint.ipynb #b987c034
 def checkpoint_tensors(
@@ -125,3 +127,15 @@ def _with_codebooks(full, books, cfg):
         p, cb = n.removesuffix('codebook'), jnp.asarray(cb)
         flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, ema_init(cb), cfg.quant).items()})
     return with_leaves(full, flat)
+
+# %% ../nbs/10_checkpoint.ipynb #f63d2a7b
+def load_network(
+    folder,      # of `save_checkpoint`
+)->tuple:        # (Config, params): weights for a float network, Q(w) where there are codebooks
+    "The network that a checkpoint delivers. Raises `UserError` where it is none."
+    tensors, meta = load_checkpoint(folder)
+    if 'config' not in meta: raise UserError(f"{folder} has no meta.json with a config; give the folder of a checkpoint")
+    cfg = config_from_dict(meta['config'])
+    books = {n.removesuffix('codebook'): jnp.asarray(x) for n,x in tensors.items() if n.endswith('.codebook')}
+    hard = {f'{n}weight': hard_weight(jnp.asarray(tensors[f'{n}weight'], jnp.float32), cb, cfg.quant) for n,cb in books.items()}
+    return cfg, fit_params({**{n: x for n,x in tensors.items() if not n.endswith('.codebook')}, **hard}, model_shapes(cfg))

@@ -89,7 +89,7 @@ class QuantConfig:
         need(0 <= self.ema_decay < 1, 'ema_decay', self.ema_decay, "at least 0 and below 1")
         at_least(self, 1, 'requantize_every')
 
-# %% ../nbs/01_config.ipynb #2de647c5
+# %% ../nbs/01_config.ipynb #bef6dae1
 @dataclass(frozen=True)
 class TrainConfig:
     "How a run is trained. The defaults are the published recipe's where it names one."
@@ -109,10 +109,11 @@ class TrainConfig:
     log_every:int = 10                # steps between two log records
     val_every:int = 500               # steps between two validations
     val_batches:int = 20              # batches a validation reads
+    test_tokens:int|None = None       # of the test split read at the end; None: all
     seed:int = 0                      # of the initial weights and the data order
 
     def __post_init__(self):
-        at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches')
+        at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens')
         at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps')
         need(self.lr > 0, 'lr', self.lr, "positive")
         need(self.clip_norm > 0, 'clip_norm', self.clip_norm, "positive")

@@ -15,7 +15,7 @@ from .config import Config
 from .data import eval_batches
 from .model import cross_entropy, forward_fn
 
-# %% ../nbs/12_evaluate.ipynb #613c1e11
+# %% ../nbs/12_evaluate.ipynb #873bdb79
 @lru_cache
 def _nll(model):
     forward = forward_fn(Config('evaluation', model))
@@ -32,7 +32,7 @@ def token_nll(
     "Negative log-likelihood of every token but the first, in float32."
     n = min(len(tokens)-1, max_tokens or len(tokens))
     out = [np.asarray(_nll(cfg.model)(params, x, y))[mask] for x,y,mask in
-           tqdm(eval_batches(tokens, cfg.model.context_len, batch_size, max_tokens), desc, -(-n//(batch_size*cfg.model.context_len)), leave=False)]
+           tqdm(eval_batches(tokens, cfg.model.context_len, batch_size, max_tokens), desc, -(-n//(batch_size*cfg.model.context_len)), leave=False, disable=None)]
     return np.concatenate(out).astype(np.float64)
 
 # %% ../nbs/12_evaluate.ipynb #ddfe81d0

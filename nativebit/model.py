@@ -107,14 +107,17 @@ def cross_entropy(
     "Negative log-likelihood of each target."
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
-# %% ../nbs/09_model.ipynb #e4c96ac3
+# %% ../nbs/09_model.ipynb #d4fa0c31
+@lru_cache
+def _init(model, quant):
+    return jax.jit(lambda key: nnx.split(NativeBitGPT(model, quant, rngs=nnx.Rngs(key)), nnx.Param, QuantState)[1:])
+
 def init_model(
     cfg:Config,   # the run
     *, seed:int,  # of the initial weights
 )->tuple:         # (params, quant_state): the latent weights, and what the optimizer never sees
     "A fresh network as two trees."
-    _, params, quant_state = nnx.split(jax.jit(lambda: NativeBitGPT(cfg.model, cfg.quant, rngs=nnx.Rngs(named_key(seed, 'init'))))(), nnx.Param, QuantState)
-    return params, quant_state
+    return _init(cfg.model, replace(cfg.quant, requantize_every=1))(named_key(seed, 'init'))
 
 # %% ../nbs/09_model.ipynb #8bcd518a
 def forward_fn(
