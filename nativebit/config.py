@@ -89,7 +89,7 @@ class QuantConfig:
         need(0 <= self.ema_decay < 1, 'ema_decay', self.ema_decay, "at least 0 and below 1")
         at_least(self, 1, 'requantize_every')
 
-# %% ../nbs/01_config.ipynb #bef6dae1
+# %% ../nbs/01_config.ipynb #4b1a0e13
 @dataclass(frozen=True)
 class TrainConfig:
     "How a run is trained. The defaults are the published recipe's where it names one."
@@ -100,6 +100,7 @@ class TrainConfig:
     weight_decay:float = 0.1          # on matrices; embeddings and norms have none
     warmup_steps:int = 100            # steps of linear warm-up
     clip_norm:float = 1.0             # global gradient norm is clipped to this
+    dropout:float = 0.                # share of what each part adds to the residual stream that is zeroed
     beta2:float = 0.95                # AdamW's second-moment decay; the first is 0.9
     quant_reg_weight:float = 0.       # λ of the commitment loss, warmed up over the first quarter
     delay_quant_steps:int = 0         # train in float for so many steps first
@@ -117,6 +118,7 @@ class TrainConfig:
         at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps')
         need(self.lr > 0, 'lr', self.lr, "positive")
         need(self.clip_norm > 0, 'clip_norm', self.clip_norm, "positive")
+        need(0 <= self.dropout < 1, 'dropout', self.dropout, "at least 0 and below 1")
         need(0 <= self.beta2 < 1, 'beta2', self.beta2, "at least 0 and below 1")
         need(0 <= self.distill_weight <= 1, 'distill_weight', self.distill_weight, "between 0 and 1")
         need(self.compute_dtype in ('bfloat16', 'float32'), 'compute_dtype', self.compute_dtype, "bfloat16 or float32")

@@ -7,7 +7,7 @@ __all__ = ['TrainState', 'lr_schedule', 'make_optimizer', 'distillation', 'lambd
            'make_quant_ops', 'init_state', 'eval_params', 'validate', 'quantize_now', 'step_record', 'fit', 'probe',
            'finish', 'train', 'main']
 
-# %% ../nbs/11_train.ipynb #58afb37f
+# %% ../nbs/11_train.ipynb #e3666fa6
 import math, sys, time, warnings
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -21,11 +21,11 @@ from .attention import ATTENTION, context_kl
 from .checkpoint import load_checkpoint, restore, save_checkpoint
 from .commitment import compute_quant_reg
 from .config import Config, QuantConfig, config_to_dict, get_config
-from .core import JSONLogger, UserError, cli, git_hash, leaf_names, with_leaves
+from .core import JSONLogger, UserError, cli, git_hash, leaf_names, named_key, with_leaves
 from .data import batches, load_tokenizer, prepare
 from .evaluate import token_nll
 from .layers import QuantState, compute_quant_diagnostics, float_params, quantized_params, requantize_params, start_params
-from .model import cross_entropy, forward_fn, init_model, model_shapes
+from .model import cross_entropy, dropout, forward_fn, init_model, model_shapes
 
 # %% ../nbs/11_train.ipynb #d88a7c20
 class TrainState(NamedTuple):
@@ -65,19 +65,21 @@ def lambda_at(cfg:Config, step):
     "λ of the commitment loss: linear from 0 over the first quarter of the run."
     return cfg.train.quant_reg_weight*jnp.minimum(1., step/max(1., cfg.train.max_steps/4))
 
-# %% ../nbs/11_train.ipynb #a91e9813
+# %% ../nbs/11_train.ipynb #c1db70cd
 def loss_fn(
     params,        # latent weights
     quant_state,   # quantizer state; an empty tree for a float run
     batch,         # (B, T+1) tokens
     lam,           # λ of the commitment loss at this step
+    key,           # random key of this step, for dropout
     teacher,       # float weights to distill from, or None
     cfg:Config,    # the run
     forward,       # as of `forward_fn`
 ):                 # (loss, metrics)
     "Cross-entropy, or its mixture with distillation, plus commitment."
     x, y, d = batch[:, :-1], batch[:, 1:], cfg.train.distill_weight
-    logits = forward(params, x, quant_state if cfg.quant.nativebit else None)
+    drop = dropout(key, cfg.train.dropout, 2*cfg.model.n_layers + 1)
+    logits = forward(params, x, quant_state if cfg.quant.nativebit else None, drop)
     ce = cross_entropy(logits, y).mean()
     kl = 0. if teacher is None else distillation(jax.lax.stop_gradient(forward(teacher, x)), logits).mean()
     reg = compute_quant_reg(nnx.merge_state(params, quant_state), cfg.quant) if cfg.quant.nativebit and cfg.train.quant_reg_weight else 0.
@@ -91,34 +93,32 @@ def structure(cfg:Config)->Config:
     train = replace(t, **same, quant_reg_weight=float(t.quant_reg_weight > 0))
     return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), train)
 
-# %% ../nbs/11_train.ipynb #7906e4f3
+# %% ../nbs/11_train.ipynb #f935c1f1
 @lru_cache
 def _compiled_step(cfg):
     forward = forward_fn(cfg, dtype=jnp.dtype(cfg.train.compute_dtype), attend=ATTENTION[cfg.train.attention])
     opt = make_optimizer(cfg, model_shapes(cfg))
     @partial(jax.jit, donate_argnums=0)
-    def step(state, batch, teacher, lr, lam):
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state.quant_state, batch, lam, teacher, cfg, forward)
+    def step(state, batch, teacher, lr, lam, key):
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state.quant_state, batch, lam, key, teacher, cfg, forward)
         updates, opt_state = opt.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p + lr*u, state.params, updates)
         return TrainState(params, state.quant_state, opt_state, state.step+1), dict(metrics, grad_norm=optax.global_norm(grads))
     return step
 
-# %% ../nbs/11_train.ipynb #edfa82b7
+# %% ../nbs/11_train.ipynb #e25d4eac
 def make_step(
     cfg:Config,  # the run
 ):               # (state, batch, step number from 0, teacher=None) -> (state, metrics)
     "One optimizer step, compiled; the old state's memory is reused."
-    step, lr = _compiled_step(structure(cfg)), lr_schedule(cfg)
-    return lambda state, batch, i, teacher=None: step(state, batch, teacher, lr(i), lambda_at(cfg, i))
+    step, lr, key = _compiled_step(structure(cfg)), lr_schedule(cfg), named_key(cfg.train.seed, 'dropout')
+    return lambda state, batch, i, teacher=None: step(state, batch, teacher, lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i))
 
-# %% ../nbs/11_train.ipynb #9228feb9
+# %% ../nbs/11_train.ipynb #4e9acdb5
 def _quant_op(f):
-    @partial(jax.jit, donate_argnums=1)
-    def op(params, quant_state): return nnx.split_state(f(nnx.merge_state(params, quant_state)), nnx.Param, QuantState)[1]
-    return lambda state: state._replace(quant_state=op(state.params, state.quant_state))
+    def op(state): return state._replace(quant_state=nnx.split_state(f(nnx.merge_state(state.params, state.quant_state)), nnx.Param, QuantState)[1])
+    return op
 
-@lru_cache
 def make_quant_ops(
     quant:QuantConfig,  # of the run
 )->dict:                # name -> (state -> state)
@@ -168,20 +168,16 @@ def quantize_now(state, step, cfg, ops):
     if since == 0 and cfg.train.delay_quant_steps: return ops['start'](state)
     return ops['requantize'](state) if since % cfg.quant.requantize_every == 0 else state
 
-# %% ../nbs/11_train.ipynb #06f2eaf1
+# %% ../nbs/11_train.ipynb #5bb815f7
 def step_record(step, metrics, state, cfg, tokens_per_s)->dict:
     "What the log says of one step."
     r = dict(step=step, loss=metrics['loss'], perplexity=math.exp(min(float(metrics['loss']), 700)))
     if cfg.quant.nativebit:
-        d = _diagnose(cfg.quant)(state.params, state.quant_state)
+        d = compute_quant_diagnostics(nnx.merge_state(state.params, state.quant_state), cfg.quant)
         r.update(quant_err_rms=d['quant_error_rms'], cb_utilization=d['codebook_utilization'], dead_frac=d['dead_entries_frac'])
         if cfg.train.quant_reg_weight: r.update(quant_reg=metrics['quant_reg'], **{'lambda': lambda_at(cfg, step-1)})
     if cfg.train.distill_weight: r['distill'] = metrics['distill']
     return dict(r, lr=lr_schedule(cfg)(step-1), grad_norm=metrics['grad_norm'], tokens_per_s=round(tokens_per_s))
-
-# %% ../nbs/11_train.ipynb #370a37a8
-@lru_cache
-def _diagnose(quant): return jax.jit(lambda params, quant_state: compute_quant_diagnostics(nnx.merge_state(params, quant_state), quant))
 
 # %% ../nbs/11_train.ipynb #077655a0
 def fit(
@@ -252,7 +248,7 @@ def train(
         state = fit(cfg, state, data, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
-# %% ../nbs/11_train.ipynb #cdc53951
+# %% ../nbs/11_train.ipynb #cc101240
 @cli
 def main(
     config:str='stdlib-5m',               # preset: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b
@@ -280,6 +276,7 @@ def main(
     val_every:int=None,                   # steps between two validations
     val_batches:int=None,                 # batches a validation reads
     test_tokens:int=None,                 # of the test split read at the end; all by default
+    dropout:float=None,                   # share zeroed of what each part adds, for small data read often
     beta2:float=None,                     # AdamW's second-moment decay
     clip_norm:float=None,                 # gradients are clipped to this global norm
     seed:int=None,                        # of initial weights and data order

@@ -1,0 +1,39 @@
+# make demo: the main job on the embedded default.  make test: what CI runs.  make help: the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONWARNINGS ?= ignore
+
+help:                ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 14
+
+.venv/ready: settings.ini setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: NativeBit needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+env: .venv/ready     ## make the environment in .venv
+
+demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (about 5 minutes on 2 cores)
+	$(BIN)/python -m nativebit.demo
+
+test: .venv/ready check-generated check-readme   ## everything CI checks
+	PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1200 nbdev_test --n_workers 2 --do_print --path nbs
+	$(BIN)/python -m pytest -q tests
+
+check-generated: .venv/ready   ## the package is what the notebooks export, and the notebooks are clean
+	tools/check_generated $(BIN)
+
+check-readme: .venv/ready      ## README.md is what nbs/index.ipynb says
+	$(BIN)/python tools/readme.py | diff -u README.md - || { echo "error: README.md differs from nbs/index.ipynb; run make readme"; exit 1; }
+
+readme: .venv/ready  ## rebuild README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py > README.md.tmp && mv README.md.tmp README.md
+
+hooks: .venv/ready   ## nbdev's git hooks: clean notebooks before they are committed, merge them as notebooks
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_install_hooks
+
+clean:               ## remove the environment and what runs have written
+	rm -rf .venv logs _proc _docs
+
+.PHONY: help env demo test check-generated check-readme readme hooks clean

@@ -1,0 +1,72 @@
+"Bad input, as a user would give it: one sentence on stderr, a non-zero exit, no traceback, nothing left behind."
+import os, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest
+from safetensors.numpy import save_file
+
+TRAIN = ['nativebit.train', '--config', 'tiny', '--max-steps', '2', '--val-batches', '1', '--no-nativebit']
+
+@pytest.fixture
+def cwd(tmp_path):
+    (tmp_path/'some.txt').write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(400)))
+    return tmp_path
+
+def run(cwd, *args):
+    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
+    return subprocess.run([sys.executable, '-m', *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
+
+def refused(cwd, *args, says):
+    r = run(cwd, *args)
+    last = [l for l in r.stderr.splitlines() if l.strip()][-1]
+    assert r.returncode != 0 and says in last and 'Traceback' not in r.stderr, r.stderr
+    return r
+
+def test_a_good_run(cwd):
+    r = run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'ok')
+    assert r.returncode == 0 and 'test perplexity' in r.stdout, r.stderr
+    assert {p.name for p in (cwd/'logs'/'ok').iterdir()} == {'log.jsonl', 'model.safetensors', 'meta.json'}
+
+@pytest.mark.parametrize('args, says', [
+    (['--config', 'tpu-2B'], "did you mean 'tpu-2b'?"),
+    (['--dataset', 'wikipedia'], "'stdlib', 'python:PATH' or 'text:PATH'"),
+    (['--lr', '-1'], 'lr=-1.0 is not valid'),
+    (['--lr', 'fast'], "invalid float value: 'fast'"),
+    (['--learning-rate', '1'], 'unrecognized arguments'),
+    (['--geometry', 'int3'], "unknown geometry 'int3'"),
+    (['--dataset', 'text:some.txt', '--init-from', 'nowhere'], 'no checkpoint at nowhere'),
+    (['--dataset', 'text:missing.txt'], 'cannot read the text missing.txt'),
+    (['--dataset', 'text:some.txt', '--context-len', '100000'], 'longer than the data'),
+    (['--dataset', 'text:some.txt', '--distill-weight', '1'], 'needs a teacher'),
+])
+def test_refusals(cwd, args, says):
+    refused(cwd, *TRAIN, *args, says=says)
+    assert not (cwd/'logs').exists()
+
+def test_empty_text(cwd):
+    (cwd/'empty.txt').write_text('\n \n')
+    refused(cwd, *TRAIN, '--dataset', 'text:empty.txt', says='holds no text')
+
+def test_truncated_checkpoint(cwd):
+    save_file({'embed': np.ones((256, 32), np.float32)}, cwd/'cut.safetensors')
+    whole = (cwd/'cut.safetensors').read_bytes()
+    (cwd/'cut.safetensors').write_bytes(whole[:len(whole)//2])
+    refused(cwd, *TRAIN, '--dataset', 'text:some.txt', '--init-from', 'cut.safetensors', says='is not a whole .safetensors file')
+
+def test_wrong_shapes_are_all_listed(cwd):
+    np.savez(cwd/'wrong.npz', **{'params/embed/embedding': np.ones((256, 32)), 'params/layers_0/attn/q/kernel': np.ones((8, 32)), 'params/strange/kernel': np.ones((2, 2))})
+    r = refused(cwd, *TRAIN, '--dataset', 'text:some.txt', '--init-from', 'wrong.npz', says='layers.0.attn.q.weight is (32, 8), the network has (32, 32)')
+    assert 'missing norm.weight' in r.stderr and 'unexpected strange.weight' in r.stderr
+
+def test_log_folder_that_cannot_be_written(cwd):
+    (cwd/'logs').write_text('a file where the folder should be')
+    refused(cwd, *TRAIN, '--dataset', 'text:some.txt', says='choose another folder')
+
+def test_ctrl_c(cwd):
+    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
+    args = [sys.executable, '-m', *TRAIN, '--dataset', 'text:some.txt', '--max-steps', '1000000', '--log-every', '1', '--name', 'long']
+    p, log = subprocess.Popen(args, cwd=cwd, env=env, stderr=subprocess.PIPE, text=True), cwd/'logs'/'long'/'log.jsonl'
+    while p.poll() is None and not (log.exists() and log.read_text().count('\n') > 3): pass
+    p.send_signal(2)
+    err = p.communicate(timeout=60)[1]
+    assert p.returncode == 130 and 'Traceback' not in err, err
+    assert not [f for f in Path(cwd).rglob('*.tmp')]

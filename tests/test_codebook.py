@@ -1,0 +1,59 @@
+"Properties of the quantizer over random shapes, entries and geometries."
+import jax, jax.numpy as jnp, numpy as np
+from hypothesis import given, settings, strategies as st
+from nativebit.codebook import assign, bits_per_weight, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
+from nativebit.config import GEOMETRIES, QuantConfig
+from nativebit.layers import EMAState, requantize_layer, start_layer
+from nativebit.commitment import hard_weight
+
+sides, seeds = st.sampled_from([1, 7, 64, 130]), st.integers(0, 2**31-1)   # few shapes, many values: each shape is compiled
+blocks = st.sampled_from([(1, 128), (8, 64), (3, 5), (1, 1)])
+few = settings(max_examples=15, deadline=None)
+
+def matrix(seed, *shape): return jnp.asarray(np.random.default_rng(seed).standard_t(3, shape), jnp.float32)*.02
+
+@few
+@given(sides, sides, blocks, seeds)
+def test_blocks_round_trip(o, i, block_shape, seed):
+    w = matrix(seed, o, i)
+    b = to_blocks(w, block_shape)
+    assert b.shape[1] == block_shape[0]*block_shape[1]
+    assert (from_blocks(b, w.shape, block_shape) == w).all()
+    assert set(np.unique(b)) == set(np.unique(w))   # filling up repeats the block's own weights
+
+@few
+@given(st.sampled_from([1, 40]), st.sampled_from([2, 100]), st.sampled_from([2, 3, 8]), seeds)
+def test_assign_is_the_nearest_entry(g, e, k, seed):
+    b = matrix(seed, g, e)
+    cb = init_codebook(b, k)
+    q = dequantize(assign(b, cb), cb)
+    nearest = jnp.abs(b[:, :, None] - cb[:, None]).min(-1)
+    np.testing.assert_allclose(jnp.abs(b - q), nearest, atol=1e-8)
+
+@few
+@given(st.sampled_from([1, 20]), st.sampled_from([8, 100]), seeds)
+def test_lloyd_never_hurts(g, e, seed):
+    b = matrix(seed, g, e)
+    cb = init_codebook(b, 8)
+    error = lambda cb: float(((b - dequantize(assign(b, cb), cb))**2).sum())
+    assert error(lloyd(b, cb, 10)) <= error(cb)*(1+1e-5) + 1e-12
+
+@few
+@given(st.sampled_from(list(GEOMETRIES)), sides, sides, seeds)
+def test_every_geometry_holds_what_it_counts(name, o, i, seed):
+    quant, w = QuantConfig(**GEOMETRIES[name]), matrix(seed, o, i)
+    s = start_layer(w, quant)
+    s = requantize_layer(w, s['codebook'], EMAState(s['counts'], s['sums']), quant)
+    assert (jnp.diff(s['codebook']) >= 0).all()
+    hard = hard_weight(w, s['codebook'], quant)
+    assert (hard_weight(hard, s['codebook'], quant) == hard).all()            # Q(Q(w)) = Q(w)
+    assert max(len(np.unique(r)) for r in to_blocks(hard, quant.block_shape)) <= quant.n_entries
+    assert bits_per_weight(quant, w.shape) >= np.log2(quant.n_entries)
+
+@few
+@given(st.sampled_from(['float16', 'int8', 'float8_e4m3']), st.sampled_from([1, 30]), seeds)
+def test_projection_is_idempotent_and_sorted(dtype, g, seed):
+    cb = jnp.sort(matrix(seed, g, 8), 1)
+    p = project(cb, dtype)
+    np.testing.assert_allclose(project(p, dtype), p, rtol=1e-6)
+    assert (jnp.diff(p) >= 0).all()
