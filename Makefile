@@ -1,7 +1,6 @@
 # make demo: the main job on the embedded default.  make test: what CI runs.  make help: the rest.
 PYTHON ?= python3
 BIN := .venv/bin
-export PYTHONWARNINGS ?= ignore
 
 help:                ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 14

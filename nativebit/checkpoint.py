@@ -31,7 +31,7 @@ def checkpoint_tensors(
     books = {n: np.asarray(x) for n,x in leaf_names(quant_state or {}).items() if n.endswith('.codebook')}
     return {**{n: np.asarray(x).astype(dtype) for n,x in leaf_names(params).items()}, **books}
 
-# %% ../nbs/10_checkpoint.ipynb #9737fa84
+# %% ../nbs/10_checkpoint.ipynb #4c16e245
 def save_checkpoint(
     folder,                # where to; files there are replaced once the new ones are whole
     cfg:Config,            # of the run
@@ -43,7 +43,9 @@ def save_checkpoint(
 )->Path:
     "Write `model.safetensors` and `meta.json`. Raises `UserError` where the folder can't be written."
     folder, cfg = Path(folder), cfg if quant_state else replace(cfg, quant=replace(cfg.quant, nativebit=False))
-    with atomic_path(folder/'model.safetensors') as tmp: save_file(checkpoint_tensors(params, quant_state, dtype), tmp, metadata={'format': 'nativebit'})
+    with atomic_path(folder/'model.safetensors') as tmp:
+        save_file(checkpoint_tensors(params, quant_state, dtype), tmp, metadata={'format': 'nativebit'})
+        tmp.chmod(0o644)   # safetensors makes files only their owner can read
     with atomic_path(folder/'meta.json') as tmp: tmp.write_text(json.dumps(dict(config=config_to_dict(cfg), step=step, git_hash=git_hash(), **extra), indent=1))
     return folder
 

@@ -19,11 +19,11 @@ from .evaluate import sample
 from .posthoc import as_markdown, evaluate_row, network_bytes, posthoc_table
 from .train import train
 
-# %% ../nbs/21_demo.ipynb #c68425ff
+# %% ../nbs/21_demo.ipynb #eece75ba
 STEPS = dict(batch_size=4, max_steps=80, warmup_steps=8, weight_decay=0., compute_dtype='float32', log_every=5, val_every=20, val_batches=5, test_tokens=2048)
 RUNS = dict(
-    float_control=dict(nativebit=False, lr=5e-5),
-    nativebit_qat=dict(geometry='int8', start='kmeans', distill_weight=1., requantize_every=1, lr=3e-4))
+    float_control=dict(nativebit=False, lr=2e-5),
+    nativebit_qat=dict(geometry='int8', start='kmeans', distill_weight=1., lr=1e-4))
 
 def demo_config(method:str, **overrides): return get_config('stdlib-5m', **{**STEPS, **RUNS[method], **overrides})
 
@@ -51,7 +51,7 @@ def gap(
     best = min(r[f'{split}_ppl'] for r in rows if r['method'].startswith('float'))
     return 100*(row[f'{split}_ppl']/best - 1)
 
-# %% ../nbs/21_demo.ipynb #98c243f8
+# %% ../nbs/21_demo.ipynb #63fa0da8
 def demo_figure(
     rows:list,  # of the table
     logs:dict,  # {method: records of its log}
@@ -69,7 +69,7 @@ def demo_figure(
     quantized = [r for r in rows if r['bits_per_weight'] < 16]
     bars = right.barh([r['method'] for r in quantized], [gap(rows, r) for r in quantized], color=['0.7']*(len(quantized)-1)+['#D55E00'])
     right.bar_label(bars, fmt=' %+.2f %%'); right.invert_yaxis()
-    right.set(xlabel='test perplexity above the better float row, %', title='what 3 bits cost'); right.margins(x=.2)
+    right.set(xlabel='test perplexity above the better float row, %', title='what 3 bits cost'); right.margins(x=.25)
     fig.savefig(path, dpi=130); plt.close(fig)
 
 # %% ../nbs/21_demo.ipynb #5fff573f
@@ -81,10 +81,11 @@ def write_outputs(folder, rows, logs, text):
     with atomic_path(folder/'sample.txt') as tmp: tmp.write_text(text)
     with atomic_path(folder/'demo.png') as tmp: demo_figure(rows, logs, png := tmp.with_suffix('.png')); png.rename(tmp)
 
-# %% ../nbs/21_demo.ipynb #470dd34a
+# %% ../nbs/21_demo.ipynb #401b5c2f
 def demo(
     folder='logs/demo',       # where logs, table, figure and sample go
     max_tokens:int=24576,     # of each split a row is evaluated on
+    sample_tokens:int=150,    # of the text that the 3-bit network writes
     **overrides,              # settings of both runs, e.g. `max_steps`
 )->list:                      # rows: method, val_ppl, test_ppl, kl, kl_p99, top1, bits_per_weight, bytes
     "Fine-tune the shipped float checkpoint to 3 bits and compare."
@@ -95,7 +96,7 @@ def demo(
     rows = posthoc_table(cfg, teacher, configs['nativebit_qat'].quant, ['rtn', 'kmeans'], tokens, tok, max_tokens)
     trained = [trained_row(m, c, folder/m, teacher, tokens, tok, max_tokens) for m,c in configs.items()]
     rows = [rows[0], trained[0], *rows[1:], trained[1]]
-    text = sample(cfg, load_network(folder/'nativebit_qat')[1], tok, PROMPT, n_tokens=150)
+    text = sample(cfg, load_network(folder/'nativebit_qat')[1], tok, PROMPT, n_tokens=sample_tokens)
     write_outputs(folder, rows, {m: read_jsonl(folder/m/'log.jsonl') for m in RUNS}, text)
     return rows
 

@@ -6,11 +6,10 @@
 __all__ = ['METHODS', 'rtn_codebook', 'method_bits', 'posthoc_weight', 'posthoc_params', 'network_bytes', 'evaluate_row',
            'posthoc_table', 'as_markdown', 'main']
 
-# %% ../nbs/13_posthoc.ipynb #03814617
+# %% ../nbs/13_posthoc.ipynb #c92af062
 import json, math, re
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from functools import partial
 from jaxtyping import Array, Float
 from .checkpoint import load_network
 from .codebook import assign, bits_per_weight, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
@@ -42,8 +41,7 @@ def method_bits(method:str, quant:QuantConfig, shape:tuple=None)->float:
     if method != 'rtn': return bits_per_weight(quant, shape)
     return math.ceil(math.log2(quant.n_entries)) + 32/math.prod(quant.block_shape)
 
-# %% ../nbs/13_posthoc.ipynb #3a96f6a6
-@partial(jax.jit, static_argnames=('quant', 'method'))
+# %% ../nbs/13_posthoc.ipynb #f4716764
 def posthoc_weight(
     w:Float[Array, "O I"],  # a trained matrix
     quant:QuantConfig,      # geometry

@@ -7,8 +7,8 @@ __all__ = ['TrainState', 'lr_schedule', 'make_optimizer', 'distillation', 'lambd
            'make_quant_ops', 'init_state', 'eval_params', 'validate', 'quantize_now', 'step_record', 'fit', 'probe',
            'finish', 'train', 'main']
 
-# %% ../nbs/11_train.ipynb #e3666fa6
-import math, sys, time, warnings
+# %% ../nbs/11_train.ipynb #5a203ff7
+import math, sys, time
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -217,12 +217,12 @@ def probe(cfg, params, tokens):
     n = max(1, min(8, len(tokens)//T))
     return context_kl(partial(_compiled_forward(structure(cfg)), params), jnp.asarray(tokens[:n*T], jnp.int32).reshape(n, T))
 
-# %% ../nbs/11_train.ipynb #8a8e045b
+# %% ../nbs/11_train.ipynb #ae7211e2
 def finish(cfg, state, tokens, folder, log, start, init_from):
     "Probe and test the result, log both, and save it."
     params = eval_params(state, cfg)
     kl = probe(cfg, params, tokens['valid'])
-    if kl < .1: warnings.warn(f"the prediction hardly depends on the context (KL {kl:.4f} nats): the model is undertrained, or its attention is broken")
+    if kl < .1: tqdm.write(f"warning: the prediction hardly depends on the context (KL {kl:.4f} nats): the model is undertrained, or its attention is broken", sys.stderr)
     nll = token_nll(cfg, params, tokens['test'], batch_size=cfg.train.batch_size, max_tokens=cfg.train.test_tokens, desc='testing')
     result = dict(test_ppl=math.exp(min(nll.mean(), 700)), test_tokens=len(nll), context_kl=kl, total_time_s=time.time()-start)
     save_checkpoint(folder, cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from and str(init_from))
