@@ -49,13 +49,13 @@ def save_checkpoint(
     with atomic_path(folder/'meta.json') as tmp: tmp.write_text(json.dumps(dict(config=config_to_dict(cfg), step=step, git_hash=git_hash(), **extra), indent=1))
     return folder
 
-# %% ../nbs/10_checkpoint.ipynb #7b0624c4
+# %% ../nbs/10_checkpoint.ipynb #c609a01d
 def read_tensors(
     path,     # a .safetensors or .npz file
 )->dict:      # {name: array}
     "The arrays of a file by name. Raises `UserError` where it is missing, truncated, or of another kind."
     path = Path(path)
-    if not path.is_file(): raise UserError(f"no checkpoint at {path}; check the path given to --init-from")
+    if not path.is_file(): raise UserError(f"no checkpoint at {path}; check the path")
     try:
         if path.suffix == '.npz':
             with np.load(path, allow_pickle=False) as z: return flax_names({n: z[n] for n in z.files})
@@ -73,7 +73,7 @@ def flax_names(
         return re.sub(r'^embed\.(embedding|weight)$', 'embed', re.sub(r'\.(kernel|scale)$', '.weight', n))
     return {name(n): x.T if re.search(r'(^|[./])kernel$', n) else x for n,x in tensors.items()}
 
-# %% ../nbs/10_checkpoint.ipynb #efb425f0
+# %% ../nbs/10_checkpoint.ipynb #6e02c0b4
 def load_checkpoint(
     path,     # a folder of `save_checkpoint`, or a .safetensors or .npz file
 )->tuple:     # ({name: array}, meta): meta is {} for a bare file
@@ -82,7 +82,7 @@ def load_checkpoint(
     if not path.is_dir(): return read_tensors(path), {}
     tensors, meta = read_tensors(path/'model.safetensors'), path/'meta.json'
     try: return tensors, json.loads(meta.read_text()) if meta.exists() else {}
-    except json.JSONDecodeError as e: raise UserError(f"{meta} is not valid JSON ({e}); copy the checkpoint again") from e
+    except ValueError as e: raise UserError(f"{meta} is not valid JSON ({e}); copy the checkpoint again") from e
 
 # %% ../nbs/10_checkpoint.ipynb #6f043635
 def mismatches(

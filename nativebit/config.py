@@ -89,7 +89,7 @@ class QuantConfig:
         need(0 <= self.ema_decay < 1, 'ema_decay', self.ema_decay, "at least 0 and below 1")
         at_least(self, 1, 'requantize_every')
 
-# %% ../nbs/01_config.ipynb #4b1a0e13
+# %% ../nbs/01_config.ipynb #a4e43166
 @dataclass(frozen=True)
 class TrainConfig:
     "How a run is trained. The defaults are the published recipe's where it names one."
@@ -116,6 +116,7 @@ class TrainConfig:
     def __post_init__(self):
         at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens')
         at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps')
+        need(self.delay_quant_steps < self.max_steps, 'delay_quant_steps', self.delay_quant_steps, f"below max_steps = {self.max_steps}")
         need(self.lr > 0, 'lr', self.lr, "positive")
         need(self.clip_norm > 0, 'clip_norm', self.clip_norm, "positive")
         need(0 <= self.dropout < 1, 'dropout', self.dropout, "at least 0 and below 1")

@@ -16,12 +16,15 @@ from fastcore.script import anno_parser
 # %% ../nbs/00_core.ipynb #5cd3e57f
 class UserError(Exception): "A mistake in what the user gave us; its message is one sentence that says what to do."
 
-# %% ../nbs/00_core.ipynb #4f5fe89d
+# %% ../nbs/00_core.ipynb #92ae758e
 @contextmanager
 def one_sentence():
     "End the program with `UserError`'s message instead of a traceback; Ctrl-C exits with 130."
     try: yield
     except UserError as e: sys.exit(f"error: {e}")
+    except jax.errors.JaxRuntimeError as e:
+        if 'RESOURCE_EXHAUSTED' not in str(e): raise
+        sys.exit("error: out of memory; use a smaller --batch-size, --context-len or model")
     except KeyboardInterrupt: sys.exit(130)
 
 # %% ../nbs/00_core.ipynb #e624ebf2

@@ -7,14 +7,14 @@ __all__ = ['SKIP', 'EOT', 'DATA', 'python_files', 'split_of', 'text_documents', 
            'train_tokenizer', 'ByteTokenizer', 'BPETokenizer', 'load_tokenizer', 'cache_dir', 'fingerprint',
            'tokenize_docs', 'prepare', 'Windows', 'batches', 'eval_batches', 'main']
 
-# %% ../nbs/02_data.ipynb #f20f072c
+# %% ../nbs/02_data.ipynb #b2df5dbe
 import hashlib, json, os, shutil, sysconfig, tokenize
 from pathlib import Path
 import grain, numpy as np
 from jaxtyping import Integer
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tqdm import tqdm
-from .core import UserError, cli
+from .core import UserError, atomic_path, cli
 from .config import get_config
 
 # %% ../nbs/02_data.ipynb #4f19f53c
@@ -37,7 +37,7 @@ def split_of(
     "The split a document belongs to, by a hash of its name."
     return {0: 'valid', 1: 'test'}.get(hashlib.sha256(name.encode()).digest()[0] % 20, 'train')
 
-# %% ../nbs/02_data.ipynb #fa0c3654
+# %% ../nbs/02_data.ipynb #9fe8500a
 EOT = '<|endoftext|>'
 
 def text_documents(
@@ -48,18 +48,21 @@ def text_documents(
     except OSError as e: raise UserError(f"cannot read the text {path}: {e.strerror}; give --dataset text:PATH a file that exists") from e
     except UnicodeDecodeError as e: raise UserError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start}); convert it first") from e
     if not text.strip(): raise UserError(f"{path} holds no text; give a file with something to learn from")
-    docs = [d for d in text.split(EOT if EOT in text else '\n\n') if d.strip()]
+    sep = EOT if EOT in text else '\n\n' if text.count('\n\n') >= 20 else '\n'
+    docs = [d for d in text.split(sep) if d.strip()]
     a, b = int(.9*len(docs)), int(.95*len(docs))
     return dict(train=docs[:a], valid=docs[a:b], test=docs[b:])
 
-# %% ../nbs/02_data.ipynb #383145c1
+# %% ../nbs/02_data.ipynb #4356196c
 def python_documents(
     root,    # a folder of Python files
 )->dict:     # {'train': [text, …], 'valid': […], 'test': […]}
     "The Python files below `root`, split by a hash of their module names."
     splits = dict(train=[], valid=[], test=[])
     for name,path in python_files(root).items():
-        with tokenize.open(path) as f: splits[split_of(name)].append(f.read())
+        try:
+            with tokenize.open(path) as f: splits[split_of(name)].append(f.read())
+        except (OSError, SyntaxError, UnicodeDecodeError) as e: raise UserError(f"cannot read {path} as Python source ({e}); repair it or leave it out") from e
     if not splits['train']: raise UserError(f"no Python files below {root}; give --dataset python:PATH a folder with some")
     return splits
 
@@ -203,7 +206,7 @@ def eval_batches(
         m = min(span, n-i)
         yield fit(tokens[i:i+m]), fit(tokens[i+1:i+m+1]), fit(np.ones(m, bool))
 
-# %% ../nbs/02_data.ipynb #a1abebe3
+# %% ../nbs/02_data.ipynb #3407d9cf
 @cli
 def main(
     dataset:str='stdlib',           # 'stdlib', 'python:PATH' or 'text:PATH'
@@ -212,6 +215,8 @@ def main(
 ):
     "Tokenize a dataset and print its counts, or train a tokenizer for it."
     vocab_size = get_config(config, dataset=dataset).model.vocab_size
-    if train_tokenizer_to: return train_tokenizer(documents(dataset)['train'], vocab_size).save(train_tokenizer_to)
+    if train_tokenizer_to:
+        with atomic_path(train_tokenizer_to) as tmp: train_tokenizer(documents(dataset)['train'], vocab_size).save(str(tmp))
+        return
     _, meta = prepare(dataset, load_tokenizer(vocab_size))
     print(json.dumps(meta, indent=1))

@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['STEPS', 'RUNS', 'PROMPT', 'demo_config', 'trained_row', 'gap', 'demo_figure', 'write_outputs', 'demo', 'main']
 
-# %% ../nbs/21_demo.ipynb #18ad76bc
+# %% ../nbs/21_demo.ipynb #398a6904
 import json, shutil, time
 from dataclasses import replace
 from pathlib import Path
 import matplotlib
 from .checkpoint import load_network
-from .codebook import bits_per_weight
 from .config import get_config
 from .core import UserError, atomic_path, cli, one_sentence, read_jsonl
 from .data import DATA, load_tokenizer, prepare
 from .evaluate import sample
-from .posthoc import as_markdown, evaluate_row, network_bytes, posthoc_table
+from .posthoc import as_markdown, evaluate_row, network_bits, network_bytes, posthoc_table
 from .train import train
 
 # %% ../nbs/21_demo.ipynb #eece75ba
@@ -27,7 +26,7 @@ RUNS = dict(
 
 def demo_config(method:str, **overrides): return get_config('stdlib-5m', **{**STEPS, **RUNS[method], **overrides})
 
-# %% ../nbs/21_demo.ipynb #2f223512
+# %% ../nbs/21_demo.ipynb #3004034b
 def trained_row(
     method:str,      # a key of `RUNS`
     cfg,             # its configuration
@@ -38,7 +37,7 @@ def trained_row(
     "Train one of the two runs from the shipped checkpoint and evaluate it."
     train(cfg, folder, DATA/'stdlib')
     _, params = load_network(folder)
-    bits = bits_per_weight(cfg.quant) if cfg.quant.nativebit else 16.
+    bits = network_bits(params, cfg.quant) if cfg.quant.nativebit else 16.
     return dict(method=method, **evaluate_row(cfg, teacher, params, tokens, tokenizer, max_tokens), bits_per_weight=bits, bytes=network_bytes(params, bits))
 
 # %% ../nbs/21_demo.ipynb #48bc7dbe

@@ -60,10 +60,11 @@ def distillation(
     p, q = jax.nn.log_softmax(teacher_logits), jax.nn.log_softmax(logits)
     return (jnp.exp(p)*(p - q)).sum(-1)
 
-# %% ../nbs/11_train.ipynb #d87baf04
+# %% ../nbs/11_train.ipynb #ba42e500
 def lambda_at(cfg:Config, step):
-    "λ of the commitment loss: linear from 0 over the first quarter of the run."
-    return cfg.train.quant_reg_weight*jnp.minimum(1., step/max(1., cfg.train.max_steps/4))
+    "λ of the commitment loss: linear from 0 over the first quarter of the run, 0 while training is in float."
+    t = cfg.train
+    return t.quant_reg_weight*jnp.minimum(1., step/max(1., t.max_steps/4))*(step >= t.delay_quant_steps)
 
 # %% ../nbs/11_train.ipynb #c1db70cd
 def loss_fn(
@@ -125,14 +126,19 @@ def make_quant_ops(
     "The quantizer's steps: `start`, `requantize`, and `off`, which makes every layer compute in float."
     return dict(start=_quant_op(partial(start_params, quant=quant)), requantize=_quant_op(partial(requantize_params, quant=quant)), off=_quant_op(float_params))
 
-# %% ../nbs/11_train.ipynb #f5c1ffd5
+# %% ../nbs/11_train.ipynb #f12df6e6
 def init_state(
     cfg:Config,      # the run
     init_from=None,  # checkpoint to start from: a folder, .safetensors or .npz; None: random weights
 )->tuple:            # (TrainState, teacher)
     "A fresh or loaded network, and (with `distill_weight`) the float weights to learn from."
+    if cfg.train.attention == 'cudnn' and (jax.default_backend() != 'gpu' or cfg.train.compute_dtype != 'bfloat16'):
+        raise UserError("--attention cudnn needs an NVIDIA GPU and --compute-dtype bfloat16; use --attention reference")
+    tensors = load_checkpoint(init_from)[0] if init_from else {}
+    if cfg.train.distill_weight and any(n.endswith('.codebook') for n in tensors):
+        raise UserError(f"{init_from} is quantized already; --distill-weight needs a float checkpoint as the teacher")
     params, quant_state = init_model(cfg, seed=cfg.train.seed)
-    if init_from: params, quant_state = restore(load_checkpoint(init_from)[0], cfg, params, quant_state)
+    if init_from: params, quant_state = restore(tensors, cfg, params, quant_state)
     elif cfg.train.distill_weight: raise UserError("--distill-weight needs a teacher: give a trained float checkpoint with --init-from")
     teacher = jax.tree.map(jnp.copy, params) if cfg.train.distill_weight else None   # a copy: the step reuses the state's memory
     state = TrainState(params, quant_state, make_optimizer(cfg, params).init(params), jnp.array(0))
@@ -207,14 +213,14 @@ def fit(
         since, last = time.time(), step
     return state
 
-# %% ../nbs/11_train.ipynb #68425bd0
+# %% ../nbs/11_train.ipynb #a57dcfa7
 @lru_cache
 def _compiled_forward(cfg): return jax.jit(forward_fn(cfg, attend=ATTENTION[cfg.train.attention], dtype=jnp.dtype(cfg.train.compute_dtype)))
 
 def probe(cfg, params, tokens):
     "`context_kl` on 8 windows: does the prediction depend on the past?"
-    T = cfg.model.context_len
-    n = max(1, min(8, len(tokens)//T))
+    T = min(cfg.model.context_len, len(tokens))
+    n = min(8, len(tokens)//T)
     return context_kl(partial(_compiled_forward(structure(cfg)), params), jnp.asarray(tokens[:n*T], jnp.int32).reshape(n, T))
 
 # %% ../nbs/11_train.ipynb #ae7211e2
@@ -229,7 +235,7 @@ def finish(cfg, state, tokens, folder, log, start, init_from):
     log(type='eval', **result)
     return result
 
-# %% ../nbs/11_train.ipynb #3622322a
+# %% ../nbs/11_train.ipynb #098303f2
 def train(
     cfg:Config,             # the run
     folder='logs/run',      # where log and checkpoint go
@@ -238,6 +244,8 @@ def train(
     "Train, validate, test, save. Raises `UserError` for anything the user can mend."
     start, tok = time.time(), load_tokenizer(cfg.model.vocab_size)
     tokens, _ = prepare(cfg.train.dataset, tok)
+    for s in ('valid', 'test'):
+        if len(tokens[s]) < 2: raise UserError(f"the {s} split of {cfg.train.dataset} is empty; use more text")
     data = batches(tokens['train'], cfg.model.context_len, cfg.train.batch_size, cfg.train.seed)
     state, teacher = init_state(cfg, init_from)
     with JSONLogger(Path(folder)/'log.jsonl') as logger:
@@ -245,6 +253,7 @@ def train(
         check = partial(validate, cfg, tokens=tokens['valid'])
         first = eval_params(state, cfg)
         logger.log(type='init_eval', step=0, context_kl=probe(cfg, first, tokens['valid']), **check(first))
+        del first   # a second copy of all weights
         state = fit(cfg, state, data, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 

@@ -42,6 +42,16 @@ def test_refusals(cwd, args, says):
     refused(cwd, *TRAIN, *args, says=says)
     assert not (cwd/'logs').exists()
 
+def test_a_text_shorter_than_a_window_of_validation(cwd):
+    r = run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--context-len', '2048')
+    assert r.returncode == 0, r.stderr   # validation and test are read in one partial window
+
+def test_a_quantized_checkpoint_is_no_teacher(cwd):
+    quantized = [a for a in TRAIN if a != '--no-nativebit']
+    assert run(cwd, *quantized, '--dataset', 'text:some.txt', '--name', 'q').returncode == 0
+    refused(cwd, *quantized, '--dataset', 'text:some.txt', '--init-from', 'logs/q', '--distill-weight', '1', says='is quantized already')
+    refused(cwd, 'nativebit.posthoc', '--ckpt', 'logs/q', '--dataset', 'text:some.txt', says='is quantized already')
+
 def test_empty_text(cwd):
     (cwd/'empty.txt').write_text('\n \n')
     refused(cwd, *TRAIN, '--dataset', 'text:empty.txt', says='holds no text')
