@@ -28,7 +28,8 @@ def test_a_good_run(cwd):
 
 @pytest.mark.parametrize('args, says', [
     (['--config', 'tpu-2B'], "did you mean 'tpu-2b'?"),
-    (['--dataset', 'wikipedia'], "'stdlib', 'python:PATH' or 'text:PATH'"),
+    (['--dataset', 'wikipedia'], "unknown dataset 'wikipedia': choose from stdlib, wikitext-2"),
+    (['--dataset', 'wikitext103'], "did you mean 'wikitext-103'?"),
     (['--lr', '-1'], 'lr=-1.0 is not valid'),
     (['--lr', 'fast'], "invalid float value: 'fast'"),
     (['--learning-rate', '1'], 'unrecognized arguments'),
