@@ -15,6 +15,6 @@ setup(
     packages=find_packages(include=['nativebit', 'nativebit.*']), include_package_data=True,
     classifiers=['License :: OSI Approved :: MIT License', 'Programming Language :: Python :: 3'],
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')},
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else cfg['description'],
     long_description_content_type='text/markdown', zip_safe=False)

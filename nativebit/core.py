@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['UserError', 'one_sentence', 'hyphenate', 'parse_args', 'cli', 'named_key', 'atomic_path', 'plain', 'JSONLogger',
-           'read_jsonl', 'git_hash', 'leaf_names', 'with_leaves', 'count_params']
+           'read_jsonl', 'TensorBoardLogger', 'git_hash', 'leaf_names', 'with_leaves', 'count_params']
 
-# %% ../nbs/00_core.ipynb #62d3539d
+# %% ../nbs/00_core.ipynb #c8e5a0ba
 import json, os, re, subprocess, sys, zlib
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 import jax, numpy as np
 from fastcore.script import anno_parser
@@ -62,7 +63,7 @@ def named_key(
     "A random key that depends on the seed and the name, and on nothing else."
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
-# %% ../nbs/00_core.ipynb #04d5e069
+# %% ../nbs/00_core.ipynb #f001a10a
 @contextmanager
 def atomic_path(
     path,  # the file to write
@@ -75,7 +76,8 @@ def atomic_path(
         yield tmp
         os.replace(tmp, path)
     except OSError as e: raise UserError(f"cannot write {path}: {e.strerror or e}; free some space or choose another folder") from e
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        if tmp.exists(): tmp.unlink()
 
 # %% ../nbs/00_core.ipynb #bacd113f
 def plain(x):
@@ -83,16 +85,19 @@ def plain(x):
     if isinstance(x, (jax.Array, np.ndarray, np.generic)): return np.asarray(x).tolist()
     return str(x)
 
-# %% ../nbs/00_core.ipynb #d63b54e2
+# %% ../nbs/00_core.ipynb #83de05d9
 class JSONLogger:
     "Append records to a `.jsonl` file, one JSON object a line, flushed at once."
     def __init__(self,
-        path,  # file to start afresh; its folder is made. Raises `UserError` where that can't be written
+        path,               # the file; its folder is made. Raises `UserError` where that can't be written
+        keep=lambda r: False,  # which records to keep of a file that exists; by default it starts afresh
     ):
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open('w')
+            old = [r for r in read_jsonl(path) if keep(r)] if self.path.exists() else []
+            with atomic_path(path) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in old))
+            self.file = self.path.open('a')
         except OSError as e: raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
 
     def log(self, **record):
@@ -103,8 +108,36 @@ class JSONLogger:
     def __enter__(self): return self
     def __exit__(self, *_): self.file.close()
 
-# %% ../nbs/00_core.ipynb #f2359d51
-def read_jsonl(path)->list: return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+# %% ../nbs/00_core.ipynb #5e41c7f1
+def read_jsonl(path)->list:
+    "The records of a `.jsonl` file; a last line without its newline is left out."
+    return [json.loads(line) for line in Path(path).read_text().split('\n')[:-1] if line.strip()]
+
+# %% ../nbs/00_core.ipynb #b5a26fb5
+class TensorBoardLogger(JSONLogger):
+    "A `JSONLogger` that also writes the numbers of its records as TensorBoard scalars, into the log's folder."
+    def __init__(self,
+        path,      # as for `JSONLogger`. Raises `UserError` where `tensorboardX` is not installed
+        **kwargs,  # as for `JSONLogger`
+    ):
+        try: from tensorboardX import SummaryWriter
+        except ImportError as e: raise UserError("TensorBoard output needs a package that is not installed: pip install tensorboardX") from e
+        super().__init__(path, **kwargs)
+        self.start, self.board, self.step = partial(SummaryWriter, str(self.path.parent)), None, 0
+
+    def log(self, **record):
+        "Write one record to both."
+        super().log(**record)
+        if record.get('type') in ('header', 'resume'): return
+        self.step = record.get('step', self.step)
+        self.board = self.board or self.start(purge_step=self.step)
+        numbers = {k: x for k,x in json.loads(json.dumps(record, default=plain)).items() if isinstance(x, (int, float)) and k != 'step'}
+        for name,x in numbers.items(): self.board.add_scalar(name, x, self.step)
+        self.board.flush()
+
+    def __exit__(self, *exc):
+        super().__exit__(*exc)
+        if self.board: self.board.close()
 
 # %% ../nbs/00_core.ipynb #ab06b96d
 def git_hash()->str:
