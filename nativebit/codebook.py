@@ -78,28 +78,30 @@ def dequantize(
     for k in range(1, cb.shape[1]): out = jnp.where(idx >= k, cb[:, k, None], out)
     return out
 
-# %% ../nbs/04_codebook.ipynb #a4aa8b0b
+# %% ../nbs/04_codebook.ipynb #ee28853a
 def cluster_stats(
     b:Float[Array, "G E"],      # blocks
     idx:Integer[Array, "G E"],  # as of `assign`
     n_entries:int,              # K
+    weight:Float[Array, "G E"]|None=None,  # how much each weight counts; None: all the same
 )->tuple:                       # counts (G, K), sums (G, K)
     "How many weights chose each entry, and what they add up to."
-    picks = [idx == k for k in range(n_entries)]
-    counts = jnp.stack([p.sum(1) for p in picks], 1).astype(b.dtype)
-    return counts, jnp.stack([jnp.where(p, b, 0).sum(1) for p in picks], 1)
+    add_up = lambda x: jnp.stack([jnp.where(idx == k, x, 0).sum(1) for k in range(n_entries)], 1)
+    if weight is None: weight = jnp.ones_like(b)
+    return add_up(weight), add_up(weight*b)
 
-# %% ../nbs/04_codebook.ipynb #66cc6796
+# %% ../nbs/04_codebook.ipynb #774af41e
 @partial(jax.jit, static_argnames='steps')
 def lloyd(
     b:Float[Array, "G E"],   # blocks
     cb:Float[Array, "G K"],  # where to start
     steps:int,               # how many times to assign and average
+    weight:Float[Array, "G E"]|None=None,  # how much each weight counts; None: all the same
 )->Float[Array, "G K"]:      # codebooks; an entry nobody chose stays where it was
     "Lloyd's algorithm for a fixed number of steps."
     def step(_, cb):
-        counts, sums = cluster_stats(b, assign(b, cb), cb.shape[1])
-        return jnp.where(counts > 0, sums/jnp.maximum(counts, 1), cb)
+        counts, sums = cluster_stats(b, assign(b, cb), cb.shape[1], weight)
+        return jnp.where(counts > 0, sums/jnp.where(counts > 0, counts, 1), cb)
     return jax.lax.fori_loop(0, steps, step, cb)
 
 # %% ../nbs/04_codebook.ipynb #dfe9b8aa

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 from .codebook import cluster_stats
 
-# %% ../nbs/06_ema.ipynb #12ee0f51
+# %% ../nbs/06_ema.ipynb #73489f90
 class EMAState(NamedTuple):
     "What the canonical update remembers of each entry."
     counts: Float[Array, "G K"]  # N, running number of weights that chose it
     sums: Float[Array, "G K"]    # s, running sum of them
 
-def ema_init(cb:Float[Array, "G K"])->EMAState: return EMAState(jnp.ones_like(cb), cb)
+def ema_init(cb:Float[Array, "G K"])->EMAState: return EMAState(jnp.ones_like(cb), jnp.copy(cb))
 
 # %% ../nbs/06_ema.ipynb #7b5c25ba
 def ema_canonical(
