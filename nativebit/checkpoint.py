@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['checkpoint_tensors', 'save_checkpoint', 'read_tensors', 'flax_names', 'load_checkpoint', 'mismatches', 'fit_params',
-           'restore', 'load_network']
+           'start_codebooks', 'restore', 'load_network', 'RunStates']
 
-# %% ../nbs/10_checkpoint.ipynb #4a8998e6
-import json, re, zipfile
+# %% ../nbs/10_checkpoint.ipynb #ae82a8f8
+import json, logging, re, shutil, zipfile
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from dataclasses import replace
-import jax.numpy as jnp, ml_dtypes, numpy as np  # ml_dtypes: NumPy learns bfloat16
+import jax, jax.numpy as jnp, ml_dtypes, numpy as np  # ml_dtypes: NumPy learns bfloat16
+import orbax.checkpoint as ocp
 from flax import nnx
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from .config import Config, config_from_dict, config_to_dict
@@ -19,7 +23,7 @@ from .core import UserError, atomic_path, git_hash, leaf_names, with_leaves
 from .ema import ema_init
 from .commitment import hard_weight
 from .layers import QuantState, layer_state, start_params
-from .model import model_shapes
+from .model import init_model, model_shapes
 
 # %% ../nbs/10_checkpoint.ipynb #b987c034
 def checkpoint_tensors(
@@ -104,24 +108,19 @@ def fit_params(
     if bad := mismatches(tensors, want): raise UserError(f"the checkpoint does not fit the network ({len(bad)} differences): " + '; '.join(bad))
     return with_leaves(shapes, {n: jnp.asarray(tensors[n], jnp.float32) for n in want})
 
-# %% ../nbs/10_checkpoint.ipynb #75530386
-def restore(
-    tensors:dict,   # {name: array}, as of `load_checkpoint`
-    cfg:Config,     # of the run
-    params,         # tree of the network's latent weights, or their shapes
-    quant_state,    # tree of quantizer state, as of `init_model`
-)->tuple:           # (params, quant_state)
-    "A network from a checkpoint; codebooks are the file's if it has any, else started from the weights."
-    books = {n: x for n,x in tensors.items() if n.endswith('.codebook')} if cfg.quant.nativebit else {}
-    params = fit_params({n: x for n,x in tensors.items() if n not in books}, params)
-    if not cfg.quant.nativebit: return params, quant_state
-    full = start_params(nnx.merge_state(params, quant_state), cfg.quant)
-    if books: full = _with_codebooks(full, books, cfg)
-    return tuple(nnx.split_state(full, nnx.Param, QuantState))
+# %% ../nbs/10_checkpoint.ipynb #68e722ff
+def start_codebooks(
+    cfg:Config,  # of the run
+    params,      # tree of latent weights
+    books=None,  # {'layers.0.attn.q.codebook': (G, K), …}; None: started from the weights
+):               # tree of quantizer state
+    "The quantizer state that belongs to latent weights. Raises `UserError` where given codebooks do not fit."
+    full = nnx.merge_state(params, jax.eval_shape(lambda: init_model(cfg, seed=0))[1])
+    return nnx.split_state(_with_codebooks(full, books, cfg) if books else start_params(full, cfg.quant), nnx.Param, QuantState)[1]
 
-# %% ../nbs/10_checkpoint.ipynb #1138c3bc
+# %% ../nbs/10_checkpoint.ipynb #94ceb952
 def _with_codebooks(full, books, cfg):
-    "Replace the started codebooks by a file's, and everything that follows from them."
+    "A tree whose quantizer state follows from the given codebooks."
     flat = leaf_names(full)
     if bad := mismatches(books, {n: x for n,x in flat.items() if n.endswith('.codebook')}):
         raise UserError(f"the checkpoint's codebooks do not fit ({len(bad)} differences): " + '; '.join(bad))
@@ -129,6 +128,16 @@ def _with_codebooks(full, books, cfg):
         p, cb = n.removesuffix('codebook'), jnp.asarray(cb)
         flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, ema_init(cb), cfg.quant).items()})
     return with_leaves(full, flat)
+
+# %% ../nbs/10_checkpoint.ipynb #8b3ba975
+def restore(
+    tensors:dict,   # {name: array}, as of `load_checkpoint`
+    cfg:Config,     # of the run
+)->tuple:           # (params, quant_state)
+    "A network from a checkpoint; codebooks are the file's if it has any, else started from the weights."
+    books = {n: x for n,x in tensors.items() if n.endswith('.codebook')} if cfg.quant.nativebit else {}
+    params = fit_params({n: x for n,x in tensors.items() if n not in books}, model_shapes(cfg))
+    return params, start_codebooks(cfg, params, books) if cfg.quant.nativebit else nnx.State({})
 
 # %% ../nbs/10_checkpoint.ipynb #f63d2a7b
 def load_network(
@@ -141,3 +150,50 @@ def load_network(
     books = {n.removesuffix('codebook'): jnp.asarray(x) for n,x in tensors.items() if n.endswith('.codebook')}
     hard = {f'{n}weight': hard_weight(jnp.asarray(tensors[f'{n}weight'], jnp.float32), cb, cfg.quant) for n,cb in books.items()}
     return cfg, fit_params({**{n: x for n,x in tensors.items() if not n.endswith('.codebook')}, **hard}, model_shapes(cfg))
+
+# %% ../nbs/10_checkpoint.ipynb #dd2d260d
+class RunStates:
+    "The saved states of a run: the latest few, and the one with the best validation loss."
+    def __init__(self,
+        folder,      # where they are, one folder a step; made by the first `save`
+        keep:int=2,  # how many of the latest
+    ): self.folder, self.keep = Path(folder).absolute(), keep
+
+    @cached_property
+    def manager(self):
+        best = BestN(n=1, get_metric_fn=lambda m: -m['val_loss'], keep_checkpoints_without_metrics=False)
+        policy = AnyPreservationPolicy([LatestN(self.keep), best])
+        return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True))
+
+    @property
+    def latest(self):
+        "The step of the newest whole state, None if there is none."
+        return max((int(p.name) for p in self.folder.glob('*') if p.name.isdigit()), default=None)
+
+    @property
+    def kept(self): return f"; the state of step {self.latest} is kept in {self.folder}, --resume goes on from it" if self.latest else ''
+
+    @contextmanager
+    def explained(self):
+        "Turn what Orbax raises when the disk is full or the folder not ours into one sentence."
+        try: yield
+        except (OSError, ValueError, RuntimeError) as e:
+            logging.getLogger('asyncio').setLevel(logging.CRITICAL)   # else every array that was not written complains
+            known = re.search('No space left on device|File too large|Permission denied|Not a directory|Read-only file system', str(e))
+            raise UserError(f"cannot keep the run's state in {self.folder} ({known.group() if known else str(e)[:200]}); "
+                            f"free some space or choose another folder{self.kept}") from e
+
+    def save(self, state, step:int, val_loss=None):
+        "Write a state in the background; waits for the one before it."
+        size, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(self.folder.parent).free
+        if free < size: raise UserError(f"{size/2**20:.0f} MiB are needed to keep the run's state in {self.folder}, {free/2**20:.0f} are free; make room{self.kept}")
+        with self.explained(): self.manager.save(step, args=ocp.args.StandardSave(leaf_names(state)), metrics=val_loss and {'val_loss': float(val_loss)})
+
+    def restore(self, like):
+        "The latest state as a tree like `like`, whose leaves need only shape, dtype and perhaps sharding."
+        with self.explained(): return with_leaves(like, self.manager.restore(self.latest, args=ocp.args.StandardRestore(leaf_names(like))))
+
+    def close(self):
+        "Wait until everything is on disk."
+        with self.explained():
+            if 'manager' in vars(self): self.manager.wait_until_finished(); self.manager.close()

@@ -1,0 +1,73 @@
+"Runs that are killed, stopped, or out of disk: what is left is whole, and --resume ends where an undisturbed run does."
+import json, os, random, resource, signal, subprocess, sys, time
+import pytest
+from nativebit.core import read_jsonl
+
+RUN = ['nativebit.train', '--config', 'tiny', '--dataset', 'text:some.txt', '--max-steps', '60', '--batch-size', '4', '--val-batches', '1',
+       '--save-every', '5', '--val-every', '10', '--log-every', '5', '--start', 'kmeans', '--requantize-every', '3', '--dropout', '0.1', '--quant-reg-weight', '0.1']
+
+@pytest.fixture(scope='module')
+def cwd(tmp_path_factory):
+    d = tmp_path_factory.mktemp('resume')
+    (d/'some.txt').write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(2000)))
+    assert run(d, *RUN, '--name', 'whole').returncode == 0
+    return d
+
+def start(cwd, *args, **kw):
+    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
+    return subprocess.Popen([sys.executable, '-m', *args], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+
+def run(cwd, *args, **kw):
+    p = start(cwd, *args, **kw)
+    p.out, p.err = p.communicate()
+    return p
+
+def saved(cwd, name): return {int(p.name) for p in (cwd/'logs'/name/'state').glob('*') if p.name.isdigit()}
+
+def after(cwd, name, p, steps):
+    "Wait until a run has saved a state from `steps` on."
+    while p.poll() is None and not any(s >= steps for s in saved(cwd, name)): time.sleep(.02)
+
+def weights(cwd, name): return (cwd/'logs'/name/'model.safetensors').read_bytes()
+def losses(cwd, name): return {r['step']: r['loss'] for r in read_jsonl(cwd/'logs'/name/'log.jsonl') if 'loss' in r}
+
+def test_kill_9_three_times(cwd):
+    for kill in range(3):
+        p = start(cwd, *RUN, '--name', 'killed', '--resume')
+        after(cwd, 'killed', p, 15*kill + 1)
+        time.sleep(random.random()*.3)
+        p.kill(); p.communicate()
+    p = run(cwd, *RUN, '--name', 'killed', '--resume')
+    assert p.returncode == 0, p.err
+    assert weights(cwd, 'killed') == weights(cwd, 'whole')
+    assert losses(cwd, 'killed') == losses(cwd, 'whole')
+
+@pytest.mark.parametrize('sig, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_exit(cwd, sig, code):
+    name = f'stopped-{code}'
+    p = start(cwd, *RUN, '--name', name)
+    after(cwd, name, p, 5)
+    p.send_signal(sig)
+    err = p.communicate(timeout=60)[1]
+    assert p.returncode == code and 'stopped at step' in err and 'Traceback' not in err, err
+    p = run(cwd, 'nativebit.train', '--name', name, '--resume')   # the name is enough
+    assert p.returncode == 0 and weights(cwd, name) == weights(cwd, 'whole'), p.err
+
+def test_a_run_that_exists_is_not_overwritten(cwd):
+    before = weights(cwd, 'whole')
+    p = run(cwd, *RUN, '--name', 'whole')
+    assert p.returncode == 1 and 'go on with --resume' in p.err and weights(cwd, 'whole') == before
+
+def test_nan_names_its_step_and_keeps_the_state(cwd):
+    p = run(cwd, *RUN, '--name', 'nan', '--max-steps', '30', '--lr', '1e30', '--warmup-steps', '29', '--clip-norm', '1e30', '--save-every', '1')
+    assert p.returncode == 1 and 'Traceback' not in p.err, p.err
+    last = p.err.splitlines()[-1]
+    assert 'try a lower --lr' in last and f"the state of step {max(saved(cwd, 'nan'))} is kept" in last, last
+
+def test_full_disk_keeps_the_previous_state(cwd):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))   # a state is larger: every write of one fails
+    assert run(cwd, *RUN, '--name', 'full', '--max-steps', '12').returncode == 0
+    before = saved(cwd, 'full')
+    p = run(cwd, *RUN, '--name', 'full', '--max-steps', '40', '--resume', preexec_fn=limit)
+    assert p.returncode == 1 and "error: cannot keep the run's state" in p.err and saved(cwd, 'full') == before, p.err
+    assert run(cwd, *RUN, '--name', 'full', '--resume').returncode == 0   # with room again it goes on from there
