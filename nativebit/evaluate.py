@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['token_nll', 'ppl_report', 'evaluate_ppl', 'compare', 'sample']
 
-# %% ../nbs/12_evaluate.ipynb #759eb048
+# %% ../nbs/12_evaluate.ipynb #3d909271
 import math
 import jax, jax.numpy as jnp, numpy as np
 from functools import lru_cache
@@ -13,13 +13,14 @@ from jaxtyping import Integer
 from tqdm import tqdm
 from .config import Config
 from .data import eval_batches
+from .layers import gathered
 from .model import cross_entropy, forward_fn
 
-# %% ../nbs/12_evaluate.ipynb #873bdb79
+# %% ../nbs/12_evaluate.ipynb #4eb8b172
 @lru_cache
 def _nll(model):
     forward = forward_fn(Config('evaluation', model))
-    return jax.jit(lambda params, x, y: cross_entropy(forward(params, x), y))
+    return jax.jit(lambda params, x, y: gathered(cross_entropy(forward(params, x), y)))
 
 def token_nll(
     cfg:Config,                      # the network

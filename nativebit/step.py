@@ -58,14 +58,28 @@ def first_state(
 # %% ../nbs/10b_step.ipynb #67662e9f
 def state_shapes(cfg:Config)->TrainState: return jax.eval_shape(lambda: first_state(cfg))
 
-# %% ../nbs/10b_step.ipynb #ba8f4975
+# %% ../nbs/10b_step.ipynb #38b84ef8
+@jax.custom_vjp
 def distillation(
     teacher_logits,  # (B, T, V)
     logits,          # (B, T, V)
-):                   # (B, T), nats
-    "KL(teacher ‖ student) at every position."
-    p, q = jax.nn.log_softmax(teacher_logits), jax.nn.log_softmax(logits)
-    return (jnp.exp(p)*(p - q)).sum(-1)
+):                   # (B, T), nats, float32
+    "KL(teacher ‖ student) at every position; its gradient (for the student alone) is the difference of the probabilities."
+    return _distillation(teacher_logits, logits)[0]
+
+def _log_probs(logits, total): return logits.astype(jnp.float32) - total
+
+def _distillation(teacher_logits, logits):
+    totals = [jax.nn.logsumexp(x.astype(jnp.float32), -1, keepdims=True) for x in (teacher_logits, logits)]
+    p, q = map(_log_probs, (teacher_logits, logits), totals)
+    return (jnp.exp(p)*(p - q)).sum(-1), (teacher_logits, logits, *totals)
+
+def _distillation_grad(saved, g):
+    teacher_logits, logits, teacher_total, total = saved
+    p, q = _log_probs(teacher_logits, teacher_total), _log_probs(logits, total)
+    return None, (g[..., None]*(jnp.exp(q) - jnp.exp(p))).astype(logits.dtype)
+
+distillation.defvjp(_distillation, _distillation_grad)
 
 # %% ../nbs/10b_step.ipynb #ba42e500
 def lambda_at(cfg:Config, step):
@@ -108,14 +122,14 @@ def structure(cfg:Config)->Config:
     train = replace(t, **same, quant_reg_weight=float(t.quant_reg_weight > 0))
     return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), train)
 
-# %% ../nbs/10b_step.ipynb #99149e05
+# %% ../nbs/10b_step.ipynb #3dda7566
 def gradients(params, quant_state, batch, lam, key, *rest):
     "Gradient and metrics of `loss_fn`, the batch cut into `accumulate` parts."
     cfg, grad = rest[-2], jax.grad(loss_fn, has_aux=True)
     n = cfg.train.accumulate
     if n == 1: return grad(params, quant_state, batch, lam, key, *rest)
-    parts = batch.reshape(n, -1, batch.shape[1])
-    part = lambda i: grad(params, quant_state, parts[i], lam, jax.random.fold_in(key, i), *rest)
+    parts = batch.reshape(-1, n, batch.shape[1])   # every n-th window: each device has its share of each part
+    part = lambda i: grad(params, quant_state, parts[:, i], lam, jax.random.fold_in(key, i), *rest)
     add = lambda i, total: jax.tree.map(jnp.add, total, part(i))
     return jax.tree.map(lambda x: x/n, jax.lax.fori_loop(1, n, add, part(0)))
 
@@ -140,9 +154,13 @@ def make_step(
     step, lr, key = _compiled_step(structure(cfg)), lr_schedule(cfg), named_key(cfg.train.seed, 'dropout')
     return lambda state, batch, i, teacher=None: step(state, batch, teacher, lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i))
 
-# %% ../nbs/10b_step.ipynb #4e9acdb5
+# %% ../nbs/10b_step.ipynb #f5fb5f83
+def _where_it_was(new, old): return new if new.sharding == old.sharding else jax.device_put(new, old.sharding)
+
 def _quant_op(f):
-    def op(state): return state._replace(quant_state=nnx.split_state(f(nnx.merge_state(state.params, state.quant_state)), nnx.Param, QuantState)[1])
+    def op(state):
+        new = nnx.split_state(f(nnx.merge_state(state.params, state.quant_state)), nnx.Param, QuantState)[1]
+        return state._replace(quant_state=jax.tree.map(_where_it_was, new, state.quant_state))
     return op
 
 def make_quant_ops(

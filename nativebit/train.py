@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['check_start', 'calibration_batches', 'init_state', 'validate', 'step_record', 'NotANumber', 'check_finite',
            'noted_signals', 'fit', 'probe', 'finish', 'load_tokens', 'continued', 'begin_log', 'resumed_state',
-           'run_steps', 'train', 'main']
+           'training_data', 'run_steps', 'train', 'main']
 
-# %% ../nbs/11_train.ipynb #e32be3fd
+# %% ../nbs/11_train.ipynb #c6adcbf0
 import math, signal, sys, threading, time
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -25,6 +25,7 @@ from .evaluate import token_nll
 from .gptq import gptq_params
 from .layers import compute_quant_diagnostics
 from .model import forward_fn, init_model, model_shapes
+from .sharding import check_batch, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
 from .step import TrainState, eval_params, first_state, lambda_at, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
 
 # %% ../nbs/11_train.ipynb #c79ea0ef
@@ -205,11 +206,18 @@ def begin_log(cfg, folder, init_from, step, first, kind=JSONLogger):
         logger.log(type='init_eval', step=0, **first())
     return logger
 
-# %% ../nbs/11_train.ipynb #e0c73b41
-def resumed_state(cfg, states, init_from)->tuple:
+# %% ../nbs/11_train.ipynb #45ff7d49
+def resumed_state(cfg, states, init_from, mesh=None)->tuple:
     "(TrainState, teacher) as they were when the latest state was saved."
     teacher = fit_params(load_checkpoint(init_from)[0], model_shapes(cfg)) if cfg.train.distill_weight else None
-    return states.restore(state_shapes(cfg)), teacher
+    return states.restore(shard_shapes(state_shapes(cfg), mesh, cfg.quant)), teacher
+
+# %% ../nbs/11_train.ipynb #99bb5727
+def training_data(cfg, tokens, mesh=None):
+    "The batches of a run: this host's windows, dealt out to the devices of the mesh."
+    hosts = jax.process_count()
+    data = batches(tokens, cfg.model.context_len, cfg.train.batch_size//hosts, cfg.train.seed, host=(jax.process_index(), hosts))
+    return data if mesh is None else data.map(partial(shard_batch, mesh=mesh))
 
 # %% ../nbs/11_train.ipynb #9ef42a3d
 def run_steps(cfg, state, data, states, **kw):
@@ -222,30 +230,33 @@ def run_steps(cfg, state, data, states, **kw):
     tqdm.write(f"stopped at step {state.step}{states.kept}", sys.stderr)
     raise SystemExit(128 + stop[0])
 
-# %% ../nbs/11_train.ipynb #b6e1dcba
+# %% ../nbs/11_train.ipynb #5a108906
 def train(
     cfg:Config,             # the run
     folder='logs/run',      # where log, states and checkpoint go
     init_from=None,         # checkpoint to start from; None: random weights
     resume:bool=False,      # go on from the folder's last state, if there is one
     tensorboard:bool=False, # log to TensorBoard too
+    mesh:str=None,          # devices as 'data,fsdp' (18_tpu); None: all of them share one copy of the state
 )->dict:                    # the last record: test_ppl, context_kl, total_time_s
     "Train, validate, test, save. Raises `UserError` for anything the user can mend, `SystemExit` after a signal."
-    start, tokens, states = time.time(), load_tokens(cfg), RunStates(Path(folder)/'state', cfg.train.keep)
-    data = batches(tokens['train'], cfg.model.context_len, cfg.train.batch_size, cfg.train.seed)
+    start, tokens, states, mesh = time.time(), load_tokens(cfg), RunStates(Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
+    check_batch(cfg, mesh)
+    data = training_data(cfg, tokens['train'], mesh)
     if states.latest and not resume: raise UserError(f"{folder} holds a run, saved at step {states.latest}: go on with --resume, or give the new one another --name")
-    state, teacher = resumed_state(cfg, states, init_from) if states.latest else init_state(cfg, init_from, tokens['train'])
+    state, teacher = resumed_state(cfg, states, init_from, mesh) if states.latest else init_state(cfg, init_from, tokens['train'])
+    state, teacher = shard_state((state, teacher), mesh, cfg.quant)
     check = partial(validate, cfg, tokens=tokens['valid'])
     first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']), **check(p)))(eval_params(state, cfg))
-    with begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger) as logger:
+    with use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger) as logger:
         state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
-# %% ../nbs/11_train.ipynb #5c36f0ae
+# %% ../nbs/11_train.ipynb #2c77537c
 @cli
 def main(
     config:str=None,                      # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b
-    dataset:str=None,                     # 'stdlib', 'python:PATH' or 'text:PATH'
+    dataset:str=None,                     # stdlib, wikitext-2, wikitext-103, openwebtext, python:PATH or text:PATH
     name:str='run',                       # of the run: everything goes to logs/NAME
     no_nativebit:bool=False,              # train in float
     init_from:str=None,                   # start from this checkpoint: a folder, .safetensors or .npz
@@ -282,13 +293,14 @@ def main(
     beta2:float=None,                     # AdamW's second-moment decay
     clip_norm:float=None,                 # gradients are clipped to this global norm
     seed:int=None,                        # of initial weights and data order
+    mesh:str=None,                        # devices as 'data,fsdp': copies of the state, and devices that share one; all share one by default
     tensorboard:bool=False,               # write the log as TensorBoard scalars too, into logs/NAME
 ):
     "Train a language model with learned codebooks, from scratch or from a float checkpoint."
-    given = {k:v for k,v in locals().items() if v is not None and v is not False and k not in ('config', 'name', 'init_from', 'no_nativebit', 'resume', 'tensorboard')}
+    given = {k:v for k,v in locals().items() if v is not None and v is not False and k not in ('config', 'name', 'init_from', 'no_nativebit', 'resume', 'tensorboard', 'mesh')}
     if no_nativebit: given['nativebit'] = False
     folder, cfg = Path('logs')/name, None
     if resume and (folder/'log.jsonl').exists(): cfg, init_from = continued(folder, given)
     else: cfg = get_config(config or 'stdlib-5m', **given)
-    result = train(cfg, folder, init_from, resume, tensorboard)
+    result = train(cfg, folder, init_from, resume, tensorboard, mesh)
     print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; log and checkpoint in logs/{name}")

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest
 from safetensors.numpy import save_file
 
+STDLIB = Path(__file__).resolve().parent.parent/'data'/'stdlib'
 TRAIN = ['nativebit.train', '--config', 'tiny', '--max-steps', '2', '--val-batches', '1', '--no-nativebit']
 
 @pytest.fixture
@@ -52,6 +53,34 @@ def test_a_quantized_checkpoint_is_no_teacher(cwd):
     assert run(cwd, *quantized, '--dataset', 'text:some.txt', '--name', 'q').returncode == 0
     refused(cwd, *quantized, '--dataset', 'text:some.txt', '--init-from', 'logs/q', '--distill-weight', '1', says='is quantized already')
     refused(cwd, 'nativebit.posthoc', '--ckpt', 'logs/q', '--dataset', 'text:some.txt', says='is quantized already')
+
+@pytest.mark.parametrize('args, says', [
+    (['--methods', 'rtn,gguf'], "unknown method 'gguf'"),
+    (['--geometry', 'int8,lutb'], "did you mean 'lut-b'?"),
+    (['--bits', '3,9'], "bits='3,9' is not valid"),
+    (['--max-tokens', '0'], 'max_tokens=0 is not valid'),
+    (['--calibration-tokens', '0'], 'calibration_tokens=0 is not valid'),
+    (['--calibration', 'wikitext103'], "did you mean 'wikitext-103'?"),
+    (['--calibration', 'text:missing.txt'], 'cannot read the text missing.txt'),
+    (['--calibration', 'text:short.txt'], 'too few to calibrate on'),
+    (['--methods', 'rtn', '--out', 'some.txt'], 'cannot read some.txt'),
+    (['--ckpt', 'nowhere'], 'no checkpoint at nowhere'),
+])
+def test_posthoc_refusals(cwd, args, says):
+    (cwd/'short.txt').write_text('\n\n'.join(['a line']*30))
+    before = (cwd/'some.txt').read_text()
+    refused(cwd, 'nativebit.posthoc', '--ckpt', STDLIB, '--dataset', 'text:some.txt', *args, says=says)
+    assert (cwd/'some.txt').read_text() == before
+
+def test_posthoc_goes_on_where_it_stopped(cwd):
+    assert run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'float').returncode == 0
+    table = ['nativebit.posthoc', '--ckpt', 'logs/float', '--dataset', 'text:some.txt', '--max-tokens', '64', '--calibration-tokens', '1', '--out', 'rows.jsonl']
+    assert run(cwd, *table, '--methods', 'rtn,gptq').returncode == 0
+    first = (cwd/'rows.jsonl').read_text()
+    r = run(cwd, *table, '--methods', 'rtn,nf,gptq')
+    assert r.returncode == 0 and '| nf | int8 | 3 |' in r.stdout and r.stdout.count('| int8 |') == 3, r.stderr
+    assert (cwd/'rows.jsonl').read_text().startswith(first)
+    refused(cwd, *table, '--calibration-tokens', '1024', says='rows of another checkpoint')
 
 def test_empty_text(cwd):
     (cwd/'empty.txt').write_text('\n \n')

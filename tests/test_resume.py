@@ -1,5 +1,5 @@
 "Runs that are killed, stopped, or out of disk: what is left is whole, and --resume ends where an undisturbed run does."
-import json, os, random, resource, signal, subprocess, sys, time
+import os, random, signal, subprocess, sys, time
 import pytest
 from nativebit.core import read_jsonl
 
@@ -13,9 +13,10 @@ def cwd(tmp_path_factory):
     assert run(d, *RUN, '--name', 'whole').returncode == 0
     return d
 
-def start(cwd, *args, **kw):
+def start(cwd, *args, limit='unlimited'):
     env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
-    return subprocess.Popen([sys.executable, '-m', *args], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+    command = ['bash', '-c', f'ulimit -f {limit}; exec "$0" "$@"', sys.executable, '-m', *args]
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def run(cwd, *args, **kw):
     p = start(cwd, *args, **kw)
@@ -65,9 +66,8 @@ def test_nan_names_its_step_and_keeps_the_state(cwd):
     assert 'try a lower --lr' in last and f"the state of step {max(saved(cwd, 'nan'))} is kept" in last, last
 
 def test_full_disk_keeps_the_previous_state(cwd):
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))   # a state is larger: every write of one fails
     assert run(cwd, *RUN, '--name', 'full', '--max-steps', '12').returncode == 0
     before = saved(cwd, 'full')
-    p = run(cwd, *RUN, '--name', 'full', '--max-steps', '40', '--resume', preexec_fn=limit)
+    p = run(cwd, *RUN, '--name', 'full', '--max-steps', '40', '--resume', limit=195)   # KiB a file: no state fits
     assert p.returncode == 1 and "error: cannot keep the run's state" in p.err and saved(cwd, 'full') == before, p.err
     assert run(cwd, *RUN, '--name', 'full', '--resume').returncode == 0   # with room again it goes on from there
