@@ -16,7 +16,8 @@ env: .venv/ready     ## make the environment in .venv
 demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (about 5 minutes on 2 cores)
 	$(BIN)/python -m nativebit.demo
 
-test: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/jax-cache   # notebooks and tests compile the same small steps
+# notebooks and tests compile the same small steps: once is enough
+test: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/jax-cache
 test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
 test: .venv/ready check-generated check-readme   ## everything CI checks
 	PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1200 nbdev_test --n_workers 2 --do_print --path nbs

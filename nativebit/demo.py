@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'RUNS', 'PROMPT', 'demo_config', 'trained_row', 'gap', 'demo_figure', 'write_outputs', 'demo', 'main']
 
-# %% ../nbs/21_demo.ipynb #398a6904
+# %% ../nbs/21_demo.ipynb #7898a0a8
 import json, shutil, time
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +16,17 @@ from .core import UserError, atomic_path, cli, one_sentence, read_jsonl
 from .data import DATA, load_tokenizer, prepare
 from .evaluate import sample
 from .posthoc import as_markdown, evaluate_row, network_bits, network_bytes, posthoc_table
-from .train import train
+from .train import calibration_batches, train
 
-# %% ../nbs/21_demo.ipynb #eece75ba
-STEPS = dict(batch_size=4, max_steps=80, warmup_steps=8, weight_decay=0., compute_dtype='float32', log_every=5, val_every=20, val_batches=5, test_tokens=2048)
+# %% ../nbs/21_demo.ipynb #5859ebe7
+STEPS = dict(batch_size=4, max_steps=80, warmup_steps=8, weight_decay=0., compute_dtype='float32', log_every=5, val_every=20, val_batches=3, test_tokens=2048)
 RUNS = dict(
     float_control=dict(nativebit=False, lr=2e-5),
-    nativebit_qat=dict(geometry='int8', start='kmeans', distill_weight=1., lr=1e-4))
+    nativebit_qat=dict(geometry='int8', start='gptq', distill_weight=1., lr=1e-4, matrices_only=True))
 
 def demo_config(method:str, **overrides): return get_config('stdlib-5m', **{**STEPS, **RUNS[method], **overrides})
 
-# %% ../nbs/21_demo.ipynb #3004034b
+# %% ../nbs/21_demo.ipynb #102b796f
 def trained_row(
     method:str,      # a key of `RUNS`
     cfg,             # its configuration
@@ -35,7 +35,8 @@ def trained_row(
     tokens, tokenizer, max_tokens,
 )->dict:
     "Train one of the two runs from the shipped checkpoint and evaluate it."
-    train(cfg, folder, DATA/'stdlib')
+    train(cfg, folder, DATA/'stdlib', resume=True)   # an interrupted demo goes on
+    shutil.rmtree(folder/'state', ignore_errors=True)
     _, params = load_network(folder)
     bits = network_bits(params, cfg.quant) if cfg.quant.nativebit else 16.
     return dict(method=method, **evaluate_row(cfg, teacher, params, tokens, tokenizer, max_tokens), bits_per_weight=bits, bytes=network_bytes(params, bits))
@@ -80,7 +81,7 @@ def write_outputs(folder, rows, logs, text):
     with atomic_path(folder/'sample.txt') as tmp: tmp.write_text(text)
     with atomic_path(folder/'demo.png') as tmp: demo_figure(rows, logs, png := tmp.with_suffix('.png')); png.rename(tmp)
 
-# %% ../nbs/21_demo.ipynb #401b5c2f
+# %% ../nbs/21_demo.ipynb #37dddb4c
 def demo(
     folder='logs/demo',       # where logs, table, figure and sample go
     max_tokens:int=24576,     # of each split a row is evaluated on
@@ -92,7 +93,8 @@ def demo(
     tok = load_tokenizer(cfg.model.vocab_size)
     tokens, _ = prepare('stdlib', tok)
     configs = {m: demo_config(m, **overrides) for m in RUNS}
-    rows = posthoc_table(cfg, teacher, configs['nativebit_qat'].quant, ['rtn', 'kmeans'], tokens, tok, max_tokens)
+    text = calibration_batches(configs['nativebit_qat'], tokens['train'])
+    rows = posthoc_table(cfg, teacher, configs['nativebit_qat'].quant, ['rtn', 'kmeans', 'gptq'], tokens, tok, max_tokens, text)
     trained = [trained_row(m, c, folder/m, teacher, tokens, tok, max_tokens) for m,c in configs.items()]
     rows = [rows[0], trained[0], *rows[1:], trained[1]]
     text = sample(cfg, load_network(folder/'nativebit_qat')[1], tok, PROMPT, n_tokens=sample_tokens)

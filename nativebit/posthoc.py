@@ -85,8 +85,8 @@ def posthoc_weight(
     cb = METHODS[method](b, quant)
     return from_blocks(dequantize(assign(b, cb), cb), w.shape, quant.block_shape)
 
-# %% ../nbs/13_posthoc.ipynb #36a3c4ca
-CALIBRATED = {'hkmeans': dict(feedback=False), 'gptq': dict(rounds=0), 'gptq-refit': {}}   # arguments of `gptq_params`
+# %% ../nbs/13_posthoc.ipynb #02d6d0d0
+CALIBRATED = {'hkmeans': dict(feedback=False), 'gptq-plain': dict(rounds=0), 'gptq': {}}   # arguments of `gptq_params`
 
 def calibrated_params(
     cfg,                # the network
@@ -264,16 +264,16 @@ def calibration_text(
     if len(tokens) <= T: raise UserError(f"the training split of {dataset} has {len(tokens)} tokens, too few to calibrate on (one window is {T}); give --calibration another dataset")
     return calibration_batches(replace(cfg, train=replace(cfg.train, calibration_tokens=n_tokens, batch_size=8, accumulate=1, seed=0)), tokens)
 
-# %% ../nbs/13_posthoc.ipynb #65ed3144
+# %% ../nbs/13_posthoc.ipynb #3146e247
 @cli
 def main(
     ckpt:str='data/stdlib',        # float checkpoint folder
-    methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq, gptq-refit
+    methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq
     geometry:str='int8',           # comma-separated: published, int8, lut-b, 2bit, 4bit; or all
     bits:str='',                   # comma-separated index bits, such as 2,3,4; the geometry's own by default
     dataset:str='stdlib',          # evaluated on: stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER or text:FILES
     max_tokens:int=None,           # of each split; all by default
-    calibration:str=None,          # dataset whose training split hkmeans, gptq and gptq-refit read; by default the one of --dataset
+    calibration:str=None,          # dataset whose training split hkmeans, gptq-plain and gptq read; by default the one of --dataset
     calibration_tokens:int=32768,  # how many of its tokens
     out:str=None,                  # .jsonl file that keeps each row; given again, rows already in it are not made again
 ):

@@ -7,8 +7,8 @@ def test_demo(tmp_path):
     assert r.returncode == 0 and '| nativebit_qat |' in r.stdout, r.stderr
     rows = json.loads((tmp_path/'demo'/'results.json').read_text())
     kl = {row['method']: row['kl'] for row in rows}
-    assert list(kl) == ['float', 'float_control', 'rtn', 'kmeans', 'nativebit_qat']
-    assert abs(kl['float']) < 1e-5 < kl['kmeans'] < kl['rtn']
+    assert list(kl) == ['float', 'float_control', 'rtn', 'kmeans', 'gptq', 'nativebit_qat']
+    assert abs(kl['float']) < 1e-5 < kl['gptq'] < kl['kmeans'] < kl['rtn']
     for f in ('demo.png', 'sample.txt', 'nativebit_qat/log.jsonl', 'float_control/model.safetensors'): assert (tmp_path/'demo'/f).stat().st_size > 0
     log = [json.loads(l) for l in (tmp_path/'demo'/'nativebit_qat'/'log.jsonl').read_text().splitlines()]
     assert [r.get('type') for r in log] == ['header', 'init_eval', None, 'eval']
