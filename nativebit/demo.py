@@ -51,7 +51,7 @@ def gap(
     best = min(r[f'{split}_ppl'] for r in rows if r['method'].startswith('float'))
     return 100*(row[f'{split}_ppl']/best - 1)
 
-# %% ../nbs/21_demo.ipynb #63fa0da8
+# %% ../nbs/21_demo.ipynb #bce6e3a6
 def demo_figure(
     rows:list,  # of the table
     logs:dict,  # {method: records of its log}
@@ -65,7 +65,7 @@ def demo_figure(
     for m,log in logs.items():
         vals = [(r['step'], r['val_ppl']) for r in log if 'val_ppl' in r]
         left.plot(*zip(*vals), 'o-', label=m)
-    left.set(xlabel='step', ylabel='valid perplexity (10k tokens)', title='fine-tuning'); left.legend()
+    left.set(xlabel='step', ylabel='valid perplexity (6k tokens)', title='fine-tuning'); left.legend()
     quantized = [r for r in rows if r['bits_per_weight'] < 16]
     bars = right.barh([r['method'] for r in quantized], [gap(rows, r) for r in quantized], color=['0.7']*(len(quantized)-1)+['#D55E00'])
     right.bar_label(bars, fmt=' %+.2f %%'); right.invert_yaxis()
