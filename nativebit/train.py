@@ -252,7 +252,7 @@ def train(
         state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
-# %% ../nbs/11_train.ipynb #2c77537c
+# %% ../nbs/11_train.ipynb #0e65dee0
 @cli
 def main(
     config:str=None,                      # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b
@@ -297,10 +297,12 @@ def main(
     tensorboard:bool=False,               # write the log as TensorBoard scalars too, into logs/NAME
 ):
     "Train a language model with learned codebooks, from scratch or from a float checkpoint."
-    given = {k:v for k,v in locals().items() if v is not None and v is not False and k not in ('config', 'name', 'init_from', 'no_nativebit', 'resume', 'tensorboard', 'mesh')}
+    given = {k:v for k,v in locals().items() if v is not None and (v or k not in ('matrices_only', 'remat'))
+             and k not in ('config', 'name', 'init_from', 'no_nativebit', 'resume', 'tensorboard', 'mesh')}
     if no_nativebit: given['nativebit'] = False
-    folder, cfg = Path('logs')/name, None
+    folder = Path('logs')/name
     if resume and (folder/'log.jsonl').exists(): cfg, init_from = continued(folder, given)
     else: cfg = get_config(config or 'stdlib-5m', **given)
+    if config not in (None, cfg.name): raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; give the new one another --name")
     result = train(cfg, folder, init_from, resume, tensorboard, mesh)
     print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; log and checkpoint in logs/{name}")

@@ -3,6 +3,7 @@ import os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from safetensors.numpy import save_file
+from nativebit.core import read_jsonl
 
 STDLIB = Path(__file__).resolve().parent.parent/'data'/'stdlib'
 TRAIN = ['nativebit.train', '--config', 'tiny', '--max-steps', '2', '--val-batches', '1', '--no-nativebit']
@@ -23,9 +24,10 @@ def refused(cwd, *args, says):
     return r
 
 def test_a_good_run(cwd):
-    r = run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'ok')
+    r = run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'ok', '--use-canonical-ema', '0')
     assert r.returncode == 0 and 'test perplexity' in r.stdout, r.stderr
     assert {p.name for p in (cwd/'logs'/'ok').iterdir()} == {'log.jsonl', 'model.safetensors', 'meta.json'}
+    assert read_jsonl(cwd/'logs'/'ok'/'log.jsonl')[0]['config']['quant']['use_canonical_ema'] is False
 
 @pytest.mark.parametrize('args, says', [
     (['--config', 'tpu-2B'], "did you mean 'tpu-2b'?"),
