@@ -6,7 +6,7 @@
 __all__ = ['checkpoint_tensors', 'save_checkpoint', 'read_tensors', 'flax_names', 'load_checkpoint', 'mismatches', 'fit_params',
            'start_codebooks', 'restore', 'load_network', 'RunStates']
 
-# %% ../nbs/10_checkpoint.ipynb #ae82a8f8
+# %% ../nbs/10_checkpoint.ipynb #6644e176
 import json, logging, re, shutil, zipfile
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from .config import Config, config_from_dict, config_to_dict
 from .core import UserError, atomic_path, git_hash, leaf_names, with_leaves
-from .ema import ema_init
 from .commitment import hard_weight
-from .layers import QuantState, layer_state, start_params
+from .layers import QuantState, first_counts, layer_state, start_params
 from .model import init_model, model_shapes
 
 # %% ../nbs/10_checkpoint.ipynb #b987c034
@@ -118,7 +117,7 @@ def start_codebooks(
     full = nnx.merge_state(params, jax.eval_shape(lambda: init_model(cfg, seed=0))[1])
     return nnx.split_state(_with_codebooks(full, books, cfg) if books else start_params(full, cfg.quant), nnx.Param, QuantState)[1]
 
-# %% ../nbs/10_checkpoint.ipynb #94ceb952
+# %% ../nbs/10_checkpoint.ipynb #e777e7ef
 def _with_codebooks(full, books, cfg):
     "A tree whose quantizer state follows from the given codebooks."
     flat = leaf_names(full)
@@ -126,7 +125,7 @@ def _with_codebooks(full, books, cfg):
         raise UserError(f"the checkpoint's codebooks do not fit ({len(bad)} differences): " + '; '.join(bad))
     for n,cb in books.items():
         p, cb = n.removesuffix('codebook'), jnp.asarray(cb)
-        flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, ema_init(cb), cfg.quant).items()})
+        flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, first_counts(cb, cfg.quant), cfg.quant).items()})
     return with_leaves(full, flat)
 
 # %% ../nbs/10_checkpoint.ipynb #8b3ba975

@@ -6,14 +6,14 @@
 __all__ = ['ROUNDS', 'weighted_codebook', 'damped', 'feedback_factor', 'gptq_weight', 'refit_codebook', 'gptq_matrix',
            'second_moments', 'quantize_layer', 'gptq_params']
 
-# %% ../nbs/10a_gptq.ipynb #4f857d12
+# %% ../nbs/10a_gptq.ipynb #6d4ba9df
 from functools import lru_cache, partial
 import jax, jax.numpy as jnp
 from dataclasses import replace
 from flax import nnx
 from jaxtyping import Array, Float, Integer
 from .attention import causal_attention
-from .codebook import assign, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
+from .codebook import assign, block_of, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
 from .commitment import hard_weight
 from .config import Config, ModelConfig, QuantConfig
 from .core import leaf_names, with_leaves
@@ -58,7 +58,7 @@ def _round_slab(w, book, u):
         return w - e*jnp.where(jnp.arange(len(u)) > j, u[j], 0), err.at[:, j].set(e[:, 0])
     return jax.lax.fori_loop(0, len(u), column, (w, jnp.zeros_like(w)))
 
-# %% ../nbs/10a_gptq.ipynb #a53e7387
+# %% ../nbs/10a_gptq.ipynb #a138def1
 @partial(jax.jit, static_argnames='quant')
 def gptq_weight(
     w:Float[Array, "O I"],   # a matrix
@@ -67,7 +67,7 @@ def gptq_weight(
     quant:QuantConfig,       # geometry
 )->Float[Array, "O I"]:      # latent weights; their nearest entries are what GPTQ chooses
     "Compensate each column for the rounding of those before it (Frantar et al. 2023, algorithm 1)."
-    (bo, bi), (o, i) = quant.block_shape, w.shape
+    (bo, bi), (o, i) = block_of(quant.block_shape, w.shape), w.shape
     n, pad = -(-i//bi), -i % bi
     books = jnp.repeat(cb.reshape(-1, n, cb.shape[1]), bo, 0)[:o]   # (O, n, K): the entries of each row
     u = jax.scipy.linalg.block_diag(feedback_factor(h), jnp.eye(pad))
@@ -88,7 +88,7 @@ def _refit_strip(h, ridge, strip):
     r = ridge*jnp.diag(a).mean()
     return jnp.linalg.solve(a + r*jnp.eye(old.size), b + r*old.reshape(-1))
 
-# %% ../nbs/10a_gptq.ipynb #02b2a26f
+# %% ../nbs/10a_gptq.ipynb #d7e59842
 @partial(jax.jit, static_argnames=('quant', 'ridge'))
 def refit_codebook(
     w:Float[Array, "O I"],       # a matrix
@@ -99,7 +99,7 @@ def refit_codebook(
     ridge:float=1e-3,            # pull towards the old entries, share of the system's mean diagonal
 )->Float[Array, "G K"]:          # entries as storage will hold them
     "The entries that move the outputs least, every weight's choice given (Zhao and Yuan 2025)."
-    (bo, bi), (o, i), k = quant.block_shape, w.shape, cb.shape[1]
+    (bo, bi), (o, i), k = block_of(quant.block_shape, w.shape), w.shape, cb.shape[1]
     fill = ((0, -o % bo), (0, -i % bi))
     strips = lambda x, value: jnp.pad(x, fill, constant_values=value).reshape(-(-o//bo), bo, -1, bi)
     idx = from_blocks(assign(to_blocks(latent, quant.block_shape), cb), w.shape, quant.block_shape).astype(jnp.int32)

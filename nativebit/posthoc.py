@@ -8,7 +8,7 @@ __all__ = ['METHODS', 'BLOCK_BITS', 'CALIBRATED', 'rtn_codebook', 'nf_table', 'n
            'posthoc_table', 'as_markdown', 'chosen', 'chosen_geometries', 'earlier_rows', 'index_bits', 'sweep_rows',
            'run_header', 'load_float', 'calibration_text', 'main']
 
-# %% ../nbs/13_posthoc.ipynb #835a967b
+# %% ../nbs/13_posthoc.ipynb #53e320ac
 import math, re, shlex, sys, time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +17,7 @@ from statistics import NormalDist
 import jax, jax.numpy as jnp, numpy as np
 from jaxtyping import Array, Float
 from .checkpoint import load_network
-from .codebook import assign, bits_per_weight, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
+from .codebook import assign, bits_per_weight, block_of, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
 from .commitment import hard_weight
 from .config import GEOMETRIES, QuantConfig, need, suggest
 from .core import JSONLogger, UserError, cli, count_params, git_hash, leaf_names, read_jsonl, with_leaves
@@ -56,7 +56,7 @@ def nf_codebook(
     "The normal-float table, stretched to each block's largest weight."
     return jnp.abs(b).max(1, keepdims=True).astype(jnp.float16).astype(jnp.float32)*nf_table(n_entries)
 
-# %% ../nbs/13_posthoc.ipynb #ee834f0e
+# %% ../nbs/13_posthoc.ipynb #a07aa6ee
 METHODS = dict(
     rtn=lambda b, q: rtn_codebook(b, q.n_entries),
     nf=lambda b, q: nf_codebook(b, q.n_entries),
@@ -71,7 +71,8 @@ def method_bits(
 )->float:
     "Bits per weight: indices, and whatever the method stores of a block."
     if method not in BLOCK_BITS: return bits_per_weight(quant, shape)
-    (bo, bi), (o, i) = quant.block_shape, shape or quant.block_shape
+    o, i = shape or [s or 4096 for s in quant.block_shape]
+    bo, bi = block_of(quant.block_shape, (o, i))
     return -(-o//bo)*-(-i//bi)*(bo*bi*math.ceil(math.log2(quant.n_entries)) + BLOCK_BITS[method])/(o*i)
 
 # %% ../nbs/13_posthoc.ipynb #f4716764
@@ -264,12 +265,12 @@ def calibration_text(
     if len(tokens) <= T: raise UserError(f"the training split of {dataset} has {len(tokens)} tokens, too few to calibrate on (one window is {T}); give --calibration another dataset")
     return calibration_batches(replace(cfg, train=replace(cfg.train, calibration_tokens=n_tokens, batch_size=8, accumulate=1, seed=0)), tokens)
 
-# %% ../nbs/13_posthoc.ipynb #3146e247
+# %% ../nbs/13_posthoc.ipynb #5bd982ca
 @cli
 def main(
     ckpt:str='data/stdlib',        # float checkpoint folder
     methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq
-    geometry:str='int8',           # comma-separated: published, int8, lut-b, 2bit, 4bit; or all
+    geometry:str='int8',           # comma-separated: published, int8, lut-b, int8-256, int8-row, 2bit, 4bit; or all
     bits:str='',                   # comma-separated index bits, such as 2,3,4; the geometry's own by default
     dataset:str='stdlib',          # evaluated on: stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER or text:FILES
     max_tokens:int=None,           # of each split; all by default

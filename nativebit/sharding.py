@@ -25,14 +25,14 @@ def make_mesh(
     if data*fsdp != len(devices): raise UserError(f"a mesh of {data},{fsdp} needs {data*fsdp} devices, there are {len(devices)}; choose two numbers whose product is that")
     return jax.make_mesh((data, fsdp), ('data', 'fsdp'), devices=devices, axis_types=(AxisType.Auto,)*2)
 
-# %% ../nbs/18_tpu.ipynb #cd277c2e
+# %% ../nbs/18_tpu.ipynb #08ba5a7d
 def split_axis(
     shape:tuple,        # of an array
     block_shape:tuple,  # what must stay together, along each axis
     n:int,              # devices
 )->int|None:            # None: it can't be split
     "The first axis along which `n` devices get whole blocks, equally many."
-    return next((axis for axis,(size,block) in enumerate(zip(shape, block_shape)) if size % (n*block) == 0), None)
+    return next((axis for axis,(size,block) in enumerate(zip(shape, block_shape)) if size % (n*(block or size)) == 0), None)
 
 # %% ../nbs/18_tpu.ipynb #44b7e614
 def spec_for(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TrainState', 'lr_schedule', 'make_optimizer', 'first_state', 'state_shapes', 'distillation', 'lambda_at',
-           'freeze_rest', 'loss_fn', 'structure', 'gradients', 'make_step', 'make_quant_ops', 'eval_params',
-           'quantize_now']
+           'freeze_rest', 'loss_fn', 'structure', 'gradients', 'learn_codebooks', 'make_step', 'make_quant_ops',
+           'eval_params', 'quantize_now']
 
-# %% ../nbs/10b_step.ipynb #d7cc90ed
+# %% ../nbs/10b_step.ipynb #9b2a1465
 import re
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -18,7 +18,7 @@ from .attention import ATTENTION
 from .commitment import compute_quant_reg
 from .config import Config, QuantConfig
 from .core import leaf_names, named_key, with_leaves
-from .layers import QuantState, float_params, quantized_params, requantize_params, start_params
+from .layers import QuantState, float_params, learn_params, quantized_params, requantize_params, start_params
 from .model import MATRIX, cross_entropy, dropout, forward_fn, init_model, model_shapes
 
 # %% ../nbs/10b_step.ipynb #d88a7c20
@@ -29,11 +29,11 @@ class TrainState(NamedTuple):
     opt_state: Any    # AdamW's moments
     step: Any         # optimizer steps taken
 
-# %% ../nbs/10b_step.ipynb #e7bf7fd4
+# %% ../nbs/10b_step.ipynb #18d8a046
 def lr_schedule(cfg:Config):
-    "Learning rate by step: linear warm-up, then cosine to a tenth of the peak."
+    "Learning rate by step: linear warm-up, then cosine to `lr_end` of the peak."
     t = cfg.train
-    return optax.warmup_cosine_decay_schedule(0. if t.warmup_steps else t.lr, t.lr, min(t.warmup_steps, t.max_steps-1), t.max_steps, t.lr/10)
+    return optax.warmup_cosine_decay_schedule(0. if t.warmup_steps else t.lr, t.lr, min(t.warmup_steps, t.max_steps-1), t.max_steps, t.lr*t.lr_end)
 
 # %% ../nbs/10b_step.ipynb #44a92fb0
 def make_optimizer(
@@ -81,18 +81,19 @@ def _distillation_grad(saved, g):
 
 distillation.defvjp(_distillation, _distillation_grad)
 
-# %% ../nbs/10b_step.ipynb #ba42e500
+# %% ../nbs/10b_step.ipynb #ddd53316
 def lambda_at(cfg:Config, step):
-    "λ of the commitment loss: linear from 0 over the first quarter of the run, 0 while training is in float."
-    t = cfg.train
-    return t.quant_reg_weight*jnp.minimum(1., step/max(1., t.max_steps/4))*(step >= t.delay_quant_steps)
+    "λ of the commitment loss: by default linear from 0 over the first quarter of the run; 0 while training is in float."
+    t, done = cfg.train, step/cfg.train.max_steps
+    share = dict(warmup=jnp.minimum(1., 4*done), constant=1., anneal=1 - done)[t.quant_reg_schedule]
+    return t.quant_reg_weight*share*(step >= t.delay_quant_steps)
 
 # %% ../nbs/10b_step.ipynb #5db3703e
 def freeze_rest(params):
     "Parameters in which only the matrices have a gradient."
     return with_leaves(params, {n: x if re.search(MATRIX, n) else jax.lax.stop_gradient(x) for n,x in leaf_names(params).items()})
 
-# %% ../nbs/10b_step.ipynb #d299956d
+# %% ../nbs/10b_step.ipynb #1035702f
 def loss_fn(
     params,        # latent weights
     quant_state,   # quantizer state; an empty tree for a float run
@@ -104,20 +105,20 @@ def loss_fn(
     forward,       # as of `forward_fn`
 ):                 # (loss, metrics)
     "Cross-entropy, or its mixture with distillation, plus commitment."
-    x, y, d = batch[:, :-1], batch[:, 1:], cfg.train.distill_weight
+    x, y, d, heat = batch[:, :-1], batch[:, 1:], cfg.train.distill_weight, cfg.train.distill_temperature
     if cfg.train.matrices_only: params = freeze_rest(params)
     drop = dropout(key, cfg.train.dropout, 2*cfg.model.n_layers + 1)
     logits = forward(params, x, quant_state if cfg.quant.nativebit else None, drop, cfg.train.remat)
     ce = cross_entropy(logits, y).mean()
-    kl = 0. if teacher is None else distillation(jax.lax.stop_gradient(forward(teacher, x)), logits).mean()
+    kl = 0. if teacher is None else distillation(jax.lax.stop_gradient(forward(teacher, x))/heat, logits/heat).mean()*heat**2
     reg = compute_quant_reg(nnx.merge_state(params, quant_state), cfg.quant) if cfg.quant.nativebit and cfg.train.quant_reg_weight else 0.
     return (1-d)*ce + d*kl + lam*reg, dict(loss=ce, distill=kl, quant_reg=reg)
 
-# %% ../nbs/10b_step.ipynb #14e54d4b
+# %% ../nbs/10b_step.ipynb #f09b2101
 def structure(cfg:Config)->Config:
     "The part of a config that decides what is compiled: runs that differ elsewhere share their compiled functions."
     t = cfg.train
-    same = dict(lr=1., max_steps=1, warmup_steps=0, seed=0, dataset='stdlib', log_every=1, val_every=1, val_batches=1, delay_quant_steps=0, test_tokens=None,
+    same = dict(lr=1., lr_end=1., quant_reg_schedule='constant', max_steps=1, warmup_steps=0, seed=0, dataset='stdlib', log_every=1, val_every=1, val_batches=1, delay_quant_steps=0, test_tokens=None,
                 calibration_tokens=1, save_every=1, keep=1)
     train = replace(t, **same, quant_reg_weight=float(t.quant_reg_weight > 0))
     return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), train)
@@ -133,7 +134,15 @@ def gradients(params, quant_state, batch, lam, key, *rest):
     add = lambda i, total: jax.tree.map(jnp.add, total, part(i))
     return jax.tree.map(lambda x: x/n, jax.lax.fori_loop(1, n, add, part(0)))
 
-# %% ../nbs/10b_step.ipynb #ef87e741
+# %% ../nbs/10b_step.ipynb #b962517b
+def _with_quant(state, merged): return state._replace(quant_state=nnx.split_state(merged, nnx.Param, QuantState)[1])
+
+def learn_codebooks(state, old, grads, quant, lr):
+    "The state with entries moved by the gradients at the weights `old`."
+    merged = nnx.merge_state(state.params, state.quant_state)
+    return _with_quant(state, learn_params(merged, old, grads, quant, quant.codebook_lr*lr, state.step))
+
+# %% ../nbs/10b_step.ipynb #daed5484
 @lru_cache
 def _compiled_step(cfg):
     forward = forward_fn(cfg, dtype=jnp.dtype(cfg.train.compute_dtype), attend=ATTENTION[cfg.train.attention])
@@ -143,7 +152,9 @@ def _compiled_step(cfg):
         grads, metrics = gradients(state.params, state.quant_state, batch, lam, key, teacher, cfg, forward)
         updates, opt_state = opt.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p + lr*u, state.params, updates)
-        return TrainState(params, state.quant_state, opt_state, state.step+1), dict(metrics, grad_norm=optax.global_norm(grads))
+        new = TrainState(params, state.quant_state, opt_state, state.step+1)
+        if cfg.quant.nativebit and cfg.quant.codebook_lr: new = learn_codebooks(new, state.params, grads, cfg.quant, lr)
+        return new, dict(metrics, grad_norm=optax.global_norm(grads))
     return step
 
 # %% ../nbs/10b_step.ipynb #e25d4eac
@@ -154,13 +165,13 @@ def make_step(
     step, lr, key = _compiled_step(structure(cfg)), lr_schedule(cfg), named_key(cfg.train.seed, 'dropout')
     return lambda state, batch, i, teacher=None: step(state, batch, teacher, lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i))
 
-# %% ../nbs/10b_step.ipynb #f5fb5f83
+# %% ../nbs/10b_step.ipynb #82f8d332
 def _where_it_was(new, old): return new if new.sharding == old.sharding else jax.device_put(new, old.sharding)
 
 def _quant_op(f):
     def op(state):
-        new = nnx.split_state(f(nnx.merge_state(state.params, state.quant_state)), nnx.Param, QuantState)[1]
-        return state._replace(quant_state=jax.tree.map(_where_it_was, new, state.quant_state))
+        new = _with_quant(state, f(nnx.merge_state(state.params, state.quant_state)))
+        return new._replace(quant_state=jax.tree.map(_where_it_was, new.quant_state, state.quant_state))
     return op
 
 def make_quant_ops(
@@ -179,10 +190,10 @@ def eval_params(
     full = quantized_params(nnx.merge_state(state.params, state.quant_state), cfg.quant)
     return nnx.split_state(full, nnx.Param, QuantState)[0]
 
-# %% ../nbs/10b_step.ipynb #263e8f9d
+# %% ../nbs/10b_step.ipynb #22567857
 def quantize_now(state, step, cfg, ops):
     "What the quantizer does after optimizer step number `step`: nothing, start, or move."
     since = step - cfg.train.delay_quant_steps
     if not cfg.quant.nativebit or since < 0: return state
     if since == 0 and cfg.train.delay_quant_steps: return ops['start'](state)
-    return ops['requantize'](state) if since % cfg.quant.requantize_every == 0 else state
+    return ops['requantize'](state) if since % cfg.quant.requantize_every == 0 and not cfg.quant.codebook_lr else state

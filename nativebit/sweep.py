@@ -14,8 +14,8 @@ from .config import FIELD_PART, PARTS, get_config
 from .core import UserError, cli, git_hash, plain, read_jsonl
 from .train import train
 
-# %% ../nbs/20_sweep.ipynb #3cbd3c7c
-FIELD_TYPE = {f.name: f.type for cls in PARTS.values() for f in fields(cls)}
+# %% ../nbs/20_sweep.ipynb #e07331dd
+FIELD_TYPE = dict(bits=int, **{f.name: f.type for cls in PARTS.values() for f in fields(cls)})
 
 def parse_value(field:str, word:str):
     "A word of the command line as a value of a config field."
@@ -23,7 +23,7 @@ def parse_value(field:str, word:str):
     try: return dict(true=True, false=False)[word.lower()] if kind is bool else kind(word) if kind in (int, float, str) else json.loads(word)
     except (ValueError, KeyError) as e: raise UserError(f"{field}={word!r} is not a {getattr(kind, '__name__', kind)}") from e
 
-# %% ../nbs/20_sweep.ipynb #0e42d9f0
+# %% ../nbs/20_sweep.ipynb #74da4c6e
 def parse_grid(
     words,     # e.g. ['lr=1e-4,3e-4', 'seed=0,1']
 )->dict:       # {'lr': [1e-4, 3e-4], 'seed': [0, 1]}
@@ -31,7 +31,7 @@ def parse_grid(
     grid = {}
     for w in words:
         field, eq, values = w.partition('=')
-        if not eq or field not in (*FIELD_PART, 'geometry'): raise UserError(f"{w!r} is not FIELD=VALUE,VALUE,… with a field of the config")
+        if not eq or field not in (*FIELD_PART, 'geometry', 'recipe', 'bits', 'method'): raise UserError(f"{w!r} is not FIELD=VALUE,VALUE,… with a field of the config")
         grid[field] = [parse_value(field, v) for v in values.split(',')]
     return grid
 

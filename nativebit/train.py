@@ -28,7 +28,7 @@ from .model import forward_fn, init_model, model_shapes
 from .sharding import check_batch, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
 from .step import TrainState, eval_params, first_state, lambda_at, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
 
-# %% ../nbs/11_train.ipynb #c79ea0ef
+# %% ../nbs/11_train.ipynb #8b45a6f7
 def check_start(
     cfg:Config,    # the run
     init_from,     # path of the checkpoint to start from, or None
@@ -42,6 +42,7 @@ def check_start(
     if t.distill_weight and not init_from: raise UserError("--distill-weight needs a teacher: give a trained float checkpoint with --init-from")
     if cfg.quant.nativebit and cfg.quant.start == 'gptq' and (not init_from or books or t.delay_quant_steps):
         raise UserError("--start gptq needs a trained float checkpoint with --init-from, and no --delay-quant-steps")
+    if cfg.quant.nativebit and cfg.quant.codebook_lr and t.delay_quant_steps: raise UserError("--codebook-lr needs codebooks from the first step; leave out --delay-quant-steps")
 
 # %% ../nbs/11_train.ipynb #351005b5
 def calibration_batches(
@@ -252,7 +253,7 @@ def train(
         state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
-# %% ../nbs/11_train.ipynb #0e65dee0
+# %% ../nbs/11_train.ipynb #f8456e16
 @cli
 def main(
     config:str=None,                      # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b
@@ -266,18 +267,22 @@ def main(
     batch_size:int=None,                  # windows a step
     context_len:int=None,                 # tokens a window
     lr:float=None,                        # peak learning rate
+    lr_end:float=None,                    # share of it at the last step
     weight_decay:float=None,              # on matrices
     warmup_steps:int=None,                # of the learning rate
-    geometry:str=None,                    # published, int8, lut-b, 2bit or 4bit
+    geometry:str=None,                    # published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
     bits:int=None,                        # index bits, another number than the geometry's
     start:str=None,                       # first codebooks: quantile, kmeans or gptq
     calibration_tokens:int=None,          # that --start gptq reads
     ema_decay:float=None,                 # of codebook counts and sums, 0 ≤ α < 1
     use_canonical_ema:bool_arg=None,      # 1: VQ-VAE's update; 0: the batch mean, for comparison
     requantize_every:int=None,            # steps between two codebook updates
+    codebook_lr:float=None,               # learn entries by gradient, at this multiple of the learning rate, instead of EMA
     quant_reg_weight:float=None,          # λ of the commitment loss
+    quant_reg_schedule:str=None,          # of λ: warmup, constant or anneal
     delay_quant_steps:int=None,           # train in float for so many steps first
     distill_weight:float=None,            # share of KL(float start ‖ student) in the loss, 0 to 1
+    distill_temperature:float=None,       # that both predictions are softened by
     matrices_only:bool=False,             # leave embedding, head and norms as they are
     compute_dtype:str=None,               # bfloat16 or float32
     attention:str=None,                   # reference, or cudnn on an NVIDIA GPU
