@@ -288,7 +288,7 @@ def summary(
         'gap, %': spread(x, '%') if (x := pick(g, 'gap_vs_control')) else '', 'KL': f'{np.mean(x):.4f}' if (x := pick(g, 'kl')) else ''})
     return [line(*g) for g in groups.items()]
 
-# %% ../nbs/24_results.ipynb #0ea0fb6a
+# %% ../nbs/24_results.ipynb #e782b1e1
 @cli
 def main(
     experiment:str='headline',  # which one, or lines of a grid with --out: "method=qat lr=1e-4,3e-4 seed=0,1"
@@ -305,7 +305,7 @@ def main(
     out = out or (DATA/'results'/f'{experiment}.jsonl' if '=' not in experiment else None)
     if out is None: raise UserError("give --out a file for the rows of this grid")
     if run:
-        fixed = {k: v[0] for k,v in parse_grid(shlex.split(settings)).items()}
+        fixed = {k: v[0] for k,v in parse_grid(shlex.split(settings), several=False).items()}
         rows = run_rows(experiment, make_setup(config, fixed, init_from, raw), out, shlex.join(['python', '-m', 'nativebit.results', *sys.argv[1:]]), minutes)
     else: _, rows = load_results(str(out))
     print(as_markdown(summary(rows, *filter(None, by.split(',')))))

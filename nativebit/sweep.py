@@ -23,16 +23,17 @@ def parse_value(field:str, word:str):
     try: return dict(true=True, false=False)[word.lower()] if kind is bool else kind(word) if kind in (int, float, str) else json.loads(word)
     except (ValueError, KeyError) as e: raise UserError(f"{field}={word!r} is not a {getattr(kind, '__name__', kind)}") from e
 
-# %% ../nbs/20_sweep.ipynb #74da4c6e
+# %% ../nbs/20_sweep.ipynb #468158ab
 def parse_grid(
     words,     # e.g. ['lr=1e-4,3e-4', 'seed=0,1']
+    several:bool=True,  # commas separate values; False: they belong to the only one, as in a dataset's name
 )->dict:       # {'lr': [1e-4, 3e-4], 'seed': [0, 1]}
     "Settings to try, by field. Raises `UserError` for an unknown field or a bad value."
     grid = {}
     for w in words:
         field, eq, values = w.partition('=')
         if not eq or field not in (*FIELD_PART, 'geometry', 'recipe', 'bits', 'method'): raise UserError(f"{w!r} is not FIELD=VALUE,VALUE,… with a field of the config")
-        grid[field] = [parse_value(field, v) for v in values.split(',')]
+        grid[field] = [parse_value(field, v) for v in (values.split(',') if several else [values])]
     return grid
 
 def points(grid:dict)->list: return [dict(zip(grid, v)) for v in itertools.product(*grid.values())]
