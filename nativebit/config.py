@@ -67,7 +67,7 @@ class ModelConfig:
     @property
     def head_dim(self): return self.d_model//self.n_heads
 
-# %% ../nbs/01_config.ipynb #17ad8393
+# %% ../nbs/01_config.ipynb #c0576ea0
 GEOMETRIES = {
     'published': dict(n_entries=8,  block_shape=(1, 128), codebook_dtype='float32'),
     'int8':      dict(n_entries=8,  block_shape=(1, 128), codebook_dtype='int8'),
@@ -79,7 +79,7 @@ GEOMETRIES = {
 }
 CODEBOOK_DTYPES = ('float32', 'float16', 'int8', 'float8_e4m3')
 STARTS = ('quantile', 'kmeans', 'gptq')
-SCHEDULES = ('warmup', 'constant', 'anneal')
+SCHEDULES = ('warmup', 'constant', 'anneal', 'ramp')
 
 # %% ../nbs/01_config.ipynb #9f9b3de1
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def check_dataset(
     if dataset not in DATASETS and not (kind in ('text', 'python') and path): raise UserError(suggest('dataset', dataset, [*DATASETS, 'text:PATH', 'python:PATH']))
     return dataset
 
-# %% ../nbs/01_config.ipynb #6a87982e
+# %% ../nbs/01_config.ipynb #a6714134
 @dataclass(frozen=True)
 class TrainConfig:
     "How a run is trained. The defaults are the published recipe's where it names one."
@@ -131,7 +131,8 @@ class TrainConfig:
     dropout:float = 0.                # share of what each part adds to the residual stream that is zeroed
     beta2:float = 0.95                # AdamW's second-moment decay; the first is 0.9
     quant_reg_weight:float = 0.       # λ of the commitment loss
-    quant_reg_schedule:str = 'warmup' # of λ: 'warmup' over the first quarter, 'constant', or 'anneal' to 0 at the end
+    quant_reg_schedule:str = 'warmup' # of λ: 'warmup' over the first quarter, 'constant', 'anneal' to 0 at the end, or 'ramp' from 0 up to it
+    settle:float = 0.                 # share of the run, at its end, in which the matrices' latent weights rest and the others adapt
     delay_quant_steps:int = 0         # train in float for so many steps first
     distill_weight:float = 0.         # share of KL(teacher ‖ student) in the loss, between 0 and 1
     distill_temperature:float = 1.    # both predictions are softened by this
@@ -156,7 +157,7 @@ class TrainConfig:
         need(self.delay_quant_steps < self.max_steps, 'delay_quant_steps', self.delay_quant_steps, f"below max_steps = {self.max_steps}")
         need(self.lr > 0, 'lr', self.lr, "positive")
         for n in ('clip_norm', 'distill_temperature'): need(getattr(self, n) > 0, n, getattr(self, n), "positive")
-        need(0 <= self.lr_end <= 1, 'lr_end', self.lr_end, "between 0 and 1")
+        for n in ('lr_end', 'settle'): need(0 <= getattr(self, n) <= 1, n, getattr(self, n), "between 0 and 1")
         need(self.quant_reg_schedule in SCHEDULES, 'quant_reg_schedule', self.quant_reg_schedule, f"one of {', '.join(SCHEDULES)}")
         need(0 <= self.dropout < 1, 'dropout', self.dropout, "at least 0 and below 1")
         need(0 <= self.beta2 < 1, 'beta2', self.beta2, "at least 0 and below 1")

@@ -81,11 +81,11 @@ def _distillation_grad(saved, g):
 
 distillation.defvjp(_distillation, _distillation_grad)
 
-# %% ../nbs/10b_step.ipynb #ddd53316
+# %% ../nbs/10b_step.ipynb #340dccfb
 def lambda_at(cfg:Config, step):
     "λ of the commitment loss: by default linear from 0 over the first quarter of the run; 0 while training is in float."
     t, done = cfg.train, step/cfg.train.max_steps
-    share = dict(warmup=jnp.minimum(1., 4*done), constant=1., anneal=1 - done)[t.quant_reg_schedule]
+    share = dict(warmup=jnp.minimum(1., 4*done), constant=1., anneal=1 - done, ramp=done)[t.quant_reg_schedule]
     return t.quant_reg_weight*share*(step >= t.delay_quant_steps)
 
 # %% ../nbs/10b_step.ipynb #5db3703e
@@ -114,11 +114,11 @@ def loss_fn(
     reg = compute_quant_reg(nnx.merge_state(params, quant_state), cfg.quant) if cfg.quant.nativebit and cfg.train.quant_reg_weight else 0.
     return (1-d)*ce + d*kl + lam*reg, dict(loss=ce, distill=kl, quant_reg=reg)
 
-# %% ../nbs/10b_step.ipynb #f09b2101
+# %% ../nbs/10b_step.ipynb #fcc15410
 def structure(cfg:Config)->Config:
     "The part of a config that decides what is compiled: runs that differ elsewhere share their compiled functions."
     t = cfg.train
-    same = dict(lr=1., lr_end=1., quant_reg_schedule='constant', max_steps=1, warmup_steps=0, seed=0, dataset='stdlib', log_every=1, val_every=1, val_batches=1, delay_quant_steps=0, test_tokens=None,
+    same = dict(lr=1., lr_end=1., settle=0., quant_reg_schedule='constant', max_steps=1, warmup_steps=0, seed=0, dataset='stdlib', log_every=1, val_every=1, val_batches=1, delay_quant_steps=0, test_tokens=None,
                 calibration_tokens=1, save_every=1, keep=1)
     train = replace(t, **same, quant_reg_weight=float(t.quant_reg_weight > 0))
     return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), train)
@@ -142,28 +142,30 @@ def learn_codebooks(state, old, grads, quant, lr):
     merged = nnx.merge_state(state.params, state.quant_state)
     return _with_quant(state, learn_params(merged, old, grads, quant, quant.codebook_lr*lr, state.step))
 
-# %% ../nbs/10b_step.ipynb #daed5484
+# %% ../nbs/10b_step.ipynb #a62f11a4
 @lru_cache
 def _compiled_step(cfg):
     forward = forward_fn(cfg, dtype=jnp.dtype(cfg.train.compute_dtype), attend=ATTENTION[cfg.train.attention])
     opt = make_optimizer(cfg, model_shapes(cfg))
     @partial(jax.jit, donate_argnums=0)
-    def step(state, batch, teacher, lr, lam, key):
+    def step(state, batch, teacher, lr, lam, key, move):
         grads, metrics = gradients(state.params, state.quant_state, batch, lam, key, teacher, cfg, forward)
         updates, opt_state = opt.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p + lr*u, state.params, updates)
+        rates = with_leaves(updates, {n: lr*move if re.search(MATRIX, n) else lr for n in leaf_names(updates)})
+        params = jax.tree.map(lambda p, u, r: p + r*u, state.params, updates, rates)
         new = TrainState(params, state.quant_state, opt_state, state.step+1)
         if cfg.quant.nativebit and cfg.quant.codebook_lr: new = learn_codebooks(new, state.params, grads, cfg.quant, lr)
         return new, dict(metrics, grad_norm=optax.global_norm(grads))
     return step
 
-# %% ../nbs/10b_step.ipynb #e25d4eac
+# %% ../nbs/10b_step.ipynb #832ccfff
 def make_step(
     cfg:Config,  # the run
 ):               # (state, batch, step number from 0, teacher=None) -> (state, metrics)
     "One optimizer step, compiled; the old state's memory is reused."
     step, lr, key = _compiled_step(structure(cfg)), lr_schedule(cfg), named_key(cfg.train.seed, 'dropout')
-    return lambda state, batch, i, teacher=None: step(state, batch, teacher, lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i))
+    moving = lambda i: float(i < (1 - cfg.train.settle)*cfg.train.max_steps)   # 0 once the matrices rest
+    return lambda state, batch, i, teacher=None: step(state, batch, teacher, lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i), moving(i))
 
 # %% ../nbs/10b_step.ipynb #82f8d332
 def _where_it_was(new, old): return new if new.sharding == old.sharding else jax.device_put(new, old.sharding)

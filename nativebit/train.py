@@ -253,7 +253,7 @@ def train(
         state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
-# %% ../nbs/11_train.ipynb #f8456e16
+# %% ../nbs/11_train.ipynb #a7598235
 @cli
 def main(
     config:str=None,                      # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b
@@ -279,7 +279,8 @@ def main(
     requantize_every:int=None,            # steps between two codebook updates
     codebook_lr:float=None,               # learn entries by gradient, at this multiple of the learning rate, instead of EMA
     quant_reg_weight:float=None,          # λ of the commitment loss
-    quant_reg_schedule:str=None,          # of λ: warmup, constant or anneal
+    quant_reg_schedule:str=None,          # of λ: warmup, constant, anneal or ramp
+    settle:float=None,                    # share of the run, at its end, in which the matrices rest and the others adapt
     delay_quant_steps:int=None,           # train in float for so many steps first
     distill_weight:float=None,            # share of KL(float start ‖ student) in the loss, 0 to 1
     distill_temperature:float=None,       # that both predictions are softened by
