@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GEOMETRIES', 'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES', 'DATASETS', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES',
-           'need', 'at_least', 'suggest', 'ModelConfig', 'QuantConfig', 'check_dataset', 'TrainConfig', 'Config',
-           'named', 'override', 'get_config', 'config_to_dict', 'config_from_dict']
+           'need', 'at_least', 'suggest', 'ModelConfig', 'QuantConfig', 'block_of', 'check_dataset', 'TrainConfig',
+           'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped', 'config_from_dict']
 
 # %% ../nbs/01_config.ipynb #75333f72
 import dataclasses, difflib
@@ -81,7 +81,7 @@ CODEBOOK_DTYPES = ('float32', 'float16', 'int8', 'float8_e4m3')
 STARTS = ('quantile', 'kmeans', 'gptq')
 SCHEDULES = ('warmup', 'constant', 'anneal', 'ramp')
 
-# %% ../nbs/01_config.ipynb #9f9b3de1
+# %% ../nbs/01_config.ipynb #222a68ab
 @dataclass(frozen=True)
 class QuantConfig:
     "The codebooks: their geometry, where they start, how they move."
@@ -98,12 +98,20 @@ class QuantConfig:
     def __post_init__(self):
         need(2 <= self.n_entries <= 256, 'n_entries', self.n_entries, "between 2 and 256")
         object.__setattr__(self, 'block_shape', tuple(self.block_shape))
-        need(len(self.block_shape) == 2 and min(self.block_shape) >= 0, 'block_shape', self.block_shape, "two numbers, rows and columns; 0 for all of them")
+        need(len(self.block_shape) == 2 and all(isinstance(x, int) and x >= 0 for x in self.block_shape), 'block_shape', self.block_shape, "two whole numbers, rows and columns; 0 for all of them")
         need(self.codebook_dtype in CODEBOOK_DTYPES, 'codebook_dtype', self.codebook_dtype, f"one of {', '.join(CODEBOOK_DTYPES)}")
         need(self.start in STARTS, 'start', self.start, f"one of {', '.join(STARTS)}")
         need(0 <= self.ema_decay < 1, 'ema_decay', self.ema_decay, "at least 0 and below 1")
         at_least(self, 1, 'requantize_every')
         at_least(self, 0, 'codebook_lr')
+
+# %% ../nbs/01_config.ipynb #a7b82b9d
+def block_of(
+    block_shape:tuple,  # as in `QuantConfig`
+    shape:tuple,        # of a matrix
+)->tuple:
+    "Rows × columns of a matrix's blocks, where 0 stands for all it has."
+    return tuple(b or s for b,s in zip(block_shape, shape))
 
 # %% ../nbs/01_config.ipynb #ff440a7f
 DATASETS = ('stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext')
@@ -227,10 +235,17 @@ def get_config(
     if name not in CONFIGS: raise UserError(suggest('config', name, list(CONFIGS)))
     return override(CONFIGS[name], **overrides)
 
-# %% ../nbs/01_config.ipynb #097c4767
+# %% ../nbs/01_config.ipynb #ec6fd9ca
 def config_to_dict(cfg:Config)->dict: return dataclasses.asdict(cfg)
 
+def mistyped(cfg:Config)->list:
+    "The fields whose value is not of their type; a whole number will do for a float."
+    fits = lambda value, kind: isinstance(value, (float, int) if kind is float else kind)
+    return [f.name for part in PARTS for f in fields(PARTS[part]) if not fits(getattr(getattr(cfg, part), f.name), f.type)]
+
 def config_from_dict(d:dict)->Config:
-    "The inverse of `config_to_dict`. Raises `UserError` where a field is missing or unknown."
-    try: return Config(d['name'], **{p: cls(**d[p]) for p,cls in PARTS.items()})
+    "The inverse of `config_to_dict`. Raises `UserError` where a field is missing, unknown or of another type."
+    try: cfg = Config(d['name'], **{p: cls(**d[p]) for p,cls in PARTS.items()})
     except (KeyError, TypeError) as e: raise UserError(f"the config in this file does not fit this version of nativebit: {e}") from e
+    if bad := mistyped(cfg): raise UserError(f"the config in this file has a wrong type of value for {', '.join(bad)}; write that file again")
+    return cfg

@@ -6,24 +6,24 @@
 __all__ = ['UserError', 'one_sentence', 'hyphenate', 'parse_args', 'cli', 'named_key', 'atomic_path', 'plain', 'JSONLogger',
            'read_jsonl', 'TensorBoardLogger', 'git_hash', 'leaf_names', 'with_leaves', 'count_params']
 
-# %% ../nbs/00_core.ipynb #c8e5a0ba
+# %% ../nbs/00_core.ipynb #ffc3c9e1
 import json, os, re, subprocess, sys, zlib
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-import jax, numpy as np
+import numpy as np
 from fastcore.script import anno_parser
 
 # %% ../nbs/00_core.ipynb #5cd3e57f
 class UserError(Exception): "A mistake in what the user gave us; its message is one sentence that says what to do."
 
-# %% ../nbs/00_core.ipynb #92ae758e
+# %% ../nbs/00_core.ipynb #617ebaee
 @contextmanager
 def one_sentence():
     "End the program with `UserError`'s message instead of a traceback; Ctrl-C exits with 130."
     try: yield
     except UserError as e: sys.exit(f"error: {e}")
-    except jax.errors.JaxRuntimeError as e:
+    except RuntimeError as e:   # what JAX raises is one
         if 'RESOURCE_EXHAUSTED' not in str(e): raise
         sys.exit("error: out of memory; use a smaller --batch-size, --context-len or model")
     except KeyboardInterrupt: sys.exit(130)
@@ -56,12 +56,13 @@ def cli(func):
     os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # cuBLAS: a fifth faster (23_speed), and compiles sooner
     with one_sentence(): func(**parse_args(func))
 
-# %% ../nbs/00_core.ipynb #cc950441
+# %% ../nbs/00_core.ipynb #1af2e04c
 def named_key(
     seed:int,    # the run's seed
     name:str,    # what the key is for, e.g. 'init'
-)->jax.Array:    # a JAX random key
+)->'jax.Array':  # a JAX random key
     "A random key that depends on the seed and the name, and on nothing else."
+    import jax
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 # %% ../nbs/00_core.ipynb #f001a10a
@@ -80,10 +81,10 @@ def atomic_path(
     finally:
         if tmp.exists(): tmp.unlink()
 
-# %% ../nbs/00_core.ipynb #bacd113f
+# %% ../nbs/00_core.ipynb #283284c5
 def plain(x):
     "JAX and NumPy scalars and arrays as plain numbers and lists; paths as text."
-    if isinstance(x, (jax.Array, np.ndarray, np.generic)): return np.asarray(x).tolist()
+    if hasattr(x, '__array__'): return np.asarray(x).tolist()
     return str(x)
 
 # %% ../nbs/00_core.ipynb #83de05d9
@@ -147,22 +148,24 @@ def git_hash()->str:
     try: return subprocess.run(['git', '-C', here, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return 'unknown'
 
-# %% ../nbs/00_core.ipynb #bfcb9f48
+# %% ../nbs/00_core.ipynb #85cac5a4
 def leaf_names(
     tree,      # nested dict, Flax state, or any JAX tree
     sep='.',   # between the parts of a name
 )->dict:       # {'layers.0.attn.q.weight': leaf, …}
     "The leaves of a tree by their dotted names, in the order of `jax.tree.leaves`; Flax variables as plain arrays."
+    import jax
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))[0]
     part = lambda k: str(getattr(k, 'key', getattr(k, 'idx', getattr(k, 'name', k))))
     return {sep.join(map(part, path)): getattr(x, 'get_value', lambda: x)() for path,x in leaves}
 
-# %% ../nbs/00_core.ipynb #8d324b6f
+# %% ../nbs/00_core.ipynb #d518bdbf
 def with_leaves(
     tree,         # any JAX tree
     leaves:dict,  # new leaves by name, as of `leaf_names`
 ):                # a tree of the same structure
     "A tree with its leaves replaced: `with_leaves(tree, leaf_names(tree))` is `tree`."
+    import jax
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in leaf_names(tree)])
 
 # %% ../nbs/00_core.ipynb #d11da043

@@ -6,16 +6,16 @@
 __all__ = ['ROUNDS', 'weighted_codebook', 'damped', 'feedback_factor', 'gptq_weight', 'refit_codebook', 'gptq_matrix',
            'second_moments', 'quantize_layer', 'gptq_params']
 
-# %% ../nbs/10a_gptq.ipynb #6d4ba9df
+# %% ../nbs/10a_gptq.ipynb #5cb14c77
 from functools import lru_cache, partial
 import jax, jax.numpy as jnp
 from dataclasses import replace
 from flax import nnx
 from jaxtyping import Array, Float, Integer
 from .attention import causal_attention
-from .codebook import assign, block_of, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
+from .codebook import assign, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
 from .commitment import hard_weight
-from .config import Config, ModelConfig, QuantConfig
+from .config import Config, ModelConfig, QuantConfig, block_of
 from .core import leaf_names, with_leaves
 from .layers import LLOYD_STEPS
 from .model import Layer

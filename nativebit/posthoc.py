@@ -8,7 +8,7 @@ __all__ = ['METHODS', 'BLOCK_BITS', 'CALIBRATED', 'rtn_codebook', 'nf_table', 'n
            'posthoc_table', 'as_markdown', 'chosen', 'chosen_geometries', 'earlier_rows', 'index_bits', 'sweep_rows',
            'run_header', 'load_float', 'calibration_text', 'main']
 
-# %% ../nbs/13_posthoc.ipynb #53e320ac
+# %% ../nbs/13_posthoc.ipynb #3cd39413
 import math, re, shlex, sys, time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,9 +17,9 @@ from statistics import NormalDist
 import jax, jax.numpy as jnp, numpy as np
 from jaxtyping import Array, Float
 from .checkpoint import load_network
-from .codebook import assign, bits_per_weight, block_of, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
+from .codebook import assign, bits_per_weight, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
 from .commitment import hard_weight
-from .config import GEOMETRIES, QuantConfig, need, suggest
+from .config import GEOMETRIES, QuantConfig, need, suggest, block_of
 from .core import JSONLogger, UserError, cli, count_params, git_hash, leaf_names, read_jsonl, with_leaves
 from .data import load_tokenizer, prepare
 from .evaluate import compare, evaluate_ppl
