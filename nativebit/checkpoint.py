@@ -6,14 +6,15 @@
 __all__ = ['checkpoint_tensors', 'save_checkpoint', 'read_tensors', 'flax_names', 'load_checkpoint', 'mismatches', 'fit_params',
            'start_codebooks', 'restore', 'load_network', 'RunStates']
 
-# %% ../nbs/10_checkpoint.ipynb #6644e176
-import json, logging, re, shutil, zipfile
+# %% ../nbs/10_checkpoint.ipynb #d039073c
+import json, logging, math, re, shutil, zipfile
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from dataclasses import replace
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np  # ml_dtypes: NumPy learns bfloat16
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from safetensors import SafetensorError, safe_open
@@ -23,18 +24,19 @@ from .core import UserError, atomic_path, git_hash, leaf_names, with_leaves
 from .commitment import hard_weight
 from .layers import QuantState, first_counts, layer_state, start_params
 from .model import init_model, model_shapes
+from .sharding import built, shard_shapes, to_host
 
-# %% ../nbs/10_checkpoint.ipynb #b987c034
+# %% ../nbs/10_checkpoint.ipynb #8eb76d81
 def checkpoint_tensors(
     params,             # tree of latent weights
     quant_state=None,   # tree of quantizer state, or None for a float network
     dtype=np.float32,   # of the weights; codebooks stay float32
 )->dict:                # {name: array}
     "What a checkpoint holds of a network."
-    books = {n: np.asarray(x) for n,x in leaf_names(quant_state or {}).items() if n.endswith('.codebook')}
-    return {**{n: np.asarray(x).astype(dtype) for n,x in leaf_names(params).items()}, **books}
+    books = {n: to_host(x) for n,x in leaf_names(quant_state or {}).items() if n.endswith('.codebook')}
+    return {**{n: to_host(x).astype(dtype) for n,x in leaf_names(params).items()}, **books}
 
-# %% ../nbs/10_checkpoint.ipynb #4c16e245
+# %% ../nbs/10_checkpoint.ipynb #18bf776c
 def save_checkpoint(
     folder,                # where to; files there are replaced once the new ones are whole
     cfg:Config,            # of the run
@@ -44,10 +46,12 @@ def save_checkpoint(
     dtype=np.float32,      # of the weights; `ml_dtypes.bfloat16` halves the file
     **extra,               # more for meta.json
 )->Path:
-    "Write `model.safetensors` and `meta.json`. Raises `UserError` where the folder can't be written."
+    "Write `model.safetensors` and `meta.json`; of several hosts the first one does. Raises `UserError` where the folder can't be written."
     folder, cfg = Path(folder), cfg if quant_state else replace(cfg, quant=replace(cfg.quant, nativebit=False))
+    tensors = checkpoint_tensors(params, quant_state, dtype)   # all hosts take part in putting arrays together
+    if jax.process_index(): return folder
     with atomic_path(folder/'model.safetensors') as tmp:
-        save_file(checkpoint_tensors(params, quant_state, dtype), tmp, metadata={'format': 'nativebit'})
+        save_file(tensors, tmp, metadata={'format': 'nativebit'})
         tmp.chmod(0o644)   # safetensors makes files only their owner can read
     with atomic_path(folder/'meta.json') as tmp: tmp.write_text(json.dumps(dict(config=config_to_dict(cfg), step=step, git_hash=git_hash(), **extra), indent=1))
     return folder
@@ -97,15 +101,19 @@ def mismatches(
             [f"unexpected {n} {tuple(x.shape)}" for n,x in tensors.items() if n not in want] +
             [f"{n} is {tuple(x.shape)}, the network has {tuple(want[n].shape)}" for n,x in tensors.items() if n in want and x.shape != want[n].shape])
 
-# %% ../nbs/10_checkpoint.ipynb #ea9e6473
+# %% ../nbs/10_checkpoint.ipynb #b6aa3740
 def fit_params(
     tensors:dict,  # {name: array} from a file
-    shapes,        # tree of the network's parameters or their shapes, as of `model_shapes`
+    shapes,        # tree of the network's parameters or their shapes, as of `model_shapes` or `shard_shapes`
 ):                 # the same tree, filled, float32
     "A network's parameters from a checkpoint. Raises `UserError` listing every name and shape that does not fit."
     want = leaf_names(shapes)
     if bad := mismatches(tensors, want): raise UserError(f"the checkpoint does not fit the network ({len(bad)} differences): " + '; '.join(bad))
-    return with_leaves(shapes, {n: jnp.asarray(tensors[n], jnp.float32) for n in want})
+    return with_leaves(shapes, {n: _placed(tensors[n], getattr(want[n], 'sharding', None)) for n in want})
+
+def _placed(x, sharding):
+    "An array in float32, or each of its parts where it is to lie."
+    return jnp.asarray(x, jnp.float32) if sharding is None else jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x[part], np.float32))
 
 # %% ../nbs/10_checkpoint.ipynb #68e722ff
 def start_codebooks(
@@ -128,15 +136,16 @@ def _with_codebooks(full, books, cfg):
         flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, first_counts(cb, cfg.quant), cfg.quant).items()})
     return with_leaves(full, flat)
 
-# %% ../nbs/10_checkpoint.ipynb #8b3ba975
+# %% ../nbs/10_checkpoint.ipynb #89de2209
 def restore(
     tensors:dict,   # {name: array}, as of `load_checkpoint`
     cfg:Config,     # of the run
+    mesh=None,      # devices that share the arrays (18_tpu); each is given its parts alone
 )->tuple:           # (params, quant_state)
     "A network from a checkpoint; codebooks are the file's if it has any, else started from the weights."
     books = {n: x for n,x in tensors.items() if n.endswith('.codebook')} if cfg.quant.nativebit else {}
-    params = fit_params({n: x for n,x in tensors.items() if n not in books}, model_shapes(cfg))
-    return params, start_codebooks(cfg, params, books) if cfg.quant.nativebit else nnx.State({})
+    params = fit_params({n: x for n,x in tensors.items() if n not in books}, shard_shapes(model_shapes(cfg), mesh, cfg.quant))
+    return params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params, books) if cfg.quant.nativebit else nnx.State({})
 
 # %% ../nbs/10_checkpoint.ipynb #f63d2a7b
 def load_network(
@@ -150,13 +159,15 @@ def load_network(
     hard = {f'{n}weight': hard_weight(jnp.asarray(tensors[f'{n}weight'], jnp.float32), cb, cfg.quant) for n,cb in books.items()}
     return cfg, fit_params({**{n: x for n,x in tensors.items() if not n.endswith('.codebook')}, **hard}, model_shapes(cfg))
 
-# %% ../nbs/10_checkpoint.ipynb #dd2d260d
+# %% ../nbs/10_checkpoint.ipynb #0b0785a8
 class RunStates:
     "The saved states of a run: the latest few, and the one with the best validation loss."
     def __init__(self,
-        folder,      # where they are, one folder a step; made by the first `save`
+        folder,      # where they are, one folder a step; made by the first `save`. May be gs://BUCKET/FOLDER
         keep:int=2,  # how many of the latest
-    ): self.folder, self.keep = Path(folder).absolute(), keep
+    ):
+        self.remote, self.keep = '://' in str(folder), keep
+        self.folder = epath.Path(folder) if self.remote else epath.Path(folder).absolute()
 
     @cached_property
     def manager(self):
@@ -167,10 +178,16 @@ class RunStates:
     @property
     def latest(self):
         "The step of the newest whole state, None if there is none."
-        return max((int(p.name) for p in self.folder.glob('*') if p.name.isdigit()), default=None)
+        with self.reachable(): return max(ocp.utils.checkpoint_steps(self.folder), default=None) if self.folder.is_dir() else None
 
     @property
     def kept(self): return f"; the state of step {self.latest} is kept in {self.folder}, --resume goes on from it" if self.latest else ''
+
+    @contextmanager
+    def reachable(self):
+        "Turn what is raised where a bucket can't be read into one sentence."
+        try: yield
+        except (OSError, ValueError, RuntimeError, ImportError) as e: raise UserError(f"cannot read {self.folder} ({str(e)[:200]}); check its name and your permissions, for gs:// pip install gcsfs") from e
 
     @contextmanager
     def explained(self):
@@ -184,7 +201,7 @@ class RunStates:
 
     def save(self, state, step:int, val_loss=None):
         "Write a state in the background; waits for the one before it."
-        size, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(self.folder.parent).free
+        size, free = sum(x.nbytes for x in jax.tree.leaves(state)), math.inf if self.remote else shutil.disk_usage(self.folder.parent).free
         if free < size: raise UserError(f"{size/2**20:.0f} MiB are needed to keep the run's state in {self.folder}, {free/2**20:.0f} are free; make room{self.kept}")
         with self.explained(): self.manager.save(step, args=ocp.args.StandardSave(leaf_names(state)), metrics=val_loss and {'val_loss': float(val_loss)})
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainState', 'lr_schedule', 'make_optimizer', 'first_state', 'state_shapes', 'distillation', 'lambda_at',
-           'freeze_rest', 'loss_fn', 'structure', 'gradients', 'learn_codebooks', 'make_step', 'make_quant_ops',
-           'eval_params', 'quantize_now']
+           'freeze_rest', 'loss_fn', 'structure', 'batch_gradients', 'gradients', 'learn_codebooks', 'make_step',
+           'make_quant_ops', 'eval_params', 'quantize_now']
 
 # %% ../nbs/10b_step.ipynb #9b2a1465
 import re
@@ -93,26 +93,24 @@ def freeze_rest(params):
     "Parameters in which only the matrices have a gradient."
     return with_leaves(params, {n: x if re.search(MATRIX, n) else jax.lax.stop_gradient(x) for n,x in leaf_names(params).items()})
 
-# %% ../nbs/10b_step.ipynb #1035702f
+# %% ../nbs/10b_step.ipynb #51a7de13
 def loss_fn(
     params,        # latent weights
     quant_state,   # quantizer state; an empty tree for a float run
     batch,         # (B, T+1) tokens
-    lam,           # λ of the commitment loss at this step
     key,           # random key of this step, for dropout
     teacher,       # float weights to distill from, or None
     cfg:Config,    # the run
     forward,       # as of `forward_fn`
 ):                 # (loss, metrics)
-    "Cross-entropy, or its mixture with distillation, plus commitment."
+    "Cross-entropy, or its mixture with distillation."
     x, y, d, heat = batch[:, :-1], batch[:, 1:], cfg.train.distill_weight, cfg.train.distill_temperature
     if cfg.train.matrices_only: params = freeze_rest(params)
     drop = dropout(key, cfg.train.dropout, 2*cfg.model.n_layers + 1)
     logits = forward(params, x, quant_state if cfg.quant.nativebit else None, drop, cfg.train.remat)
     ce = cross_entropy(logits, y).mean()
     kl = 0. if teacher is None else distillation(jax.lax.stop_gradient(forward(teacher, x))/heat, logits/heat).mean()*heat**2
-    reg = compute_quant_reg(nnx.merge_state(params, quant_state), cfg.quant) if cfg.quant.nativebit and cfg.train.quant_reg_weight else 0.
-    return (1-d)*ce + d*kl + lam*reg, dict(loss=ce, distill=kl, quant_reg=reg)
+    return (1-d)*ce + d*kl, dict(loss=ce, distill=kl)
 
 # %% ../nbs/10b_step.ipynb #fcc15410
 def structure(cfg:Config)->Config:
@@ -123,16 +121,25 @@ def structure(cfg:Config)->Config:
     train = replace(t, **same, quant_reg_weight=float(t.quant_reg_weight > 0))
     return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), train)
 
-# %% ../nbs/10b_step.ipynb #3dda7566
-def gradients(params, quant_state, batch, lam, key, *rest):
+# %% ../nbs/10b_step.ipynb #00726d7f
+def batch_gradients(params, quant_state, batch, key, *rest):
     "Gradient and metrics of `loss_fn`, the batch cut into `accumulate` parts."
     cfg, grad = rest[-2], jax.grad(loss_fn, has_aux=True)
     n = cfg.train.accumulate
-    if n == 1: return grad(params, quant_state, batch, lam, key, *rest)
+    if n == 1: return grad(params, quant_state, batch, key, *rest)
     parts = batch.reshape(-1, n, batch.shape[1])   # every n-th window: each device has its share of each part
-    part = lambda i: grad(params, quant_state, parts[:, i], lam, jax.random.fold_in(key, i), *rest)
+    part = lambda i: grad(params, quant_state, parts[:, i], jax.random.fold_in(key, i), *rest)
     add = lambda i, total: jax.tree.map(jnp.add, total, part(i))
     return jax.tree.map(lambda x: x/n, jax.lax.fori_loop(1, n, add, part(0)))
+
+# %% ../nbs/10b_step.ipynb #9cce3a7c
+def gradients(params, quant_state, batch, lam, key, *rest):
+    "Gradient and metrics of the whole loss; `lam` is the λ of the commitment at this step."
+    cfg, (grads, metrics) = rest[-2], batch_gradients(params, quant_state, batch, key, *rest)
+    if not cfg.quant.nativebit or not cfg.train.quant_reg_weight: return grads, dict(metrics, quant_reg=0.)
+    params, grads = jax.lax.optimization_barrier((params, grads))
+    reg, pull = jax.value_and_grad(lambda p: compute_quant_reg(nnx.merge_state(p, quant_state), cfg.quant))(params)
+    return jax.tree.map(lambda g, r: g + lam*r, grads, pull), dict(metrics, quant_reg=reg)
 
 # %% ../nbs/10b_step.ipynb #b962517b
 def _with_quant(state, merged): return state._replace(quant_state=nnx.split_state(merged, nnx.Param, QuantState)[1])

@@ -1,0 +1,28 @@
+"The GPU benchmark, rehearsed: its rows are measured, kept, and not measured twice."
+import importlib.util, json, os, subprocess, sys
+from pathlib import Path
+import pytest
+from nativebit.core import read_jsonl
+
+SCRIPT = Path(__file__).resolve().parent.parent/'tpu_scripts'/'bench_2b.py'
+spec = importlib.util.spec_from_file_location('bench_2b', SCRIPT)
+bench = importlib.util.module_from_spec(spec); spec.loader.exec_module(bench)
+
+def test_rows_are_kept_and_failed_ones_tried_again(tmp_path, monkeypatch, capsys):
+    asked, out = [], tmp_path/'rows.jsonl'
+    monkeypatch.setattr(bench, 'in_a_process', lambda row, timeout: asked.append(row) or (dict(error='out of memory') if row['mode'] == 'float' else dict(ms=1.)))
+    measure = lambda **kw: bench.main(config='tiny', gpus='1,2', out=str(out), states=str(tmp_path), **kw)
+    measure()
+    assert len(asked) == 9 and [r['kind'] for r in asked[-3:]] == ['save', 'restore', 'restore'] and read_jsonl(out)[0]['type'] == 'header'
+    measure(); assert len(asked) == 9
+    measure(again=True); assert len(asked) == 11 and all(r['mode'] == 'float' for r in asked[-2:])
+    assert 'states' not in read_jsonl(out)[-1]
+    measure(minutes=.1, remat=True); assert len(asked) == 11           # no time, no row
+    with pytest.raises(bench.UserError): bench.main(gpus='one', out=str(out))
+
+def test_a_row_on_two_devices(tmp_path):
+    row = dict(bench.plan('tiny', [2], 2, False, 'published', 1, 1, str(tmp_path))[1])
+    env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0')
+    p = subprocess.run([sys.executable, SCRIPT, '--row', json.dumps(row)], env=env, capture_output=True, text=True)
+    result = json.loads(p.stdout.splitlines()[-1])
+    assert p.returncode == 0 and result['ms'] > 0 and result['requantize_ms'] > 0 and len(result['peak_gib']) == 2, p.stderr
