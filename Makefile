@@ -11,6 +11,11 @@ help:                ## this list
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+# on a machine without a GPU, PyTorch's CPU wheels save gigabytes: .venv/bin/python -m pip install torch --index-url https://download.pytorch.org/whl/cpu
+.venv/torch: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch]'
+	touch $@
+
 env: .venv/ready     ## make the environment in .venv
 
 demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (about 5 minutes on 2 cores)
@@ -19,7 +24,7 @@ demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the
 # notebooks and tests compile the same small steps: once is enough
 test: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/jax-cache
 test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
-test: .venv/ready check-generated check-readme   ## everything CI checks
+test: .venv/torch check-generated check-readme   ## everything CI checks
 	PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1200 nbdev_test --n_workers 2 --do_print --path nbs
 	$(BIN)/python -m pytest -q -n 2 tests
 

@@ -8,12 +8,12 @@ __all__ = ['DATA', 'SPLITS', 'COUNTS', 'ByteTokenizer', 'BPETokenizer', 'train_t
            'cache_dir', 'digest', 'not_done', 'write_shards', 'open_split', 'prepare', 'Windows', 'batches',
            'eval_batches', 'main']
 
-# %% ../nbs/02_data.ipynb #4eab8535
+# %% ../nbs/02_data.ipynb #7c5629a0
 import hashlib, io, json, os, time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import grain, numpy as np, tiktoken
+import numpy as np, tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext import openai_public
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
@@ -252,7 +252,7 @@ class Windows:
     def __len__(self): return (len(self.tokens)-1)//self.context_len
     def __getitem__(self, i): return np.asarray(self.tokens[i*self.context_len:(i+1)*self.context_len+1], np.int32)
 
-# %% ../nbs/02_data.ipynb #8b6463ec
+# %% ../nbs/02_data.ipynb #08bd5508
 def batches(
     tokens,             # as of `prepare`
     context_len:int,    # T
@@ -261,6 +261,7 @@ def batches(
     host:tuple=(0, 1),  # number of this host, and how many there are
 ):                      # an endless sequence: item i is the (B, T+1) batch of step i
     "Shuffled batches by step number; every epoch has its own order, and one seed decides them all."
+    import grain   # here, because it brings JAX along, and reading a tokenizer needs none
     return grain.MapDataset.source(Windows(tokens, context_len)).seed(seed).shuffle().repeat()[host[0]::host[1]].batch(batch_size)
 
 # %% ../nbs/02_data.ipynb #05c26c62

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['LAYER', 'pack_params', 'float_params', 'rms_norm', 'rotations', 'rotate', 'cached_attention', 'empty_cache',
            'layer_step', 'rows', 'scores', 'extend', 'head', 'choose', 'prefill', 'decode', 'begin', 'generate',
-           'text_pieces', 'open_network', 'tokenizer_for', 'bytes_per_token', 'decode_speed', 'speed_line',
-           'read_prompt', 'main']
+           'open_network', 'bytes_per_token', 'decode_speed', 'speed_line', 'main']
 
-# %% ../nbs/15_generate.ipynb #7cc98a8b
-import sys, time
+# %% ../nbs/15_generate.ipynb #96be30a6
+import time
 from functools import partial
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
@@ -17,10 +16,10 @@ from jaxtyping import Array, Float, Integer
 from .attention import repeat_kv
 from .checkpoint import load_network
 from .config import ModelConfig, need
-from .core import UserError, cli, leaf_names
-from .data import digest, load_tokenizer
+from .core import cli, leaf_names
 from .pack import Pack, checkpoint_network, pack_tensors, read_pack
 from .packed import linear, packed_matrix, tiled
+from .text import check_options, read_prompt, text_pieces, tokenizer_for
 
 # %% ../nbs/15_generate.ipynb #ec09d909
 def pack_params(
@@ -214,21 +213,7 @@ def generate(
         if ids[-1] == stop: return
         yield ids[-1]
 
-# %% ../nbs/15_generate.ipynb #e3b077b2
-def text_pieces(
-    tokenizer,
-    tokens,   # iterable
-):            # yields text as soon as it is whole characters
-    "Tokens as text, piece by piece."
-    waiting = []
-    for t in tokens:
-        waiting.append(t)
-        if (text := tokenizer.decode(waiting)).endswith('\ufffd') and len(waiting) < 8: continue
-        yield text
-        waiting = []
-    if waiting: yield tokenizer.decode(waiting)
-
-# %% ../nbs/15_generate.ipynb #4e62f769
+# %% ../nbs/15_generate.ipynb #8787dd25
 def open_network(
     path,           # a packed file or a checkpoint folder
     packed:bool,    # keep the matrices packed
@@ -244,16 +229,6 @@ def open_network(
         cfg, weights = load_network(path)
         return cfg, float_params(cfg.model, leaf_names(weights), dtype), {}
     return pack.config, pack_params(pack, packed, dtype), pack.meta.get('tokenizer', {})
-
-def tokenizer_for(
-    cfg,        # of the network
-    note:dict,  # of a pack's header
-):
-    "The tokenizer a network was trained with. Raises `UserError` where ours is another one."
-    tok = load_tokenizer(cfg.model.vocab_size)
-    if note.get('digest', ours := digest(tok.to_str())) != ours:
-        raise UserError("this file was packed with another tokenizer than data/stdlib/tokenizer.json; check out the commit in its header")
-    return tok
 
 # %% ../nbs/15_generate.ipynb #7932ea13
 def bytes_per_token(params:dict)->int:
@@ -278,12 +253,7 @@ def speed_line(row:dict, packed:bool)->str:
     return (f"{row['tokens_per_s']} tokens/s, {row['ms']} ms a token; {row['bytes_per_token']/1e6:.2f} MB of {'packed' if packed else 'unpacked'} weights "
             f"a token, {row['gb_per_s']} GB/s, on {jax.devices()[0].device_kind}")
 
-# %% ../nbs/15_generate.ipynb #5e45035a
-def read_prompt(prompt)->str:
-    "The prompt of the command line, else what is piped in, else nothing."
-    if prompt is not None: return prompt
-    return '' if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-
+# %% ../nbs/15_generate.ipynb #1b38d3af
 @cli
 def main(
     file:str,                # packed file, or checkpoint folder
@@ -298,9 +268,7 @@ def main(
     benchmark:bool=False,    # print the speed afterwards
 ):
     "Continue a text with a packed network."
-    for name,value,ok,wants in [('max_tokens', max_tokens, max_tokens >= 1, "at least 1"), ('temperature', temperature, temperature >= 0, "at least 0"),
-                                ('top_k', top_k, top_k >= 0, "at least 0"), ('top_p', top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-                                ('dtype', dtype, dtype in (None, 'float32', 'bfloat16'), "float32 or bfloat16")]: need(ok, name, value, wants)
+    check_options(max_tokens, temperature, top_k, top_p, dtype)
     dtype = jnp.dtype(dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
     cfg, params, note = open_network(file, packed, dtype)
     tok, text = tokenizer_for(cfg, note), read_prompt(prompt)

@@ -1,0 +1,452 @@
+// Linear layers over packed weights on an NVIDIA Hopper GPU: y = x W^T, W held as 2, 3 or 4 index bits and a codebook a block.
+// One library a geometry: nvcc -DBITS=3 -DE4M3=0 ... ; notebook 17 explains the layout and each step.
+//
+// A unit is 16 rows x 128 columns of W in one run of UNIT bytes; units lie row tile after row tile, along the input first:
+//   index words  lane (g, t) = (lane/4, lane%4) owns columns 8c + 2t and 8c + 2t + 1, c = 0...15, of rows g and g+8: BITS words of either
+//                3 bits: 32 x (A,B,C of g; A of g+8), then 32 x (B,C of g+8);  2, 4 bits: 32 x (words of g, words of g+8), in pieces of 16 bytes
+//   codebooks    int8: rows g and g+8 in turn;  e4m3 (blocks of 8 x 64): for either half of the columns, rows 0-7, then rows 8-15
+//   scales       int8: fp16, rows g and g+8 in turn;  e4m3: none here, one number a matrix
+#ifdef ON_CPU
+#include "cuda_on_cpu.h"
+#else
+#include "lut_device.cuh"
+#endif
+#ifndef BITS
+#define BITS 3
+#endif
+#ifndef E4M3
+#define E4M3 0
+#endif
+constexpr int ENTRIES = 1 << BITS, INDEX_BYTES = 256*BITS, TABLE_BYTES = (E4M3 ? 4 : 16)*ENTRIES, UNIT = INDEX_BYTES + TABLE_BYTES + (E4M3 ? 0 : 32);
+constexpr int TABLE_REGS = ENTRIES/4, HALVES = E4M3 ? 2 : 1;   // registers of a table; tables along the 128 columns
+enum Mode { FP16 = 0, INT8 = 1, INT16 = 2 };   // what the activations are multiplied as
+
+// What a thread block holds in shared memory: a barrier a tile, then these, at multiples of 128 bytes; the host works it out
+struct Layout {
+    int steps, x, sums, parts, units, bytes;
+    Layout(int tiles, int blocks, int M, int rows, int row_bytes, int ranks, int deep) {   // tiles, blocks: what the largest share has
+        int at = 0;
+        auto put = [&](int size) { int here = at; at += (size + 127)/128*128; return here; };
+        put(8*tiles);
+        steps = put(4*blocks*M);                                         // scales of the activations, (blocks, M)
+        x = put(blocks*rows*row_bytes);
+        sums = put(4*deep*tiles*16*M);                                   // of warps that share rows, (deep, M, 16*tiles)
+        parts = put(ranks > 1 ? ranks*64*((tiles + ranks - 1)/ranks)*M : 0);   // of the cluster's blocks, for the tiles that this one writes
+        units = put(tiles*blocks*UNIT); bytes = at;
+    }
+};
+struct Args { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Layout at; };
+enum Flags { NO_PRODUCTS = 1, NO_WAIT = 2 };   // wrong results: only to see what takes how long
+
+// one lane's part of a unit: index words and table of rows g (0) and g+8 (1)
+struct Lane { uint32_t word[2][BITS], table[2][HALVES*TABLE_REGS]; float scale[2]; };
+
+DEV void read_words(Lane& u, const uint8_t* p, int lane) {
+#if BITS == 3
+    uint4 a = ((const uint4*)p)[lane]; uint2 b = ((const uint2*)(p + 512))[lane];
+    u.word[0][0] = a.x; u.word[0][1] = a.y; u.word[0][2] = a.z; u.word[1][0] = a.w; u.word[1][1] = b.x; u.word[1][2] = b.y;
+#elif BITS == 2
+    uint4 a = ((const uint4*)p)[lane];
+    u.word[0][0] = a.x; u.word[0][1] = a.y; u.word[1][0] = a.z; u.word[1][1] = a.w;
+#else
+    uint4 a = ((const uint4*)p)[lane], b = ((const uint4*)(p + 512))[lane];
+    u.word[0][0] = a.x; u.word[0][1] = a.y; u.word[0][2] = a.z; u.word[0][3] = a.w;
+    u.word[1][0] = b.x; u.word[1][1] = b.y; u.word[1][2] = b.z; u.word[1][3] = b.w;
+#endif
+}
+DEV void read_table(Lane& u, const uint8_t* p, int lane, uint32_t flip) {   // flip: what int8 entries are xored with
+    constexpr int N = 2*HALVES*TABLE_REGS;
+    uint32_t r[N];
+    const uint8_t* at = p + INDEX_BYTES + (E4M3 ? 0 : lane/4*2*ENTRIES);
+    if (N == 2) { uint2 v = *(const uint2*)at; r[0] = v.x; r[1] = v.y; }
+    else {
+#pragma unroll
+        for (int i = 0; i < N/4; i++) { uint4 v = ((const uint4*)at)[i]; r[4*i%N] = v.x; r[(4*i + 1)%N] = v.y; r[(4*i + 2)%N] = v.z; r[(4*i + 3)%N] = v.w; }
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) u.table[i/TABLE_REGS%2][i/(2*TABLE_REGS)*TABLE_REGS + i%TABLE_REGS] = E4M3 ? r[i] : r[i] ^ flip;
+    if (E4M3) return;
+    uint32_t s = ((const uint32_t*)(p + INDEX_BYTES + TABLE_BYTES))[lane/4];
+    u.scale[0] = half_to_float(s & 0xffff); u.scale[1] = half_to_float(s >> 16);
+}
+// eight selectors, one a nibble: the indices of weights 8k...8k+7
+DEV uint32_t selectors(const uint32_t* w, int k) {
+#if BITS == 3
+    if (k < 3) return w[k] & 0x77777777u;
+    return ((w[0] >> 3) & 0x11111111u) | ((w[1] >> 2) & 0x22222222u) | ((w[2] >> 1) & 0x44444444u);
+#elif BITS == 2
+    return (w[k/2] >> (k%2*2)) & 0x33333333u;
+#else
+    return w[k];
+#endif
+}
+// four table bytes, picked by the low four nibbles of s
+DEV uint32_t look_up(const uint32_t* table, uint32_t s) {
+#if BITS == 4
+    uint32_t lo = prmt(table[0], table[1], s & 0x7777u), hi = prmt(table[2], table[3], s & 0x7777u), m = prmt(0xff00u, 0, (s >> 3) & 0x1111u);
+    return (lo & ~m) | (hi & m);
+#else
+    return prmt(table[0], table[BITS == 3], s);
+#endif
+}
+// the a operand of one tensor-core step: weights 4s...4s+3 of both rows as fp16; int8 entries come as 1024 + 128 + entry
+DEV void weights_f16(uint32_t* a, const Lane& u, int s) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        uint32_t v = look_up(u.table[r] + (HALVES == 2 ? s/4*TABLE_REGS : 0), selectors(u.word[r], s/2) >> (s%2*16));
+        a[r] = E4M3 ? e4m3x2(v) : prmt(v, 0x64646464u, 0x4140u);
+        a[r + 2] = E4M3 ? e4m3x2_high(v) : prmt(v, 0x64646464u, 0x4342u);
+    }
+}
+
+// A few tokens. A cluster of thread blocks computes some row tiles; each of its thread blocks takes part of the input, a rectangle of units. Of
+// those a warp takes some tiles, TJ at a time, and some blocks of 128 columns. int8 entries are multiplied as they are looked up, by activations
+// in int8, or in int16 as two planes of int8 that are two columns of the same product; e4m3 entries become fp16.
+constexpr bool FLOAT = E4M3;
+constexpr int X_WORDS = FLOAT ? 64 : 32;   // of a row of 128 activations, in the order of a tensor core's second operand
+DEV int part(int total, int i, int of) { return total*i/of; }
+template<int MODE> DEV int x_rows(int M) { return MODE == INT16 ? 2*M : M; }
+
+DEV float lo_half(uint32_t v) { return half_to_float(v & 0xffff); }
+DEV float hi_half(uint32_t v) { return half_to_float(v >> 16); }
+DEV uint32_t bf16_as_half(uint32_t v) { return floats_to_half2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u)); }
+DEV float top_of(float top, uint32_t v) { return fmaxf(top, fmaxf(fabsf(lo_half(v)), fabsf(hi_half(v)))); }
+
+// 16 neighbouring activations as words 2i, 2i + 1 of each of four lanes
+struct Piece {
+    uint32_t v[8];
+    DEV void load(const Args& p, int token, int k) {
+        const uint16_t* x = (const uint16_t*)p.x + (size_t)token*p.I + k;
+        const uint4 zero = make_uint4(0, 0, 0, 0), a = k < p.I ? load_x(x) : zero, b = k + 8 < p.I ? load_x(x + 8) : zero;
+        v[0] = a.x; v[1] = a.y; v[2] = a.z; v[3] = a.w; v[4] = b.x; v[5] = b.y; v[6] = b.z; v[7] = b.w;
+    }
+    DEV float top() const {
+        float t = 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++) t = top_of(t, v[i]);
+        return t;
+    }
+    DEV void as_half() {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = bf16_as_half(v[i]);
+    }
+    // lane t's columns 2t, 2t + 1, 8 + 2t, 9 + 2t as bytes: the low one of the rounded numbers, or with `high` what is above it
+    DEV uint32_t bytes(int t, float inv, bool high) const {
+        const float magic = 12582912.f + (high ? 128.f : 0.f);           // the sum's low bits are the rounded number
+        const uint32_t pick = high ? 0x0051u : 0x0040u;
+        uint32_t a = __float_as_uint(fmaf(lo_half(v[t]), inv, magic)), b = __float_as_uint(fmaf(hi_half(v[t]), inv, magic));
+        uint32_t c = __float_as_uint(fmaf(lo_half(v[t + 4]), inv, magic)), d = __float_as_uint(fmaf(hi_half(v[t + 4]), inv, magic));
+        return prmt(prmt(a, b, pick), prmt(c, d, pick), 0x5410u);
+    }
+};
+// where word i of lane t of a row lies: four words of a lane side by side, lanes and rows behind one another
+DEV int x_at(int rows, int b, int row, int i, int t) { return ((b*(X_WORDS/16) + i/4)*rows + row)*16 + 4*t + i%4; }
+
+template<int MODE> DEV void put_x(uint32_t* x, float* steps, Piece q, int rows, int M, int token, int b, int i, bool inside) {
+    if (FLOAT) {
+#pragma unroll
+        for (int t = 0; t < 4; t++) if (inside) { x[x_at(rows, b, token, 2*i, t)] = q.v[t]; x[x_at(rows, b, token, 2*i + 1, t)] = q.v[t + 4]; }
+        return;
+    }
+    float top = q.top();
+    top = fmaxf(top, shfl_xor(top, 1)); top = fmaxf(top, shfl_xor(top, 2)); top = fmaxf(top, shfl_xor(top, 4));
+    const float range = MODE == INT8 ? 127.f : 32512.f, inv = top > 0 ? fast_ratio(range, top) : 0.f;
+    if (!inside) return;
+    if (i == 0) steps[b*M + token] = top*(1/range);
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        if (MODE == INT8) x[x_at(rows, b, token, i, t)] = q.bytes(t, inv, false);
+        else { x[x_at(rows, b, 2*token, i, t)] = q.bytes(t, inv, true); x[x_at(rows, b, 2*token + 1, i, t)] = q.bytes(t, inv, false); }
+    }
+}
+template<int MODE, int NT> DEV void read_x(uint32_t* x, float* steps, const Args& p, int k0, int nk) {   // a piece a thread, or several on their way
+    constexpr int N = NT > 1 ? 4 : 1;
+    const int total = p.M*nk*8, rows = x_rows<MODE>(p.M), lane = threadIdx.x%32;
+    for (int first = threadIdx.x - lane; first < total; first += N*blockDim.x) {
+        Piece q[N];
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const int i = min(first + n*(int)blockDim.x + lane, total - 1), token = p.M == 1 ? 0 : i/8/nk;
+            q[n].load(p, token, (k0 + i/8 - token*nk)*128 + i%8*16);
+        }
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const int i = first + n*blockDim.x + lane, token = p.M == 1 ? 0 : i/8/nk;
+            if (p.bf16) q[n].as_half();
+            put_x<MODE>(x, steps, q[n], rows, p.M, token, i/8 - token*nk, i%8, i < total);
+        }
+    }
+}
+
+// TJ tiles of 16 rows, all tokens
+template<int MODE, int NT, int TJ> struct Tiles {
+    static constexpr int PER = MODE == INT16 ? 2 : 4;                    // sums a lane holds of 16 rows x 8 columns of the product
+    float acc[TJ][NT][PER];
+    DEV void clear() {
+#pragma unroll
+        for (int i = 0; i < TJ*NT*PER; i++) (&acc[0][0][0])[i] = 0.f;
+    }
+    DEV static int token_of(int n, int i, int t) { return MODE == INT16 ? 4*n + t : 8*n + 2*t + i%2; }
+    DEV static int row_of(int i, int g) { return MODE == INT16 ? g + 8*i : g + 8*(i/2); }
+
+    DEV void step_float(const Lane* u, const uint4* x, int rows, int lane) {
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+            uint4 b[NT];
+#pragma unroll
+            for (int n = 0; n < NT; n++) b[n] = x[(q*rows + min(8*n + lane/4, rows - 1))*4 + lane%4];
+#pragma unroll
+            for (int j = 0; j < TJ; j++)
+#pragma unroll
+                for (int s = 0; s < 2; s++) {
+                    uint32_t a[4]; weights_f16(a, u[j], 2*q + s);
+#pragma unroll
+                    for (int n = 0; n < NT; n++) mma_f16(acc[j][n], a, s ? b[n].z : b[n].x, s ? b[n].w : b[n].y);
+                }
+        }
+    }
+    DEV void step_int(const Lane* u, const uint4* x, int rows, const float* steps, int M, int lane) {
+        int c[TJ][NT][4];
+#pragma unroll
+        for (int i = 0; i < TJ*NT*4; i++) (&c[0][0][0])[i] = 0;
+#pragma unroll
+        for (int q = 0; q < 2; q++) {
+            uint4 b[NT];
+#pragma unroll
+            for (int n = 0; n < NT; n++) b[n] = x[(q*rows + min(8*n + lane/4, rows - 1))*4 + lane%4];
+#pragma unroll
+            for (int j = 0; j < TJ; j++)
+#pragma unroll
+                for (int s = 0; s < 2; s++) {
+                    uint32_t s0 = selectors(u[j].word[0], 2*q + s), s1 = selectors(u[j].word[1], 2*q + s);
+                    uint32_t a[4] = {look_up(u[j].table[0], s0), look_up(u[j].table[1], s1), look_up(u[j].table[0], s0 >> 16), look_up(u[j].table[1], s1 >> 16)};
+#pragma unroll
+                    for (int n = 0; n < NT; n++) mma_s8(c[j][n], a, s ? b[n].z : b[n].x, s ? b[n].w : b[n].y);
+                }
+        }
+#pragma unroll
+        for (int i = 0; i < TJ*NT*PER; i++) {
+            const int j = i/PER/NT, n = i/PER%NT, e = i%PER;
+            const float step = steps[min(token_of(n, e, lane%4), M - 1)]*u[j].scale[MODE == INT16 ? e : e/2];
+            acc[j][n][e] = fmaf((float)(MODE == INT16 ? c[j][n][2*e%4]*256 + c[j][n][(2*e + 1)%4] : c[j][n][e]), step, acc[j][n][e]);
+        }
+    }
+    // one block of 128 columns: `units` of the TJ tiles, each `stride` bytes behind the other
+    DEV void step(const uint8_t* units, int stride, const uint32_t* x, const float* steps, int b, int M, int lane) {
+        const int rows = x_rows<MODE>(M);
+        Lane u[TJ];
+#pragma unroll
+        for (int j = 0; j < TJ; j++) { read_words(u[j], units + j*stride + b*UNIT, lane); read_table(u[j], units + j*stride + b*UNIT, lane, 0); }
+        const uint4* mine = (const uint4*)(x + b*rows*X_WORDS);
+        if (FLOAT) step_float(u, mine, rows, lane); else step_int(u, mine, rows, steps + b*M, M, lane);
+    }
+    DEV void store(float* sums, int tile, int size, int M, int lane) {   // sums: (M, size)
+#pragma unroll
+        for (int i = 0; i < TJ*NT*PER; i++) {
+            const int token = token_of(i/PER%NT, i%PER, lane%4);
+            if (token < M) sums[token*size + (tile + i/PER/NT)*16 + row_of(i%PER, lane/4)] = acc[i/PER/NT][i/PER%NT][i%PER];
+        }
+    }
+};
+DEV void write_y(const Args& p, int token, int row, float v) {
+    if (row < p.O) ((uint16_t*)p.y)[(size_t)token*p.O + row] = p.bf16 ? float_to_bf16(v*p.scale) : float_to_half(v*p.scale);
+}
+
+template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512) decode(const Args p) {
+    SHARED_BYTES(smem);
+    const int lane = threadIdx.x%32, warp = threadIdx.x/32, ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x/ranks, cluster = blockIdx.x/ranks;
+    const int wide = p.wide, deep = p.deep;                              // warps side by side along the tiles, and along the input
+    const int tile = part(p.tiles, cluster, clusters), tiles = part(p.tiles, cluster + 1, clusters) - tile;
+    const int k0 = part(p.KB, rank, ranks), nk = part(p.KB, rank + 1, ranks) - k0, size = 16*tiles;
+    const Layout& at = p.at;
+    uint64_t* bar = (uint64_t*)smem;
+    float *steps = (float*)(smem + at.steps), *sums = (float*)(smem + at.sums), *parts = (float*)(smem + at.parts);
+    const int begin = part(tiles, warp%wide, wide), end = part(tiles, warp%wide + 1, wide), b0 = part(nk, warp/wide, deep), b1 = part(nk, warp/wide + 1, deep);
+    if (ranks > 1) cluster_arrive();
+    if (threadIdx.x < tiles) {                                           // ask for all weights
+        bar_init(bar + threadIdx.x, 1); bar_expect(bar + threadIdx.x, nk*UNIT);
+        bulk_load(smem + at.units + threadIdx.x*nk*UNIT, p.units + ((size_t)(tile + threadIdx.x)*p.KB + k0)*UNIT, nk*UNIT, bar + threadIdx.x);
+    }
+    grid_launch_next();                                                  // the next kernel may queue its weights behind ours
+    if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
+    read_x<MODE, NT>((uint32_t*)(smem + at.x), steps, p, k0, nk);
+    __syncthreads();
+    for (int j = begin; j < end; j += TJ) {
+        const int first = max(min(j, end - TJ), 0);                      // an odd tile out goes with one that is done
+        Tiles<MODE, NT, TJ> t; t.clear();
+        for (int i = 0; i < TJ; i++) bar_wait(bar + first + i, 0);
+        for (int b = b0; b < b1 && !(p.flags & NO_PRODUCTS); b++) t.step(smem + at.units + first*nk*UNIT, nk*UNIT, (const uint32_t*)(smem + at.x), steps, b, p.M, lane);
+        t.store(sums + warp/wide*size*p.M, first, size, p.M, lane);
+    }
+    __syncthreads();
+    const int bits = p.rank_bits, share = 16*((tiles + ranks - 1) >> bits);   // rows that a rank writes: those of every so manieth tile
+    if (ranks > 1) cluster_wait();
+    for (int token = 0; token < p.M; token++)
+        for (int o = threadIdx.x; o < size; o += blockDim.x) {
+            float v = 0;
+            for (int w = 0; w < deep; w++) v += sums[(w*p.M + token)*size + o];
+            if (ranks == 1) write_y(p, token, tile*16 + o, v);
+            else store_in_rank(parts + (rank*p.M + token)*share + (o/16 >> bits)*16 + o%16, o/16 & (ranks - 1), v);
+        }
+    if (ranks == 1) return;
+    cluster_arrive(); cluster_wait();
+    for (int token = 0; token < p.M; token++)
+        for (int o = threadIdx.x; o < share; o += blockDim.x) {
+            const int j = (o/16 << bits) + rank;                         // of the cluster's tiles
+            if (j >= tiles) break;
+            float v = 0;
+            for (int r = 0; r < ranks; r++) v += parts[(r*p.M + token)*share + o];
+            write_y(p, token, (tile + j)*16 + o%16, v);
+        }
+}
+
+// Many tokens: tiles of 128 rows x BM tokens. One warp copies units and activations ahead; two warpgroups of 64 rows each dequantize
+// into the registers from which their tensor cores read, a half block while the other half is multiplied.
+template<int BM> struct Prefill {
+    static constexpr int ROWS = 128, X_BYTES = BM*256, W_BYTES = 8*UNIT, STAGE_BYTES = X_BYTES + (W_BYTES + 1023)/1024*1024;
+    static constexpr int STAGES = (232448 - 2048)/STAGE_BYTES < 6 ? (232448 - 2048)/STAGE_BYTES : 6, BYTES = 2048 + STAGES*STAGE_BYTES;
+};
+struct PrefillArgs { void* y; int O, M, KB, down, total; float scale; int bf16; };
+
+DEV void half_block(uint32_t (*a)[4], const Lane& u, int half, uint32_t scale0, uint32_t scale1) {
+#pragma unroll
+    for (int s = 0; s < 4; s++) {
+        weights_f16(a[s], u, 4*half + s);
+        if (!E4M3) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[s][i] = half_mul(half_sub(a[s][i], 0x64806480u), i%2 ? scale1 : scale0);
+        }
+    }
+}
+template<int BM> DEV void multiply(float* acc, uint32_t (*a)[4], const uint8_t* x, int half) {   // x: two boxes of BM rows x 64 columns
+    wgmma_fence();
+#pragma unroll
+    for (int s = 0; s < 4; s++) Wgmma<BM>::run(acc, a[s], matrix_at(x + half*BM*128) + 2*s);
+    wgmma_commit();
+}
+
+// 8 tokens x 8 rows at a time, transposed: a lane then holds two rows of a token
+template<int BM, bool ODD> DEV void write_tile(const PrefillArgs& p, const float* acc, int first, int row) {
+    uint16_t* y = (uint16_t*)p.y + (size_t)first*p.O + row;
+#pragma unroll
+    for (int j = 0; j < BM/4; j++) {
+        const float lo = acc[4*(j/2) + j%2*2]*p.scale, hi = acc[4*(j/2) + j%2*2 + 1]*p.scale;
+        const uint32_t v = transpose(p.bf16 ? floats_to_bf16(lo, hi) : floats_to_half2(lo, hi));
+        const int token = first + j/2*8, r = row + j%2*8;
+        uint16_t* at = y + (size_t)(j/2*8)*p.O + j%2*8;
+        if (token < p.M && r < p.O) {
+            if (ODD) { at[0] = v & 0xffff; if (r + 1 < p.O) at[1] = v >> 16; } else *(uint32_t*)at = v;
+        }
+    }
+}
+template<int BM> __global__ void __launch_bounds__(384, 1) prefill(const PrefillArgs p, MAP_PARAM x_map, MAP_PARAM units_map) {
+    typedef Prefill<BM> C;
+    SHARED_BYTES(raw);
+    uint8_t* smem = align_1024(raw);
+    uint64_t *full = (uint64_t*)(smem + C::STAGES*C::STAGE_BYTES), *empty = full + C::STAGES;
+    const int group = threadIdx.x/128, warp = threadIdx.x/32, lane = threadIdx.x%32;
+    if (threadIdx.x == 0) for (int i = 0; i < C::STAGES; i++) { bar_init(full + i, 1); bar_init(empty + i, 8); }
+    __syncthreads();
+    grid_launch_next();
+    int step = 0;                                                        // blocks copied or used so far, over all tiles of this block
+    if (group == 0) {
+        fewer_registers<40>();
+        if (threadIdx.x) return;
+        for (int tile = blockIdx.x; tile < p.total; tile += gridDim.x) {
+            const int rows = tile/p.down*8, tokens = tile%p.down*BM;
+            for (int kb = 0; kb < p.KB; kb++, step++) {
+                const int i = step%C::STAGES;
+                uint8_t* at = smem + i*C::STAGE_BYTES;
+                if (step >= C::STAGES) bar_wait(empty + i, (step/C::STAGES - 1) & 1);
+                bar_expect(full + i, C::X_BYTES + C::W_BYTES);
+                units_load(at + C::X_BYTES, &units_map, UNIT, kb, rows, full + i);
+                if (step == 0) grid_wait();                              // the activations are another kernel's output
+                box_load(at, &x_map, kb*128, tokens, full + i);
+                box_load(at + BM*128, &x_map, kb*128 + 64, tokens, full + i);
+            }
+        }
+        return;
+    }
+    more_registers<232>();
+    grid_wait();
+    for (int tile = blockIdx.x; tile < p.total; tile += gridDim.x) {
+        float acc[BM/2];
+        uint32_t a[2][4][4];
+#pragma unroll
+        for (int i = 0; i < BM/2; i++) acc[i] = 0.f;
+        for (int kb = 0; kb < p.KB; kb++, step++) {
+            const int i = step%C::STAGES;
+            const uint8_t *x = smem + i*C::STAGE_BYTES, *unit = x + C::X_BYTES + (warp - 4)*UNIT;
+            bar_wait(full + i, step/C::STAGES & 1); warp_sync();
+            Lane u; read_words(u, unit, lane); read_table(u, unit, lane, 0x80808080u);
+            const uint32_t scales = E4M3 ? 0 : ((const uint32_t*)(unit + INDEX_BYTES + TABLE_BYTES))[lane/4];
+            const uint32_t s0 = prmt(scales, 0, 0x1010u), s1 = prmt(scales, 0, 0x3232u);
+            half_block(a[0], u, 0, s0, s1);
+            multiply<BM>(acc, a[0], x, 0);
+            wgmma_wait<1>();                                             // the block before is done: its stage may be filled again
+            if (kb && lane == 0) bar_arrive(empty + (step + C::STAGES - 1)%C::STAGES);
+            half_block(a[1], u, 1, s0, s1);
+            multiply<BM>(acc, a[1], x, 1);
+            wgmma_wait<1>();                                             // the first half is done: its registers are free
+        }
+        wgmma_wait<0>();
+        if (lane == 0) bar_arrive(empty + (step + C::STAGES - 1)%C::STAGES);
+#pragma unroll
+        for (int i = 0; i < BM/2; i++) pin(acc[i]);
+        const int row = tile/p.down*128 + (warp - 4)*16 + lane%4*2, token = tile%p.down*BM + lane/4;
+        if (p.O%2) write_tile<BM, true>(p, acc, token, row); else write_tile<BM, false>(p, acc, token, row);
+    }
+}
+
+// launching ----------------------------------------------------------------------------------------------------------
+typedef void (*Kernel)(const Args);
+#define EACH_BM(F) F(64) F(96) F(128) F(160) F(192) F(256)   // tokens of a tile of prefill
+#ifdef ON_CPU
+static void call(const void* kernel, void** args) {
+#define IS(BM) || kernel == (const void*)prefill<BM>
+    if (false EACH_BM(IS)) ((void (*)(const PrefillArgs, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2]);
+    else ((Kernel)kernel)(*(Args*)args[0]);
+}
+#endif
+template<int MODE, int NT> static Kernel pick_tj(int tj) { return tj == 1 ? decode<MODE, NT, 1> : tj == 2 ? decode<MODE, NT, 2> : nullptr; }
+static Kernel pick(int mode, int M, int tj) {
+#if E4M3
+    if (mode == FP16) return M <= 8 ? pick_tj<FP16, 1>(tj) : M <= 16 ? pick_tj<FP16, 2>(tj) : nullptr;
+#else
+    if (mode == INT8) return M <= 8 ? pick_tj<INT8, 1>(tj) : M <= 16 ? pick_tj<INT8, 2>(tj) : nullptr;
+    if (mode == INT16) return M <= 4 ? pick_tj<INT16, 1>(tj) : M <= 8 ? pick_tj<INT16, 2>(tj) : M <= 16 ? pick_tj<INT16, 4>(tj) : nullptr;
+#endif
+    return nullptr;
+}
+// 0, a CUDA error, or -1: no such kernel, -2: too much shared memory
+extern "C" int nativebit_decode(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int mode,
+                                int clusters, int ranks, int wide, int deep, int tj, int overlap, int flags, void* stream) {
+    const int tiles = (O + 15)/16, KB = (I + 127)/128, rank_bits = ranks == 2 ? 1 : ranks == 4 ? 2 : ranks == 8 ? 3 : 0;
+    tj = max(1, min(tj, tiles)); clusters = min(clusters, tiles/tj);     // each has TJ tiles at least
+    Kernel kernel = pick(mode, M, tj);
+    if (!kernel || wide*deep < 1 || wide*deep > 16 || ranks > KB || ranks != 1 << rank_bits || clusters < 1 || tiles/clusters >= 32*wide*deep) return -1;
+    const Layout at((tiles + clusters - 1)/clusters, (KB + ranks - 1)/ranks, M, mode == INT16 ? 2*M : M, 4*X_WORDS, ranks, deep);
+    if (at.bytes > 232448 - 1024) return -2;
+    Args p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, scale, bf16, flags, at};
+    void* args[] = {&p};
+    return launch((const void*)kernel, args, clusters*ranks, 32*wide*deep, ranks, at.bytes, overlap, stream);
+}
+template<int BM> static int launch_prefill(PrefillArgs p, const void* units, const void* x, int I, int overlap, void* stream) {
+    Map maps[2];
+    int e = make_map(maps, x, I, p.M, BM);
+    if (!e) e = make_units_map(maps + 1, units, UNIT, p.KB, (p.O + 15)/16);
+    if (e) return e;
+    p.down = (p.M + BM - 1)/BM; p.total = (p.O + 127)/128*p.down;
+    void* args[] = {&p, maps, maps + 1};
+    return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
+}
+// x is fp16; y fp16, or bf16 where bf16 is 1
+extern "C" int nativebit_prefill(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int bm, int overlap, void* stream) {
+    PrefillArgs p = {y, O, M, (I + 127)/128, 0, 0, scale, bf16};
+    switch (bm) {
+#define CASE(BM) case BM: return launch_prefill<BM>(p, units, x, I, overlap, stream);
+        EACH_BM(CASE)
+        default: return -1;
+    }
+}
+extern "C" int nativebit_unit_bytes() { return UNIT; }

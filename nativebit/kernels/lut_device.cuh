@@ -1,0 +1,149 @@
+// The instructions that the kernels are made of, one small function each. tests/cuda_on_cpu.h has the same functions for a CPU.
+#pragma once
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <cudaTypedefs.h>
+#include <stdint.h>
+#define DEV __device__ __forceinline__
+
+DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) { uint32_t d; asm("prmt.b32 %0,%1,%2,%3;" : "=r"(d) : "r"(a), "r"(b), "r"(s)); return d; }
+DEV uint32_t e4m3x2(uint32_t v) {   // two e4m3 in the low 16 bits -> half2
+    uint32_t d; asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.rn.f16x2.e4m3x2 %0, l;}" : "=r"(d) : "r"(v)); return d;
+}
+DEV uint32_t e4m3x2_high(uint32_t v) {   // the two in the high 16 bits
+    uint32_t d; asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.rn.f16x2.e4m3x2 %0, h;}" : "=r"(d) : "r"(v)); return d;
+}
+DEV float half_to_float(uint32_t v) { return __half2float(__ushort_as_half((unsigned short)v)); }
+DEV uint32_t floats_to_half2(float lo, float hi) {   // a value beyond fp16 becomes its largest number, not infinity
+    uint32_t d; asm("cvt.rn.satfinite.f16x2.f32 %0, %2, %1;" : "=r"(d) : "f"(lo), "f"(hi)); return d;
+}
+DEV float fast_ratio(float a, float b) { return __fdividef(a, b); }
+DEV uint16_t float_to_half(float v) { return __half_as_ushort(__float2half_rn(v)); }
+DEV uint16_t float_to_bf16(float v) { uint16_t d; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(d) : "f"(v)); return d; }
+
+DEV uint32_t floats_to_bf16(float lo, float hi) { uint32_t d; asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(d) : "f"(lo), "f"(hi)); return d; }
+
+// tensor cores: c (16 x 8) += a (16 x k) b (k x 8)
+DEV void mma_f16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEV void mma_s8(int* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
+DEV void warp_sync() { __syncwarp(); }
+
+// memory: bulk copies that count down a barrier in shared memory, and loads that see what another kernel has just written
+DEV uint8_t* align_1024(uint8_t* p) { return p + (1024 - (uint32_t)__cvta_generic_to_shared(p)%1024)%1024; }
+DEV uint32_t saddr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+DEV uint4 load_x(const void* p) { return __ldcg((const uint4*)p); }
+DEV void bar_init(uint64_t* bar, uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(saddr(bar)), "r"(arrivals) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+DEV void bar_expect(uint64_t* bar, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(saddr(bar)), "r"(bytes) : "memory");
+}
+DEV void bar_arrive(uint64_t* bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(saddr(bar)) : "memory"); }
+DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {   // read once: first to leave the L2 cache
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+        :: "r"(saddr(dst)), "l"(src), "r"(bytes), "r"(saddr(bar)), "l"(policy) : "memory");
+}
+DEV void bar_wait(uint64_t* bar, uint32_t phase) {
+    asm volatile("{.reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @p bra DONE; bra WAIT; DONE:}"
+        :: "r"(saddr(bar)), "r"(phase) : "memory");
+}
+
+// grids and clusters: wait for the kernel before this one, let the next one start; store into a neighbour's shared memory
+DEV void grid_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEV void grid_launch_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEV uint32_t cluster_size() { uint32_t v; asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v)); return v; }
+DEV uint32_t cluster_rank() { uint32_t v; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v)); return v; }
+DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+DEV void store_in_rank(float* p, uint32_t rank, float v) {
+    uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
+    asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(a), "f"(v) : "memory");
+}
+
+// a warpgroup's tensor cores: d (64 x N) += a (64 x 16, registers) b (16 x N, shared memory, rows of 128 bytes in swizzled order)
+template<int N> struct Wgmma;
+#define S0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define S32 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define S64 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define S96 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define H32 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define H64 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define D16(i) D4(i), D4(i + 4), D4(i + 8), D4(i + 12)
+#define D32(i) D16(i), D16(i + 16)
+#define WGMMA(N, SUMS, A0, A1, A2, A3, B, ...) template<> struct Wgmma<N> { DEV static void run(float* d, const uint32_t* a, uint64_t b) { \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SUMS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 0;" \
+        : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); } };
+WGMMA(64, S0, 32, 33, 34, 35, 36, D32(0))
+WGMMA(96, S0 ", " H32, 48, 49, 50, 51, 52, D32(0), D16(32))
+WGMMA(128, S0 ", " S32, 64, 65, 66, 67, 68, D32(0), D32(32))
+WGMMA(160, S0 ", " S32 ", " H64, 80, 81, 82, 83, 84, D32(0), D32(32), D16(64))
+WGMMA(192, S0 ", " S32 ", " S64, 96, 97, 98, 99, 100, D32(0), D32(32), D32(64))
+WGMMA(256, S0 ", " S32 ", " S64 ", " S96, 128, 129, 130, 131, 132, D32(0), D32(32), D32(64), D32(96))
+DEV uint64_t matrix_at(const void* p) { return (uint64_t)((saddr(p) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template<int PENDING> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(PENDING) : "memory"); }
+DEV void pin(uint32_t& r) { asm volatile("" : "+r"(r) :: "memory"); }   // a register that a product still reads stays where it is
+DEV void pin(float& r) { asm volatile("" : "+f"(r) :: "memory"); }
+template<int N> DEV void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
+template<int N> DEV void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
+DEV uint32_t transpose(uint32_t v) {   // an 8 x 8 matrix of 16-bit numbers, a pair a lane
+    uint32_t d; asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(v)); return d;
+}
+DEV uint32_t half_mul(uint32_t a, uint32_t b) { uint32_t d; asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
+DEV uint32_t half_sub(uint32_t a, uint32_t b) { uint32_t d; asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
+
+// a box of 64 columns x rows of a row-major fp16 matrix; beyond its edges come zeros
+typedef CUtensorMap Map;
+#define MAP_PARAM const __grid_constant__ Map
+DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+        :: "r"(saddr(dst)), "l"(map), "r"(saddr(bar)), "r"(column), "r"(row) : "memory");
+}
+// the units of 8 row tiles x one block of columns, one behind the other; beyond the last tile come zeros
+DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint64_t* bar) { box_load(dst, map, kb*(unit/8), tile, bar); }
+static int encode_map(Map* map, CUtensorMapDataType type, const void* p, uint64_t columns, uint64_t rows, uint64_t row_bytes, uint32_t box_columns, uint32_t box_rows, CUtensorMapSwizzle swizzle) {
+    static PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
+    if (!encode) {
+        cudaDriverEntryPointQueryResult found;
+        cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void**)&encode, 12000, cudaEnableDefault, &found);
+        if (e || found != cudaDriverEntryPointSuccess) { encode = nullptr; return -3; }
+    }
+    cuuint64_t size[2] = {columns, rows}, stride[1] = {row_bytes};
+    cuuint32_t box[2] = {box_columns, box_rows}, step[2] = {1, 1};
+    return encode(map, type, 2, (void*)p, size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) ? -4 : 0;
+}
+static int make_map(Map* map, const void* x, int columns, int rows, int box_rows) {
+    return encode_map(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, x, columns, rows, columns*2ull, 64, box_rows, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+static int make_units_map(Map* map, const void* units, int unit, int blocks, int tiles) {
+    return encode_map(map, CU_TENSOR_MAP_DATA_TYPE_UINT64, units, (uint64_t)blocks*unit/8, tiles, (uint64_t)blocks*unit, unit/8, 8, CU_TENSOR_MAP_SWIZZLE_NONE);
+}
+static int processors() { int d = 0, n = 0; cudaGetDevice(&d); cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, d); return n; }
+
+#define SHARED_BYTES(name) extern __shared__ __align__(128) uint8_t name[]
+
+// start a kernel; overlap: it may begin while the one before it still runs, and waits for it in grid_wait
+static int launch(const void* kernel, void** args, int blocks, int threads, int ranks, int bytes, int overlap, void* stream) {
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (e) { cudaGetLastError(); return e; }
+    cudaLaunchAttribute attr[2]; int n = 0;
+    if (overlap) { attr[n].id = cudaLaunchAttributeProgrammaticStreamSerialization; attr[n++].val.programmaticStreamSerializationAllowed = 1; }
+    if (ranks > 1) { attr[n].id = cudaLaunchAttributeClusterDimension; attr[n].val.clusterDim.x = ranks; attr[n].val.clusterDim.y = attr[n].val.clusterDim.z = 1; n++; }
+    cudaLaunchConfig_t cfg = {};
+    cfg.gridDim = dim3(blocks); cfg.blockDim = dim3(threads); cfg.dynamicSmemBytes = bytes; cfg.stream = (cudaStream_t)stream; cfg.attrs = attr; cfg.numAttrs = n;
+    e = cudaLaunchKernelExC(&cfg, kernel, args);
+    if (e) cudaGetLastError();
+    return e;
+}

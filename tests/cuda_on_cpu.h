@@ -1,0 +1,217 @@
+// The functions of nativebit/kernels/lut_device.cuh on a CPU: a thread a lane, barriers where a warp exchanges values. Slow, exact, and it checks addresses.
+#pragma once
+#include <pthread.h>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+#define DEV inline
+#define __global__ static
+#define __launch_bounds__(...)
+#define SHARED_BYTES(name) uint8_t* name = here->shared
+
+struct uint2 { uint32_t x, y; };
+struct uint4 { uint32_t x, y, z, w; };
+struct Dim { int x; };
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a > b ? a : b; }
+static inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+static inline float __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+static inline void need(bool ok, const char* what) { if (!ok) { fprintf(stderr, "cuda_on_cpu: %s\n", what); abort(); } }
+
+// where a thread is: its warp's exchange area, its block's shared memory, its cluster's blocks
+struct Warp { pthread_barrier_t sync; uint32_t in[32][8]; };
+struct Cluster;
+struct Block { uint8_t* shared; pthread_barrier_t sync; std::vector<Warp> warps; Cluster* cluster; int rank; };
+struct Cluster { pthread_barrier_t sync; std::vector<Block> blocks; };
+static thread_local Block* here;
+static thread_local Dim threadIdx, blockIdx, blockDim, gridDim;
+static const uint8_t *global_from, *global_to;   // bulk copies must stay in here
+static inline Warp& warp() { return here->warps[threadIdx.x/32]; }
+static inline int lane_id() { return threadIdx.x%32; }
+static inline void meet() { pthread_barrier_wait(&warp().sync); }
+static inline void __syncthreads() { pthread_barrier_wait(&here->sync); }
+DEV void warp_sync() { meet(); }
+
+DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
+    uint64_t v = (uint64_t)b << 32 | a; uint32_t d = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t n = s >> 4*i & 15, byte = v >> 8*(n & 7) & 255;
+        d |= (n & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8*i;
+    }
+    return d;
+}
+static inline float to_float(uint16_t v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }
+static inline uint16_t to_half(float f) { _Float16 h = (_Float16)f; uint16_t v; memcpy(&v, &h, 2); return v; }
+static inline float e4m3(uint8_t v) {
+    int e = v >> 3 & 15, m = v & 7;
+    float f = e ? ldexpf(8 + m, e - 10) : ldexpf(m, -9);
+    return v & 128 ? -f : f;
+}
+DEV uint32_t e4m3x2(uint32_t v) { return to_half(e4m3(v & 255)) | (uint32_t)to_half(e4m3(v >> 8 & 255)) << 16; }
+DEV uint32_t e4m3x2_high(uint32_t v) { return e4m3x2(v >> 16); }
+DEV float half_to_float(uint32_t v) { return to_float(v & 0xffff); }
+static inline float clamp_half(float f) { return f > 65504.f ? 65504.f : f < -65504.f ? -65504.f : f; }
+DEV uint32_t floats_to_half2(float lo, float hi) { return to_half(clamp_half(lo)) | (uint32_t)to_half(clamp_half(hi)) << 16; }
+DEV float fast_ratio(float a, float b) { return a/b; }
+DEV uint16_t float_to_half(float v) { return to_half(v); }
+DEV uint16_t float_to_bf16(float v) { uint32_t u = __float_as_uint(v); return (u + 0x7fff + (u >> 16 & 1)) >> 16; }
+
+// fragments as PTX lays them out: lane (g, t) = (lane/4, lane%4)
+DEV void mma_f16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
+    uint32_t* in = warp().in[lane_id()];
+    for (int i = 0; i < 4; i++) in[i] = a[i];
+    in[4] = b0; in[5] = b1;
+    meet();
+    auto half = [](uint32_t v, int i) { return to_float(i ? v >> 16 : v & 0xffff); };
+    auto A = [&](int r, int k) { return half(warp().in[r%8*4 + k%8/2][r/8 + k/8*2], k%2); };
+    auto B = [&](int k, int n) { return half(warp().in[n*4 + k%8/2][4 + k/8], k%2); };
+    for (int i = 0; i < 4; i++) {
+        int r = lane_id()/4 + i/2*8, n = lane_id()%4*2 + i%2;
+        double sum = c[i];
+        for (int k = 0; k < 16; k++) sum += (double)A(r, k)*B(k, n);
+        c[i] = (float)sum;
+    }
+    meet();
+}
+DEV void mma_s8(int* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
+    uint32_t* in = warp().in[lane_id()];
+    for (int i = 0; i < 4; i++) in[i] = a[i];
+    in[4] = b0; in[5] = b1;
+    meet();
+    auto byte = [](uint32_t v, int i) { return (int)(int8_t)(v >> 8*i & 255); };
+    auto A = [&](int r, int k) { return byte(warp().in[r%8*4 + k%16/4][r/8 + k/16*2], k%4); };
+    auto B = [&](int k, int n) { return byte(warp().in[n*4 + k%16/4][4 + k/16], k%4); };
+    for (int i = 0; i < 4; i++) {
+        int r = lane_id()/4 + i/2*8, n = lane_id()%4*2 + i%2;
+        for (int k = 0; k < 32; k++) c[i] += A(r, k)*B(k, n);
+    }
+    meet();
+}
+DEV float shfl(float v, int lane) {
+    warp().in[lane_id()][0] = __float_as_uint(v); meet();
+    float got = __uint_as_float(warp().in[lane][0]); meet();
+    return got;
+}
+DEV float shfl_xor(float v, int mask) { return shfl(v, lane_id() ^ mask); }
+
+DEV uint4 load_x(const void* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const uint4*)p; }
+struct Barrier { int arrivals, left; int64_t bytes; uint32_t phase; };
+static std::mutex barriers_lock;
+static std::unordered_map<const void*, Barrier> barriers;
+static inline void turn(Barrier& b) { if (b.left == 0 && b.bytes == 0) { b.phase ^= 1; b.left = b.arrivals; } }
+template<class F> static inline auto with(const void* bar, F f) { std::lock_guard<std::mutex> hold(barriers_lock); return f(barriers[bar]); }
+DEV void bar_init(uint64_t* bar, uint32_t arrivals) { with(bar, [=](Barrier& b) { b = {(int)arrivals, (int)arrivals, 0, 0}; }); }
+DEV void bar_arrive(uint64_t* bar) { with(bar, [](Barrier& b) { need(b.left > 0, "more arrivals than a barrier expects"); b.left--; turn(b); }); }
+DEV void bar_expect(uint64_t* bar, uint32_t bytes) { with(bar, [=](Barrier& b) { b.bytes += bytes; b.left--; turn(b); }); }
+static inline void bar_bytes(uint64_t* bar, uint32_t bytes) { with(bar, [=](Barrier& b) { b.bytes -= bytes; turn(b); }); }
+DEV void bar_wait(uint64_t* bar, uint32_t phase) {
+    for (long i = 0; with(bar, [=](Barrier& b) { return b.phase == (phase & 1); }); i++) { need(i < 20000000, "a barrier that never turns"); std::this_thread::yield(); }
+}
+DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {
+    need((uintptr_t)dst%16 == 0 && (uintptr_t)src%16 == 0 && bytes%16 == 0, "a bulk copy off its 16-byte boundary");
+    need((const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a bulk copy from outside the matrix");
+    memcpy(dst, src, bytes); bar_bytes(bar, bytes);
+}
+// boxes of a matrix and products of a warpgroup, in the order of the 128-byte swizzle
+struct Map { const uint16_t* x; int columns, rows, box_rows; };
+#define MAP_PARAM const Map
+static inline int make_map(Map* map, const void* x, int columns, int rows, int box_rows) { *map = {(const uint16_t*)x, columns, rows, box_rows}; return columns%8 ? -4 : 0; }
+static inline int processors() { return 3; }
+static inline uint8_t* align_1024(uint8_t* p) { return p; }
+static inline uint32_t saddr(const void* p) { return (const uint8_t*)p - here->shared; }
+static inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
+    need(saddr(dst)%1024 == 0, "a box off its 1024-byte boundary");
+    for (int r = 0; r < map->box_rows; r++) for (int c = 0; c < 64; c++) {
+        bool inside = row + r < map->rows && column + c < map->columns;
+        *(uint16_t*)(here->shared + swizzled(saddr(dst) + r*128 + c*2)) = inside ? map->x[(size_t)(row + r)*map->columns + column + c] : 0;
+    }
+    bar_bytes(bar, map->box_rows*128);
+}
+static inline int make_units_map(Map* map, const void* units, int unit, int blocks, int tiles) { *map = {(const uint16_t*)units, blocks*unit, tiles, 8}; return unit%16 ? -4 : 0; }
+DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint64_t* bar) {
+    need(saddr(dst)%128 == 0, "a box off its 128-byte boundary");
+    for (int j = 0; j < map->box_rows; j++)
+        if (tile + j < map->rows) memcpy((uint8_t*)dst + j*unit, (const uint8_t*)map->x + (size_t)(tile + j)*map->columns + kb*unit, unit);
+        else memset((uint8_t*)dst + j*unit, 0, unit);
+    bar_bytes(bar, map->box_rows*unit);
+}
+DEV uint64_t matrix_at(const void* p) { return saddr(p) >> 4; }
+template<int N> struct Wgmma {
+    static void run(float* d, const uint32_t* a, uint64_t b) {
+        for (int i = 0; i < 4; i++) warp().in[lane_id()][i] = a[i];
+        meet();
+        auto A = [&](int r, int k) { uint32_t v = warp().in[r%8*4 + k%8/2][r/8 + k/8*2]; return to_float(k%2 ? v >> 16 : v & 0xffff); };
+        auto B = [&](int k, int n) { return to_float(*(const uint16_t*)(here->shared + swizzled((uint32_t)(b << 4) + n/8*1024 + n%8*128 + k*2))); };
+        for (int i = 0; i < N/2; i++) {
+            int r = lane_id()/4 + i%4/2*8, n = i/4*8 + lane_id()%4*2 + i%2;
+            double sum = d[i];
+            for (int k = 0; k < 16; k++) sum += (double)A(r, k)*B(k, n);
+            d[i] = (float)sum;
+        }
+        meet();
+    }
+};
+DEV void wgmma_fence() {}
+DEV void wgmma_commit() {}
+template<int PENDING> DEV void wgmma_wait() { meet(); }
+DEV void pin(float&) {}
+template<int N> DEV void fewer_registers() {}
+template<int N> DEV void more_registers() {}
+DEV uint32_t transpose(uint32_t v) {
+    warp().in[lane_id()][0] = v; meet();
+    uint32_t d = 0;
+    for (int i = 0; i < 2; i++) {   // d holds row lane/4, columns 2(lane%4) + i of the transpose
+        int r = lane_id()%4*2 + i, c = lane_id()/4;
+        d |= (warp().in[r*4 + c/2][0] >> c%2*16 & 0xffff) << 16*i;
+    }
+    meet();
+    return d;
+}
+DEV uint32_t half_mul(uint32_t a, uint32_t b) { return to_half(to_float(a & 0xffff)*to_float(b & 0xffff)) | (uint32_t)to_half(to_float(a >> 16)*to_float(b >> 16)) << 16; }
+DEV uint32_t half_sub(uint32_t a, uint32_t b) { return to_half(to_float(a & 0xffff) - to_float(b & 0xffff)) | (uint32_t)to_half(to_float(a >> 16) - to_float(b >> 16)) << 16; }
+DEV uint32_t floats_to_bf16(float lo, float hi) { return float_to_bf16(lo) | (uint32_t)float_to_bf16(hi) << 16; }
+DEV void grid_wait() {}
+DEV void grid_launch_next() {}
+DEV uint32_t cluster_size() { return here->cluster->blocks.size(); }
+DEV uint32_t cluster_rank() { return here->rank; }
+DEV void cluster_arrive() {}
+DEV void cluster_wait() { pthread_barrier_wait(&here->cluster->sync); }
+DEV void store_in_rank(float* p, uint32_t rank, float v) { *(float*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)) = v; }
+
+// one cluster after the other; shared memory starts full of NaNs and may not be written past its end
+static void call(const void* kernel, void** args);   // defined behind the kernels: knows their parameters
+static int launch(const void* kernel, void** args, int blocks, int threads, int ranks, int bytes, int, void*) {
+    const int guard = 256;
+    for (int first = 0; first < blocks; first += ranks) {
+        Cluster c; c.blocks.resize(ranks);
+        pthread_barrier_init(&c.sync, nullptr, ranks*threads);
+        std::vector<std::thread> all;
+        for (int r = 0; r < ranks; r++) {
+            Block& b = c.blocks[r];
+            b.shared = (uint8_t*)aligned_alloc(1024, (bytes + guard + 1023)/1024*1024); memset(b.shared, 0xff, bytes + guard);
+            b.rank = r; b.cluster = &c; b.warps.resize(threads/32);
+            pthread_barrier_init(&b.sync, nullptr, threads);
+            for (auto& w : b.warps) pthread_barrier_init(&w.sync, nullptr, 32);
+        }
+        for (int r = 0; r < ranks; r++) for (int t = 0; t < threads; t++) all.emplace_back([=, &c] {
+            here = &c.blocks[r]; threadIdx.x = t; blockIdx.x = first + r; blockDim.x = threads; gridDim.x = blocks;
+            call(kernel, args);
+        });
+        for (auto& t : all) t.join();
+        for (auto& b : c.blocks) {
+            for (int i = 0; i < guard; i++) need(b.shared[bytes + i] == 0xff, "a write past the end of shared memory");
+            free(b.shared);
+        }
+    }
+    return 0;
+}
+extern "C" void cuda_on_cpu_range(const void* from, int64_t bytes) { global_from = (const uint8_t*)from; global_to = global_from + bytes; }
