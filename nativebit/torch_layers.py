@@ -7,13 +7,13 @@ __all__ = ['CODE_DTYPE', 'CODE_MAX', 'LLOYD_STEPS', 'to_blocks', 'from_blocks', 
            'cluster_stats', 'lloyd', 'encode_codebook', 'project', 'ema_canonical', 'ema_batch_mean', 'hard_weight',
            'layer_state', 'start_layer', 'requantize_layer', 'NativeBitLinear']
 
-# %% ../nbs/15b_torch_layers.ipynb #21a3a49d
+# %% ../nbs/15b_torch_layers.ipynb #34ecac73
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from jaxtyping import Float, Integer
-from .config import QuantConfig
+from .config import QuantConfig, block_of
 
-# %% ../nbs/15b_torch_layers.ipynb #14699012
+# %% ../nbs/15b_torch_layers.ipynb #f1a8e917
 def _fill(n, size):
     "Positions 0…n-1, the last incomplete run of `size` completed by repeating itself."
     start = n//size*size
@@ -24,7 +24,7 @@ def to_blocks(
     block_shape:tuple,       # rows × columns of a block
 )->Float[Tensor, "G E"]:     # one block a row
     "Cut a matrix into blocks, in row-major order of the blocks."
-    (bo, bi), (o, i) = block_shape, w.shape
+    (bo, bi), (o, i) = block_of(block_shape, w.shape), w.shape
     if o % bo: w = w[_fill(o, bo)]
     if i % bi: w = w[:, _fill(i, bi)]
     return w.unflatten(0, (-1, bo)).unflatten(2, (-1, bi)).transpose(1, 2).reshape(-1, bo*bi)
@@ -35,7 +35,7 @@ def from_blocks(
     block_shape:tuple,       # rows × columns of a block
 )->Float[Tensor, "O I"]:
     "Put blocks back together."
-    (bo, bi), (o, i) = block_shape, shape
+    (bo, bi), (o, i) = block_of(block_shape, shape), shape
     return b.view(-(-o//bo), -1, bo, bi).transpose(1, 2).flatten(2).flatten(0, 1)[:o, :i]
 
 # %% ../nbs/15b_torch_layers.ipynb #0716830a

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['as_tensor', 'Stacked', 'DenseLinear', 'PackedLinear', 'stack_packed', 'packed_parts', 'pack_linear']
 
-# %% ../nbs/15c_torch_packed.ipynb #776edb2e
+# %% ../nbs/15c_torch_packed.ipynb #3266dbde
 import math
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from jaxtyping import Float
+from .config import block_of
 from .pack import Pack
 from .kernels.lut import PackedMatrix, dequantize as looked_up, lut_linear, pack_matrix
 
@@ -68,13 +69,14 @@ class PackedLinear(Stacked):
         factors = torch.cat([torch.full((n,), f) for n,f in zip(self.sizes, self.factors)]).to(self.data.device)
         return DenseLinear((looked_up(self.packed)*factors[:, None]).to(dtype), self.sizes)
 
-# %% ../nbs/15c_torch_packed.ipynb #6badfe5d
+# %% ../nbs/15c_torch_packed.ipynb #440004e1
 def stack_packed(
     parts:list,         # of (words (G, E/32, bits), codes (G, K), scale or None, (out, in)), one for each matrix
     block_shape:tuple,  # rows × columns of a block
 )->PackedLinear|None:   # None where a matrix ends within a block
     "One packed matrix of several."
     words, codes, scales, shapes = zip(*parts)
+    block_shape = block_of(block_shape, shapes[0])
     sizes, factors, scale = [o for o,_ in shapes], None, None
     if any(o % block_shape[0] for o in sizes[:-1]): return None
     if scales[0] is not None: scale = torch.cat(scales)
@@ -98,7 +100,7 @@ def pack_linear(
     device, dtype,
 ):                # `PackedLinear` or `DenseLinear`
     "Matrices of a pack as a layer."
-    words_fit = pack.bits < 8 and math.prod(pack.config.quant.block_shape) % 32 == 0
+    words_fit = pack.bits < 8 and math.prod(block_of(pack.config.quant.block_shape, pack.matrices[names[0]])) % 32 == 0
     stack = stack_packed([packed_parts(pack, n, device) for n in names], pack.config.quant.block_shape) if packed and words_fit else None
     if stack is not None: return stack
     return DenseLinear(torch.cat([torch.from_numpy(pack.weight(f'{n}.weight')) for n in names]).to(device, dtype), [pack.matrices[n][0] for n in names])

@@ -6,11 +6,11 @@
 __all__ = ['random_parts', 'random_network', 'dequantized', 'bytes_per_token', 'decode_speed', 'device_name', 'speed_line',
            'run_benchmark']
 
-# %% ../nbs/16b_torch_speed.ipynb #a4f2900a
+# %% ../nbs/16b_torch_speed.ipynb #e6af83b8
 import copy, statistics, time
 import torch
 from torch import nn
-from .config import Config, need
+from .config import Config, block_of, need
 from .core import JSONLogger
 from .ledger import param_shapes
 from .torch_decode import Decoder, generate
@@ -19,14 +19,14 @@ from .torch_model import NativeBitGPT, serve, set_floats
 from .torch_packed import DenseLinear, PackedLinear, Stacked, stack_packed
 from .words import index_width
 
-# %% ../nbs/16b_torch_speed.ipynb #3f80ef4b
+# %% ../nbs/16b_torch_speed.ipynb #21d872de
 def random_parts(
     shape:tuple,  # of a matrix
     quant,        # its geometry
     device,
 )->tuple:         # as of `packed_parts`
     "A packed matrix of random numbers."
-    (bo, bi), bits = quant.block_shape, index_width(quant.n_entries)
+    (bo, bi), bits = block_of(quant.block_shape, shape), index_width(quant.n_entries)
     G = -(-shape[0]//bo) * -(-shape[1]//bi)
     words = torch.randint(-2**31, 2**31, (G, bo*bi//32, bits), dtype=torch.int32, device=device)
     codes, scale = encode_codebook(.02*torch.randn(G, quant.n_entries, device=device).sort(1).values, quant.codebook_dtype)
