@@ -1,9 +1,9 @@
 "Packed files: any shape and geometry comes back bit for bit; damage of any kind is one sentence, never a traceback, never wrong weights."
-import json, os, subprocess, sys
+import json, math, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
-from nativebit.config import CODEBOOK_DTYPES, GEOMETRIES, config_to_dict, get_config, override
+from nativebit.config import CODEBOOK_DTYPES, GEOMETRIES, block_of, config_to_dict, get_config, override
 from nativebit.core import UserError
 from nativebit.ledger import CODES, DTYPES, ledger_text, param_shapes
 from nativebit.pack import estimate_ledger, file_ledger, int8_rows, metadata_crc, pack_tensors, read_pack, write_pack
@@ -14,7 +14,7 @@ some = lambda n: settings(max_examples=n, deadline=None, derandomize=True)
 
 def random_matrix(rng, shape, K, block_shape, dtype):
     "Codes, scales and a matrix made of their entries: what training leaves behind, without training."
-    (bo, bi), (o, i) = block_shape, shape
+    (bo, bi), (o, i) = block_of(block_shape, shape), shape
     G = -(-o//bo) * -(-i//bi)
     codes = rng.uniform(-120, 120, (G, K)).astype(DTYPES[CODES[dtype]])
     codes = np.take_along_axis(codes, codes.astype(np.float32).argsort(1), 1)
@@ -32,13 +32,13 @@ def random_network(seed=0, **settings):
     return cfg, weights, books
 
 @some(200)
-@given(st.integers(1, 70), st.integers(1, 200), st.integers(2, 40) | st.just(256), st.sampled_from([(1, 128), (8, 64), (3, 5), (1, 1), (1, 32), (4, 8)]),
+@given(st.integers(1, 70), st.integers(1, 200), st.integers(2, 40) | st.just(256), st.sampled_from([(1, 128), (8, 64), (3, 5), (1, 1), (1, 32), (4, 8), (1, 0), (0, 0)]),
        st.sampled_from(CODEBOOK_DTYPES), st.integers(0, 2**32-1))
 def test_a_matrix_comes_back(o, i, K, block_shape, dtype, seed):
     w, codes, scale = random_matrix(np.random.default_rng(seed), (o, i), K, block_shape, dtype)
     parts = pack_matrix(w, codes, scale, block_shape)
     assert np.array_equal(unpack_matrix(parts['words'], codes, scale, (o, i), block_shape), w)
-    assert parts['words'].nbytes == -(-len(codes)*block_shape[0]*block_shape[1]//32)*4*index_width(K)
+    assert parts['words'].nbytes == -(-len(codes)*math.prod(block_of(block_shape, (o, i)))//32)*4*index_width(K)
 
 @pytest.mark.parametrize('geometry', GEOMETRIES)
 @pytest.mark.parametrize('embed', ['bfloat16', 'int8', 'float32'])
