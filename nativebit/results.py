@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TRAINED', 'FROM_SCRATCH', 'EXPERIMENTS', 'method_settings', 'rows_of', 'Setup', 'make_setup', 'row_config', 'score',
            'quantizer_state', 'trained_row', 'run_row', 'load_float_once', 'row_key', 'finished', 'header',
-           'begin_file', 'run_rows', 'attempted', 'reference', 'with_gaps', 'load_results', 'spread', 'summary', 'main']
+           'begin_file', 'run_rows', 'attempted', 'load_results', 'reference', 'with_gaps', 'spread', 'summary', 'main']
 
-# %% ../nbs/24_results.ipynb #dabe1ed1
-import json, math, os, shlex, sys, time
+# %% ../nbs/24_results.ipynb #b0d7c032
+import json, math, shlex, sys, time
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,6 @@ from .config import get_config, suggest
 from .core import UserError, atomic_path, cli, git_hash, leaf_names, plain, read_jsonl
 from .data import DATA, load_tokenizer, prepare
 from .evaluate import compare, ppl_report, token_nll
-from .gptq import gptq_params
 from .layers import compute_quant_diagnostics, quantized_params
 from .posthoc import CALIBRATED, METHODS, as_markdown, calibration_text, index_bits, load_float, network_bits, posthoc_params
 from .step import eval_params
@@ -235,6 +234,16 @@ def attempted(setup, row):
         if 'the loss is' not in str(e): raise
         return dict(row, row=row, diverged=str(e))
 
+# %% ../nbs/24_results.ipynb #1814fc13
+def load_results(
+    name:str,         # of a file in data/results, or a path
+)->tuple:             # (header, records)
+    "What an experiment found. Raises `UserError` where there is no such file."
+    path = Path(name) if str(name).endswith('.jsonl') else DATA/'results'/f'{name}.jsonl'
+    try: first, *rows = read_jsonl(path)
+    except (OSError, ValueError) as e: raise UserError(f"cannot read {path} ({e}); `python -m nativebit.results --help` says how to make it") from e
+    return first, rows
+
 # %% ../nbs/24_results.ipynb #8cc6adc0
 def reference(
     row:dict,    # a record
@@ -256,16 +265,7 @@ def with_gaps(out, wanted)->list:
         with atomic_path(out) as tmp: tmp.write_text('\n'.join(json.dumps(x, default=plain) for x in [first, *rows]) + '\n')
     return rows
 
-# %% ../nbs/24_results.ipynb #30bf816d
-def load_results(
-    name:str,         # of a file in data/results, or a path
-)->tuple:             # (header, records)
-    "What an experiment found. Raises `UserError` where there is no such file."
-    path = Path(name) if str(name).endswith('.jsonl') else DATA/'results'/f'{name}.jsonl'
-    try: first, *rows = read_jsonl(path)
-    except (OSError, ValueError) as e: raise UserError(f"cannot read {path} ({e}); `python -m nativebit.results --help` says how to make it") from e
-    return first, rows
-
+# %% ../nbs/24_results.ipynb #66492dc1
 def spread(
     values:list,     # one a seed
     unit:str='',     # '%': as a percentage with a sign
