@@ -6,14 +6,14 @@
 __all__ = ['SLICES', 'UNITS', 'PEAK', 'MFU', 'tpu_devices', 'sizes', 'refusal', 'device_memory', 'product_flops', 'on_device',
            'programs', 'first_programs', 'measure', 'hours', 'knob', 'check', 'as_text', 'main']
 
-# %% ../nbs/18a_aot.ipynb #bf2ae2b1
+# %% ../nbs/18a_aot.ipynb #e10e3ddd
 import json, math, os, re, time
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-import jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp
 from fastcore.script import bool_arg
 from flax import nnx
 from jax.experimental import topologies

@@ -6,28 +6,22 @@
 __all__ = ['CODE_DTYPE', 'CODE_MAX', 'ENTRY_BITS', 'to_blocks', 'from_blocks', 'init_codebook', 'thresholds', 'assign',
            'dequantize', 'cluster_stats', 'lloyd', 'encode_codebook', 'decode_codebook', 'project', 'bits_per_weight']
 
-# %% ../nbs/04_codebook.ipynb #0b28a3de
+# %% ../nbs/04_codebook.ipynb #49c0b6db
 import math
 from functools import partial
 import jax, jax.numpy as jnp, numpy as np
 from jaxtyping import Array, Float, Integer
-from .config import QuantConfig, block_of
+from .config import QuantConfig, block_of, filled
 
-# %% ../nbs/04_codebook.ipynb #f54e618b
-def _fill(n, size):
-    "Positions 0…n-1, the last incomplete run of `size` completed by repeating itself."
-    start = n//size*size
-    tail = [start + i % (n-start) for i in range(size)] if start < n else []
-    return np.array([*range(start), *tail])
-
+# %% ../nbs/04_codebook.ipynb #22a388ee
 def to_blocks(
     w:Float[Array, "O I"],  # a weight matrix, (out, in)
     block_shape:tuple,      # rows × columns of a block
 )->Float[Array, "G E"]:     # one block a row
     "Cut a matrix into blocks, in row-major order of the blocks."
     (bo, bi), (o, i) = block_of(block_shape, w.shape), w.shape
-    if o % bo: w = w[_fill(o, bo)]
-    if i % bi: w = w[:, _fill(i, bi)]
+    if o % bo: w = w[np.array(filled(o, bo))]
+    if i % bi: w = w[:, np.array(filled(i, bi))]
     return w.reshape(w.shape[0]//bo, bo, -1, bi).swapaxes(1, 2).reshape(-1, bo*bi)
 
 # %% ../nbs/04_codebook.ipynb #db309506

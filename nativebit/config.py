@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GEOMETRIES', 'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES', 'DATASETS', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES',
-           'need', 'at_least', 'suggest', 'ModelConfig', 'QuantConfig', 'block_of', 'check_dataset', 'TrainConfig',
-           'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped', 'config_from_dict']
+           'need', 'at_least', 'suggest', 'ModelConfig', 'QuantConfig', 'block_of', 'filled', 'check_dataset',
+           'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped', 'config_from_dict']
 
 # %% ../nbs/01_config.ipynb #75333f72
 import dataclasses, difflib
@@ -105,13 +105,21 @@ class QuantConfig:
         at_least(self, 1, 'requantize_every')
         at_least(self, 0, 'codebook_lr')
 
-# %% ../nbs/01_config.ipynb #a7b82b9d
+# %% ../nbs/01_config.ipynb #880ca44a
 def block_of(
     block_shape:tuple,  # as in `QuantConfig`
     shape:tuple,        # of a matrix
 )->tuple:
     "Rows × columns of a matrix's blocks, where 0 stands for all it has."
     return tuple(b or s for b,s in zip(block_shape, shape))
+
+def filled(
+    n:int,     # length of a side
+    size:int,  # of a block along it
+)->list:       # positions: 0…n-1, then the last incomplete run of `size` again, in order
+    "How a side is filled up to whole blocks."
+    start = n//size*size
+    return [*range(start), *([start + i % (n-start) for i in range(size)] if start < n else [])]
 
 # %% ../nbs/01_config.ipynb #ff440a7f
 DATASETS = ('stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext')

