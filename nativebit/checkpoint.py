@@ -6,7 +6,7 @@
 __all__ = ['checkpoint_tensors', 'save_checkpoint', 'read_tensors', 'flax_names', 'load_checkpoint', 'mismatches', 'fit_params',
            'start_codebooks', 'restore', 'load_network', 'RunStates']
 
-# %% ../nbs/10_checkpoint.ipynb #d039073c
+# %% ../nbs/10_checkpoint.ipynb #0971e48e
 import json, logging, math, re, shutil, zipfile
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -19,7 +19,7 @@ from flax import nnx
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from .config import Config, config_from_dict, config_to_dict
+from .config import Config, brought_tokenizer, config_from_dict, config_to_dict, found_tokenizer
 from .core import UserError, atomic_path, git_hash, leaf_names, with_leaves
 from .commitment import hard_weight
 from .layers import QuantState, first_counts, layer_state, start_params
@@ -36,7 +36,7 @@ def checkpoint_tensors(
     books = {n: to_host(x) for n,x in leaf_names(quant_state or {}).items() if n.endswith('.codebook')}
     return {**{n: to_host(x).astype(dtype) for n,x in leaf_names(params).items()}, **books}
 
-# %% ../nbs/10_checkpoint.ipynb #18bf776c
+# %% ../nbs/10_checkpoint.ipynb #77de1a5e
 def save_checkpoint(
     folder,                # where to; files there are replaced once the new ones are whole
     cfg:Config,            # of the run
@@ -53,6 +53,7 @@ def save_checkpoint(
     with atomic_path(folder/'model.safetensors') as tmp:
         save_file(tensors, tmp, metadata={'format': 'nativebit'})
         tmp.chmod(0o644)   # safetensors makes files only their owner can read
+    cfg = brought_tokenizer(cfg, folder)
     with atomic_path(folder/'meta.json') as tmp: tmp.write_text(json.dumps(dict(config=config_to_dict(cfg), step=step, git_hash=git_hash(), **extra), indent=1))
     return folder
 
@@ -147,14 +148,14 @@ def restore(
     params = fit_params({n: x for n,x in tensors.items() if n not in books}, shard_shapes(model_shapes(cfg), mesh, cfg.quant))
     return params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params, books) if cfg.quant.nativebit else nnx.State({})
 
-# %% ../nbs/10_checkpoint.ipynb #f63d2a7b
+# %% ../nbs/10_checkpoint.ipynb #18a43298
 def load_network(
     folder,      # of `save_checkpoint`
 )->tuple:        # (Config, params): weights for a float network, Q(w) where there are codebooks
     "The network that a checkpoint delivers. Raises `UserError` where it is none."
     tensors, meta = load_checkpoint(folder)
     if 'config' not in meta: raise UserError(f"{folder} has no meta.json with a config; give the folder of a checkpoint")
-    cfg = config_from_dict(meta['config'])
+    cfg = found_tokenizer(config_from_dict(meta['config']), folder)
     books = {n.removesuffix('codebook'): jnp.asarray(x) for n,x in tensors.items() if n.endswith('.codebook')}
     hard = {f'{n}weight': hard_weight(jnp.asarray(tensors[f'{n}weight'], jnp.float32), cb, cfg.quant) for n,cb in books.items()}
     return cfg, fit_params({**{n: x for n,x in tensors.items() if not n.endswith('.codebook')}, **hard}, model_shapes(cfg))

@@ -100,17 +100,19 @@ def split_batch(
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or x.shape[0] % mesh.size else _laid_out(x, mesh.axis_names)
 
-# %% ../nbs/08_layers.ipynb #34da6f91
+# %% ../nbs/08_layers.ipynb #82e21bd8
 class NativeBitDense(nnx.Module):
-    "A linear layer without bias whose weight is drawn to its codebooks: y = x (w + sg(δ))ᵀ."
+    "A linear layer whose weight is drawn to its codebooks: y = x (w + sg(δ))ᵀ."
     def __init__(self,
         d_in:int,                # I
         d_out:int,               # O
         quant:QuantConfig|None=None,  # geometry; None or `nativebit=False`: a float layer
         *, std:float=0.02,       # of the initial weights
+        bias:bool=False,         # add a learned vector, zero at first
         rngs:nnx.Rngs,           # random keys
     ):
         self.weight = nnx.Param(std*jax.random.normal(rngs.params(), (d_out, d_in)))
+        self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
         if quant is None or not quant.nativebit: self.delta = None; return
         for name,x in start_layer(self.weight[...], quant).items(): setattr(self, name, QuantState(x))
 
@@ -118,9 +120,11 @@ class NativeBitDense(nnx.Module):
         "What the forward pass multiplies with; its gradient is the latent weight's."
         return self.weight[...] if self.delta is None else self.weight[...] + stop_gradient(self.delta[...])
 
+    def biased(self, y:Float[Array, "... O"])->Float[Array, "... O"]: return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
     def __call__(self,
         x:Float[Array, "... I"],  # inputs, in the compute dtype
-    )->Float[Array, "... O"]: return x @ gathered(self.forward_weight().astype(x.dtype)).T
+    )->Float[Array, "... O"]: return self.biased(x @ gathered(self.forward_weight().astype(x.dtype)).T)
 
 # %% ../nbs/08_layers.ipynb #9ae624f1
 def _each_layer(params, f, extra={}):

@@ -6,7 +6,7 @@
 __all__ = ['MATRIX', 'RMSNorm', 'rope', 'together', 'Attention', 'SwiGLU', 'Layer', 'dropout', 'recomputed', 'NativeBitGPT',
            'cross_entropy', 'init_model', 'forward_fn', 'model_shapes', 'size_table']
 
-# %% ../nbs/09_model.ipynb #7577af51
+# %% ../nbs/09_model.ipynb #309e444b
 import jax, jax.numpy as jnp, numpy as np
 from dataclasses import replace
 from functools import lru_cache
@@ -16,6 +16,7 @@ from .attention import causal_attention
 from .config import Config, ModelConfig, QuantConfig
 from .core import count_params, leaf_names, named_key
 from .layers import NativeBitDense, QuantState, gathered, split_batch
+from .rope import rotations
 
 # %% ../nbs/09_model.ipynb #4bf81322
 class RMSNorm(nnx.Module):
@@ -26,19 +27,17 @@ class RMSNorm(nnx.Module):
         h = h*jax.lax.rsqrt((h**2).mean(-1, keepdims=True) + self.eps)
         return (h*self.weight[...]).astype(x.dtype)
 
-# %% ../nbs/09_model.ipynb #fa96ca78
+# %% ../nbs/09_model.ipynb #21e59d5b
 def rope(
     x:Float[Array, "B T N H"],  # queries or keys
-    theta:float,                # base of the frequencies
+    cos, sin,                   # (T, H/2), as of `rotations`
 )->Float[Array, "B T N H"]:
-    "Rotate channel pairs (i, i + H/2) by position · theta^(-2i/H)."
-    half = x.shape[-1]//2
-    angle = np.arange(x.shape[1])[:, None] * theta**(-np.arange(half)/half)   # constants of the compiled step
-    cos, sin = [jnp.asarray(f(angle)[None, :, None], x.dtype) for f in (np.cos, np.sin)]
-    a, b = x[..., :half], x[..., half:]
+    "Rotate channel pairs (i, i + H/2)."
+    cos, sin = [jnp.asarray(r, x.dtype)[:, None] for r in (cos, sin)]
+    a, b = jnp.split(x, 2, -1)
     return jnp.concatenate([a*cos - b*sin, b*cos + a*sin], -1)
 
-# %% ../nbs/09_model.ipynb #695e7170
+# %% ../nbs/09_model.ipynb #c9bb23ab
 def together(
     x:Float[Array, "B T D"],  # an input
     *layers,                  # `NativeBitDense` that all take it
@@ -46,33 +45,35 @@ def together(
     "Several layers of one input as a single matrix product."
     w = jnp.concatenate([gathered(layer.forward_weight().astype(x.dtype)) for layer in layers])
     sizes = np.cumsum([layer.weight.shape[0] for layer in layers])[:-1]
-    return jnp.split(x @ w.T, sizes, -1)
+    return [layer.biased(y) for layer,y in zip(layers, jnp.split(x @ w.T, sizes, -1))]
 
-# %% ../nbs/09_model.ipynb #ed800e55
+# %% ../nbs/09_model.ipynb #c87de48d
 class Attention(nnx.Module):
     "Causal self-attention with rotary positions; fewer key/value heads than query heads where the config says so."
     def __init__(self, cfg:ModelConfig, quant:QuantConfig, attend, *, rngs):
         self.cfg, self.attend = cfg, attend
-        kv = cfg.kv_heads*cfg.head_dim
-        dense = lambda i, o, std=.02: NativeBitDense(i, o, quant, std=std, rngs=rngs)
-        self.q, self.k, self.v = dense(cfg.d_model, cfg.d_model), dense(cfg.d_model, kv), dense(cfg.d_model, kv)
-        self.o = dense(cfg.d_model, cfg.d_model, .02/(2*cfg.n_layers)**.5)
+        D, heads, kv = cfg.d_model, cfg.n_heads*cfg.head_dim, cfg.kv_heads*cfg.head_dim
+        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std, bias=f'attn.{name}' in cfg.biases, rngs=rngs)
+        self.q, self.k, self.v = dense('q', D, heads), dense('k', D, kv), dense('v', D, kv)
+        self.o = dense('o', heads, D, .02/(2*cfg.n_layers)**.5)
+        self.q_norm, self.k_norm = [RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None for _ in range(2)]
 
-    def mix(self, x:Float[Array, "B T D"])->Float[Array, "B T D"]:
+    def mix(self, x:Float[Array, "B T D"])->Float[Array, "B T NH"]:
         "What the heads have gathered, before the output matrix."
         q, k, v = [y.reshape(*x.shape[:2], -1, self.cfg.head_dim) for y in together(x, self.q, self.k, self.v)]
-        q, k = rope(q, self.cfg.rope_theta), rope(k, self.cfg.rope_theta)
-        return self.attend(q, k, v).reshape(x.shape)
+        if self.cfg.qk_norm: q, k = self.q_norm(q), self.k_norm(k)
+        turn = rotations(self.cfg, x.shape[1])   # constants of the compiled step
+        return self.attend(rope(q, *turn), rope(k, *turn), v).reshape(*x.shape[:2], -1)
 
     def __call__(self, x:Float[Array, "B T D"])->Float[Array, "B T D"]: return self.o(self.mix(x))
 
-# %% ../nbs/09_model.ipynb #061dc7ee
+# %% ../nbs/09_model.ipynb #ac812635
 class SwiGLU(nnx.Module):
     "down(silu(gate(x)) · up(x))"
     def __init__(self, cfg:ModelConfig, quant:QuantConfig, *, rngs):
-        dense = lambda i, o, std=.02: NativeBitDense(i, o, quant, std=std, rngs=rngs)
-        self.gate, self.up = dense(cfg.d_model, cfg.d_ff), dense(cfg.d_model, cfg.d_ff)
-        self.down = dense(cfg.d_ff, cfg.d_model, .02/(2*cfg.n_layers)**.5)
+        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std, bias=f'mlp.{name}' in cfg.biases, rngs=rngs)
+        self.gate, self.up = dense('gate', cfg.d_model, cfg.d_ff), dense('up', cfg.d_model, cfg.d_ff)
+        self.down = dense('down', cfg.d_ff, cfg.d_model, .02/(2*cfg.n_layers)**.5)
 
     def hidden(self, x:Float[Array, "B T D"])->Float[Array, "B T F"]:
         "silu(gate(x)) · up(x)"
@@ -188,8 +189,8 @@ def model_shapes(
     "The shapes of a network's parameters; nothing is allocated."
     return nnx.state(nnx.eval_shape(lambda: NativeBitGPT(cfg.model, replace(cfg.quant, nativebit=False), rngs=nnx.Rngs(0))), nnx.Param)
 
-# %% ../nbs/09_model.ipynb #0afe41ef
-MATRIX = r'\.(attn|mlp)\.\w+\.weight$'   # names of the quantized matrices
+# %% ../nbs/09_model.ipynb #630c6998
+MATRIX = r'\.(attn|mlp)\.(q|k|v|o|gate|up|down)\.weight$'   # names of the quantized matrices
 
 def size_table(
     configs,  # iterable of `Config`

@@ -8,13 +8,13 @@ __all__ = ['FORMAT', 'VERSION', 'TOKENIZERS', 'int8_rows', 'pack_tensors', 'crc'
            'check_tensors', 'read_pack', 'file_ledger', 'header_size', 'estimate_ledger', 'tokenizer_note',
            'posthoc_network', 'calibration', 'checkpoint_network', 'pack_checkpoint', 'main']
 
-# %% ../nbs/14_pack.ipynb #5b03da32
+# %% ../nbs/14_pack.ipynb #fcab1511
 import json, math, re, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import ml_dtypes, numpy as np
 from jaxtyping import Float
-from .config import Config, block_of, config_from_dict, config_to_dict, get_config, need, override
+from .config import Config, block_of, brought_tokenizer, config_from_dict, config_to_dict, found_tokenizer, get_config, need, override
 from .core import UserError, atomic_path, cli, git_hash
 from .ledger import DTYPES, FLOATS, MATRIX, Stored, ledger, ledger_text, param_shapes, stored_tensors
 from .words import entries_of, index_width, pack_indices, pack_matrix, unpack_indices, unpack_matrix
@@ -174,14 +174,14 @@ class Pack:
 
     def weights(self)->dict: return {n: self.weight(n) for n,_ in param_shapes(self.config.model)}
 
-# %% ../nbs/14_pack.ipynb #a414dafb
+# %% ../nbs/14_pack.ipynb #d83615b9
 def parse_metadata(
     path,
     meta:dict,  # of the header, all text
 )->tuple:       # (Config, the same dictionary with tokenizer and checksums parsed)
     "What the header says of the network. Raises `UserError` where it makes no sense."
     try:
-        config, parsed = config_from_dict(json.loads(meta['config'])), {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')}
+        config, parsed = found_tokenizer(config_from_dict(json.loads(meta['config'])), Path(path).parent), {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')}
         return config, {**meta, **parsed}
     except (UserError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} has a header that this nativebit does not understand ({e}); pack it again") from e
@@ -218,7 +218,7 @@ def file_ledger(path)->list:
     pack = read_pack(path)
     return ledger(dict(stored_tensors(pack.config, pack.meta['embed'])), read_header(path)[2])
 
-# %% ../nbs/14_pack.ipynb #503f098a
+# %% ../nbs/14_pack.ipynb #bf28b3ce
 def header_size(
     tensors:dict,    # {name: Stored}
     cfg:Config,
@@ -238,21 +238,21 @@ def estimate_ledger(
     "The ledger of a file that is not there, from shapes alone."
     need(embed in FLOATS, 'embed', embed, f"one of {', '.join(FLOATS)}")
     tensors = dict(stored_tensors(cfg, embed))
-    return ledger(tensors, header_size(tensors, cfg, embed, tokenizer_note(cfg.model.vocab_size)))
+    return ledger(tensors, header_size(tensors, cfg, embed, tokenizer_note(cfg)))
 
-# %% ../nbs/14_pack.ipynb #f28627d1
+# %% ../nbs/14_pack.ipynb #91dd7b8f
 TOKENIZERS = {256: 'bytes', 4096: 'stdlib', 50257: 'gpt2'}   # by vocabulary, as of `load_tokenizer`
 
 def tokenizer_note(
-    vocab_size:int,
-)->dict:             # name, '' for none of ours; digest of the one that is in the repository
+    cfg:Config,
+)->dict:        # name, '' for none of ours; digest of one that is in a file
     "What the header says of the tokenizer."
-    name = TOKENIZERS.get(vocab_size, '')
-    if name != 'stdlib': return dict(name=name)
+    name = '' if cfg.train.tokenizer else TOKENIZERS.get(cfg.model.vocab_size, '')
+    if name != 'stdlib' and not cfg.train.tokenizer: return dict(name=name)
     from nativebit.data import digest, load_tokenizer
-    return dict(name=name, digest=digest(load_tokenizer(vocab_size).to_str()))
+    return dict(name=name, digest=digest(load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer).to_str()))
 
-# %% ../nbs/14_pack.ipynb #0a2a3153
+# %% ../nbs/14_pack.ipynb #713d3ede
 def posthoc_network(
     cfg:Config, params,  # a float network
     start:str,           # 'quantile', 'kmeans' or 'gptq'
@@ -273,7 +273,7 @@ def calibration(cfg:Config):
     "The text that GPTQ reads: windows of the training split that the config names."
     from nativebit.data import load_tokenizer
     from nativebit.posthoc import calibration_text
-    return calibration_text(cfg, cfg.train.dataset, load_tokenizer(cfg.model.vocab_size), cfg.train.calibration_tokens)
+    return calibration_text(cfg, cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer), cfg.train.calibration_tokens)
 
 # %% ../nbs/14_pack.ipynb #214a05cb
 def checkpoint_network(
@@ -298,7 +298,7 @@ def checkpoint_network(
     books = {n.removesuffix('.codebook'): stored(*encode(cb, cfg.quant.codebook_dtype)) for n,cb in books.items()}
     return cfg, {n: np.asarray(x) for n,x in leaf_names(params).items()}, books
 
-# %% ../nbs/14_pack.ipynb #51e4ac18
+# %% ../nbs/14_pack.ipynb #7f243d7b
 def pack_checkpoint(
     ckpt, out,             # checkpoint folder; file to write
     embed:str='bfloat16',  # storage type of the embedding
@@ -306,7 +306,8 @@ def pack_checkpoint(
 )->Path:
     "Pack a checkpoint."
     cfg, weights, books = checkpoint_network(ckpt, **kw)
-    return write_pack(out, pack_tensors(cfg, weights, books, embed), cfg, tokenizer=tokenizer_note(cfg.model.vocab_size))
+    note, cfg = tokenizer_note(cfg), brought_tokenizer(cfg, Path(out).parent)
+    return write_pack(out, pack_tensors(cfg, weights, books, embed), cfg, tokenizer=note)
 
 # %% ../nbs/14_pack.ipynb #c70991e8
 @cli

@@ -265,7 +265,7 @@ def calibration_text(
     if len(tokens) <= T: raise UserError(f"the training split of {dataset} has {len(tokens)} tokens, too few to calibrate on (one window is {T}); give --calibration another dataset")
     return calibration_batches(replace(cfg, train=replace(cfg.train, calibration_tokens=n_tokens, batch_size=8, accumulate=1, seed=0)), tokens)
 
-# %% ../nbs/13_posthoc.ipynb #5bd982ca
+# %% ../nbs/13_posthoc.ipynb #3e4885b8
 @cli
 def main(
     ckpt:str='data/stdlib',        # float checkpoint folder
@@ -283,7 +283,7 @@ def main(
     start, names, quants = time.time(), chosen('method', methods, (*METHODS, *CALIBRATED)), chosen_geometries(geometry, bits)
     setup = dict(ckpt=ckpt, dataset=dataset, max_tokens=max_tokens, calibration=calibration or dataset, calibration_tokens=calibration_tokens)
     cfg, params = load_float(ckpt)
-    tok = load_tokenizer(cfg.model.vocab_size)
+    tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
     tokens = prepare(dataset, tok)[0]
     text = calibration_text(cfg, setup['calibration'], tok, calibration_tokens) if {*names} & {*CALIBRATED} else None
     row = lambda quant, method: posthoc_row(cfg, params, quant, method, tokens, tok, max_tokens, text)

@@ -95,7 +95,7 @@ def rows_of(
     for r in found: method_settings(r.get('method', ''))
     return [r for i,r in enumerate(found) if r not in found[:i]]
 
-# %% ../nbs/24_results.ipynb #da31c7f8
+# %% ../nbs/24_results.ipynb #618e5888
 class Setup(NamedTuple):
     "What all rows of an experiment share."
     config:str           # preset
@@ -108,7 +108,7 @@ class Setup(NamedTuple):
 def make_setup(config:str, fixed:dict, init_from=None, raw=None)->Setup:
     "Read what the rows need. Raises `UserError` for whatever is missing or misspelt."
     cfg = get_config(config, **fixed)
-    tok = load_tokenizer(cfg.model.vocab_size)
+    tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
     try: raw = raw and Path(raw).read_text(encoding='utf-8')
     except OSError as e: raise UserError(f"cannot read {raw} ({e.strerror}); give --raw the text file of the test split") from e
     if init_from: load_float(init_from)

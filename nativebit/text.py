@@ -24,15 +24,15 @@ def text_pieces(
         waiting = []
     if waiting: yield tokenizer.decode(waiting)
 
-# %% ../nbs/14b_text.ipynb #af1e2f5f
+# %% ../nbs/14b_text.ipynb #0ca22fa8
 def tokenizer_for(
     cfg,        # of the network
     note:dict,  # of a pack's header
 ):
     "The tokenizer a network was trained with. Raises `UserError` where ours is another one."
     from nativebit.data import digest, load_tokenizer
-    tok = load_tokenizer(cfg.model.vocab_size)
-    if note.get('digest', other := digest(tok.to_str())) != other: raise UserError("this file was packed with another tokenizer than data/stdlib/tokenizer.json; check out the commit in its header")
+    tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
+    if note.get('digest', other := digest(tok.to_str())) != other: raise UserError(f"this file was packed with another tokenizer than {cfg.train.tokenizer or 'data/stdlib/tokenizer.json'}; bring back the one it had")
     return tok
 
 # %% ../nbs/14b_text.ipynb #17201828

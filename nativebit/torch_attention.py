@@ -6,25 +6,24 @@
 __all__ = ['rotations', 'rotate', 'attend', 'cached_attention', 'turned', 'decode_attention_kernel', 'triton_attention',
            'decode_attention']
 
-# %% ../nbs/15a_torch_attention.ipynb #85ece1cf
-import numpy as np, torch, torch.nn.functional as F
+# %% ../nbs/15a_torch_attention.ipynb #7b5b8c78
+import torch, torch.nn.functional as F
 from torch import Tensor
 from jaxtyping import Float, Integer
 from .config import ModelConfig
+from .rope import rotations as turns
 try: import triton, triton.language as tl
 except ImportError:                              # no Triton for this system: a CPU needs none
     from types import SimpleNamespace
     triton, tl = SimpleNamespace(jit=lambda f: f), SimpleNamespace(constexpr=None)
 
-# %% ../nbs/15a_torch_attention.ipynb #b2e1fc7b
+# %% ../nbs/15a_torch_attention.ipynb #0dfdaf41
 def rotations(
     model:ModelConfig,
     length:int,         # positions
 )->tuple:               # cos, sin: (length, H/2) float32
-    "The angles of `rope` for every position."
-    half = model.head_dim//2
-    angle = np.arange(length)[:, None] * model.rope_theta**(-np.arange(half)/half)
-    return torch.tensor(np.cos(angle), dtype=torch.float32), torch.tensor(np.sin(angle), dtype=torch.float32)
+    "What every position turns the channel pairs by (03a_rope)."
+    return tuple(torch.tensor(r, dtype=torch.float32) for r in turns(model, length))
 
 def rotate(
     x:Float[Tensor, "B T N H"],   # queries or keys

@@ -169,16 +169,18 @@ def requantize_layer(
     else: cb = ema_batch_mean(cb, b, idx, quant.ema_decay)
     return layer_state(w, cb.cummax(1).values, counts, sums, quant)
 
-# %% ../nbs/15b_torch_layers.ipynb #fd95264e
+# %% ../nbs/15b_torch_layers.ipynb #1d5b9010
 class NativeBitLinear(nn.Module):
-    "A linear layer without bias whose weight is drawn to its codebooks."
+    "A linear layer whose weight is drawn to its codebooks."
     def __init__(self,
         d_in:int,                     # I
         d_out:int,                    # O
         quant:QuantConfig|None=None,  # geometry; None or `nativebit=False`: a float layer
         *, std:float=.02,             # of the initial weights
+        bias:bool=False,              # add a learned vector, zero at first
     ):
         super().__init__()
+        self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
         self.quant, self.weight = quant if quant is not None and quant.nativebit else None, nn.Parameter(std*torch.randn(d_out, d_in))
         if self.quant is None: return
         for name,x in start_layer(self.weight.detach(), quant).items(): self.register_buffer(name, x)
@@ -188,7 +190,8 @@ class NativeBitLinear(nn.Module):
         if self.quant is None: return self.weight
         return self.weight + self.delta.detach() if self.training else self.evaluated()
 
-    def forward(self, x:Float[Tensor, "... I"])->Float[Tensor, "... O"]: return F.linear(x, self.forward_weight().to(x.dtype))
+    def biased(self, y:Float[Tensor, "... O"])->Float[Tensor, "... O"]: return y if self.bias is None else y + self.bias.to(y.dtype)
+    def forward(self, x:Float[Tensor, "... I"])->Float[Tensor, "... O"]: return self.biased(F.linear(x, self.forward_weight().to(x.dtype)))
 
     def evaluated(self)->Float[Tensor, "O I"]: return hard_weight(self.weight.detach(), self.codebook, self.quant)
     def commitment(self)->Float[Tensor, ""]: return ((self.weight - self.evaluated())**2).sum()

@@ -18,7 +18,7 @@ from .torch_attention import attend, cached_attention, decode_attention, rotate,
 from .torch_layers import NativeBitLinear
 from .torch_packed import as_tensor, pack_linear
 
-# %% ../nbs/16_torch_model.ipynb #77fc50a1
+# %% ../nbs/16_torch_model.ipynb #a9669184
 class RMSNorm(nn.Module):
     "Scale to unit root mean square, then by a learned weight; in float32."
     def __init__(self, d:int, eps:float):
@@ -35,20 +35,22 @@ def together(
 ):                             # their outputs
     "Several layers of one input as a single matrix product."
     w = torch.cat([layer.forward_weight().to(x.dtype) for layer in layers])
-    return F.linear(x, w).split([layer.weight.shape[0] for layer in layers], -1)
+    return [layer.biased(y) for layer,y in zip(layers, F.linear(x, w).split([layer.weight.shape[0] for layer in layers], -1))]
 
-# %% ../nbs/16_torch_model.ipynb #594c1ba8
+# %% ../nbs/16_torch_model.ipynb #669f1e64
 class Attention(nn.Module):
     "Causal self-attention with rotary positions; with a cache, of new tokens over all that came before."
     def __init__(self, cfg:ModelConfig, quant):
         super().__init__()
-        kv, self.head_dim, self.qkv = cfg.kv_heads*cfg.head_dim, cfg.head_dim, None
-        self.q, self.k, self.v = [NativeBitLinear(cfg.d_model, d, quant) for d in (cfg.d_model, kv, kv)]
-        self.o = NativeBitLinear(cfg.d_model, cfg.d_model, quant, std=.02/(2*cfg.n_layers)**.5)
+        D, heads, kv, self.head_dim, self.qkv = cfg.d_model, cfg.n_heads*cfg.head_dim, cfg.kv_heads*cfg.head_dim, cfg.head_dim, None
+        self.q, self.k, self.v = [NativeBitLinear(D, d, quant, bias=f'attn.{n}' in cfg.biases) for n,d in zip('qkv', (heads, kv, kv))]
+        self.o = NativeBitLinear(heads, D, quant, std=.02/(2*cfg.n_layers)**.5, bias='attn.o' in cfg.biases)
+        self.q_norm, self.k_norm = [RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None for _ in range(2)]
 
     def forward(self, x, cos, sin, cache=None, at=None):
         parts = self.qkv(x) if self.qkv else together(x, self.q, self.k, self.v)
         q, k, v = [y.unflatten(-1, (-1, self.head_dim)) for y in parts]
+        if self.q_norm: q, k = self.q_norm(q), self.k_norm(k)
         if cache is None: y = attend(rotate(q, cos[:x.shape[1]], sin[:x.shape[1]]), rotate(k, cos[:x.shape[1]], sin[:x.shape[1]]), v)
         else: y = (decode_attention if x.shape[1] == 1 else cached_attention)(q, k, v, cos, sin, *cache, at)
         return self.o(y.flatten(2))
@@ -57,8 +59,8 @@ class SwiGLU(nn.Module):
     "down(silu(gate(x)) · up(x))"
     def __init__(self, cfg:ModelConfig, quant):
         super().__init__()
-        self.gate, self.up = [NativeBitLinear(cfg.d_model, cfg.d_ff, quant) for _ in range(2)]
-        self.down, self.gate_up = NativeBitLinear(cfg.d_ff, cfg.d_model, quant, std=.02/(2*cfg.n_layers)**.5), None
+        self.gate, self.up = [NativeBitLinear(cfg.d_model, cfg.d_ff, quant, bias=f'mlp.{n}' in cfg.biases) for n in ('gate', 'up')]
+        self.down, self.gate_up = NativeBitLinear(cfg.d_ff, cfg.d_model, quant, std=.02/(2*cfg.n_layers)**.5, bias='mlp.down' in cfg.biases), None
 
     def forward(self, x):
         gate, up = self.gate_up(x) if self.gate_up else together(x, self.gate, self.up)

@@ -186,10 +186,10 @@ def finish(cfg, state, tokens, folder, log, start, init_from):
     log(type='eval', **result)
     return result
 
-# %% ../nbs/11_train.ipynb #03a88dea
+# %% ../nbs/11_train.ipynb #c95ad527
 def load_tokens(cfg:Config)->dict:
     "The splits of a run's dataset, tokenized. Raises `UserError` where one is empty."
-    tokens, _ = prepare(cfg.train.dataset, load_tokenizer(cfg.model.vocab_size))
+    tokens, _ = prepare(cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
     for s in ('valid', 'test'):
         if len(tokens[s]) < 2: raise UserError(f"the {s} split of {cfg.train.dataset} is empty; use more text")
     return tokens
