@@ -128,7 +128,7 @@ class NativeBitConfig(QuantizationConfigMixin):
     @property
     def quant(self)->QuantConfig: return check_quant(self.to_dict())
 
-# %% ../nbs/19_transformers.ipynb #903aa89b
+# %% ../nbs/19_transformers.ipynb #bc478731
 def module_names(
     model,        # a `PreTrainedModel`
     packed:list,  # names in the files
@@ -147,9 +147,9 @@ def check_complete(
     where,
 ):
     "Raise `UserError` where the files lack a tensor of the model."
-    tied = set(getattr(model, 'all_tied_weights_keys', None) or {})
-    if type(model).__name__ not in (model.config.architectures or [type(model).__name__]): return
-    lost = sorted(set(model.state_dict()) - set(names) - tied)
+    prefix, whole = f'{model.base_model_prefix}.', type(model).__name__ in (model.config.architectures or [])
+    have = {m for n in names for m in (n, n.removeprefix(prefix), prefix + n)} | set(getattr(model, 'all_tied_weights_keys', None) or {})
+    lost = sorted(n for n in set(model.state_dict()) - have if whole or n.startswith(prefix) or model.base_model is model)
     if lost: raise UserError(f"{where} lacks {lost[0]}, which {type(model).__name__} needs; copy the folder again or make it anew")
 
 def replace_linears(
