@@ -115,8 +115,8 @@ def whole_folder(
         if old.exists() and not out.exists(): old.rename(out)
         for p in (tmp, old): shutil.rmtree(p, ignore_errors=True)
 
-# %% ../nbs/18c_packed_folder.ipynb #18c1a6cd
-SHARD = 4_000_000_000   # bytes
+# %% ../nbs/18c_packed_folder.ipynb #be715ef7
+SHARD = 2_000_000_000   # bytes
 
 def metadata(
     sums:dict,  # {tensor: crc}
@@ -129,7 +129,8 @@ def array_crc(x:np.ndarray)->str: return crc(np.ascontiguousarray(x).reshape(-1)
 def save_shard(path, tensors:dict):
     "Write one shard."
     try: save_file(tensors, path, metadata=metadata({n: array_crc(x) for n,x in tensors.items()}))
-    except SafetensorError as e: raise UserError(f"cannot write {path.parent} ({e}); free some space or choose another folder") from e
+    except SafetensorError as e: raise UserError(f"cannot write {Path(path).parent} ({e}); free some space or choose another folder") from e
+    Path(path).chmod(0o644)   # safetensors leaves it to its owner alone
 
 def shards(
     tensors,        # iterator of (name, array)
@@ -154,14 +155,14 @@ def save_tensors(
     for k,shard in enumerate(shards(tensors, max_shard)):
         save_shard(folder/f'{k}.tmp', shard)
         names, total = [*names, list(shard)], total + sum(x.nbytes for x in shard.values())
-        del shard
+        shard.clear()
     files = ['model.safetensors'] if len(names) == 1 else [f'model-{k+1:05}-of-{len(names):05}.safetensors' for k in range(len(names))]
     for k,f in enumerate(files): (folder/f'{k}.tmp').rename(folder/f)
     if len(files) == 1: return
     index = dict(metadata=dict(total_size=total), weight_map={n: f for f,ns in zip(files, names) for n in ns})
     (folder/'model.safetensors.index.json').write_text(json.dumps(index, indent=1))
 
-# %% ../nbs/18c_packed_folder.ipynb #9917c953
+# %% ../nbs/18c_packed_folder.ipynb #62049cb8
 def save_folder(
     out,                  # folder to make; an older packed one is replaced
     config:dict,          # config.json of the original model
@@ -169,7 +170,7 @@ def save_folder(
     tensors,              # iterator of (Hugging Face name, array); matrices as of `packed_tensors`
     files=(),             # paths of files to copy, such as tokenizer.json
     *, not_converted=('lm_head',),  # modules that stay in float
-    max_shard:int=SHARD,  # bytes; about as much memory is needed
+    max_shard:int=SHARD,  # bytes of a file; about as much memory is needed
 )->Path:
     "Write a packed folder, whole or not at all. Raises `UserError` where `out` holds something else or can't be written."
     with whole_folder(out, replace=is_packed) as tmp:
