@@ -127,7 +127,7 @@ def scale_error(
     w = linear_weight(folder, P).astype(np.float64)
     return np.array([((w.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) - w)**2).sum(), (w**2).sum()])
 
-# %% ../nbs/19a_export.ipynb #b047ff30
+# %% ../nbs/19a_export.ipynb #d22ce42d
 def pack_of(
     folder:Folder,
 )->tuple:  # (Config, {our name: array})
@@ -138,7 +138,8 @@ def pack_of(
     out, packed = {}, set(folder.linears)
     for ours,theirs in hf_names(cfg.model).items():
         P = theirs.removesuffix('.weight')
-        if theirs not in folder.tensors: raise UserError(f"{folder.path} lacks {theirs}, which its config.json asks for; copy the folder again or make it anew")
+        if theirs not in folder.tensors:
+            raise UserError(f"{folder.path} lacks {theirs}, which its config.json asks for; copy the folder again or make it anew")
         if P not in packed: out[ours] = folder.tensors[theirs].astype(ml_dtypes.bfloat16); continue
         out |= {f"{ours.removesuffix('.weight')}.{k}": x for k,x in zip(('words', 'codebook', 'scale'), folder.parts(P)) if x is not None}
     return cfg, out

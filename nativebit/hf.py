@@ -6,15 +6,17 @@
 __all__ = ['TORCH', 'dequantize', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfig', 'module_names', 'check_complete',
            'replace_linears', 'NativeBitHfQuantizer', 'as_linear', 'register', 'run_module']
 
-# %% ../nbs/19_transformers.ipynb #878c773b
+# %% ../nbs/19_transformers.ipynb #c4cd3fdb
 import math, re, runpy, sys
 from importlib.util import find_spec
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from jaxtyping import Float
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
-from transformers.utils.quantization_config import QuantizationConfigMixin
+try:
+    from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+except ImportError as e: raise ImportError("nativebit.hf needs transformers 5.23 or newer: pip install 'nativebit[hf]'") from e
 from .config import QuantConfig, block_of
 from .core import UserError, one_sentence
 from .ledger import matrix_stored
@@ -231,12 +233,13 @@ def register():
 
 register()
 
-# %% ../nbs/19_transformers.ipynb #8cea1a60
+# %% ../nbs/19_transformers.ipynb #926f94fb
 def run_module(
     argv:list,  # a module's name and its arguments
 ):
     "Run a module as `python -m` does, with packed folders known to `transformers`. Raises `UserError` where there is none."
-    if not argv or argv[0].startswith('-'): raise UserError("say which program to run, such as python -m nativebit.hf lm_eval --model hf --model_args pretrained=DIR")
+    if not argv or argv[0].startswith('-'):
+        raise UserError("say which program to run, such as python -m nativebit.hf lm_eval --model hf --model_args pretrained=DIR")
     if find_spec(argv[0].partition('.')[0]) is None: raise UserError(f"there is no module {argv[0]}; install it, or check its name")
     sys.argv = list(argv)
     runpy.run_module(argv[0], run_name='__main__', alter_sys=True)

@@ -47,16 +47,19 @@ def folder_config(
     kept = {'dtype': config.get('torch_dtype', 'bfloat16'), **config, 'transformers_weights': HINT, 'quantization_config': quant_to_dict(quant, **kw)}
     return {k: v for k,v in kept.items() if k not in ('auto_map', 'torch_dtype')}
 
-# %% ../nbs/18c_packed_folder.ipynb #76cdf954
+# %% ../nbs/18c_packed_folder.ipynb #bc947fb3
 def check_quant(
     found,  # `quantization_config` of a config.json, or None
 )->QuantConfig:
     "The inverse of `quant_to_dict`. Raises `UserError` where it is something else, too new or makes no sense."
     found = found if isinstance(found, dict) else {}
-    if (m := found.get('quant_method')) != METHOD: raise UserError(f"this model has quant_method {m!r} and not {METHOD!r}; pack one with python -m nativebit.quantize")
-    if (v := found.get('version')) != VERSION: raise UserError(f"this model was packed as version {v!r}, and this nativebit reads {VERSION}; install a newer nativebit or pack the model again")
+    if (m := found.get('quant_method')) != METHOD:
+        raise UserError(f"this model has quant_method {m!r} and not {METHOD!r}; pack one with python -m nativebit.quantize")
+    if (v := found.get('version')) != VERSION:
+        raise UserError(f"this model was packed as version {v!r}, and this nativebit reads {VERSION}; install a newer nativebit or pack the model again")
     try: return QuantConfig(**{k: found[k] for k in GEOMETRY})
-    except (KeyError, TypeError) as e: raise UserError(f"the quantization_config of this model makes no sense ({type(e).__name__}: {e}); pack the model again") from e
+    except (KeyError, TypeError) as e:
+        raise UserError(f"the quantization_config of this model makes no sense ({type(e).__name__}: {e}); pack the model again") from e
 
 # %% ../nbs/18c_packed_folder.ipynb #65b5bcb5
 SUFFIXES = ('weight', 'codebook', 'scale', 'shape')
@@ -90,7 +93,7 @@ def linear_misfit(
         if x and (x[0], tuple(x[1])) != w: return f"{P}.{k} is {x[0]} {tuple(x[1])} and should be {w[0]} {w[1]}"
     return ''
 
-# %% ../nbs/18c_packed_folder.ipynb #734b4528
+# %% ../nbs/18c_packed_folder.ipynb #6759a329
 def is_packed(path)->bool:
     "Is there a folder that `save_folder` made?"
     try: return json.loads((Path(path)/'config.json').read_text())['quantization_config']['quant_method'] == METHOD
@@ -105,7 +108,8 @@ def whole_folder(
     out = Path(out).absolute()
     tmp, old = (out.with_name(f'.{out.name}.{os.getpid()}.{k}') for k in ('tmp', 'old'))
     try:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir()) or replace(out)): raise UserError(f"{out} exists and is not empty; choose another --out or delete it")
+        if out.exists() and not (out.is_dir() and not any(out.iterdir()) or replace(out)):
+            raise UserError(f"{out} exists and is not empty; choose another --out or delete it")
         tmp.mkdir(parents=True)
         yield tmp
         if out.exists(): out.rename(old)
@@ -179,7 +183,7 @@ def save_folder(
         save_tensors(tmp, chain(tensors, [(GUARD, np.zeros(0, np.uint8))]), max_shard)
     return Path(out)
 
-# %% ../nbs/18c_packed_folder.ipynb #d0fe1fa0
+# %% ../nbs/18c_packed_folder.ipynb #88204316
 TYPES = {**DTYPES, 'I32': np.int32, 'U8': np.uint8, 'I64': np.int64, 'F64': np.float64, 'BOOL': np.bool_}
 
 def read_shard(
@@ -194,7 +198,8 @@ def read_shard(
     except OSError as e: raise UserError(f"cannot read {path} ({e.strerror or e}); {again}") from e
     except (SafetensorError, ValueError, TypeError) as e: raise UserError(f"{path} is damaged or no safetensors file ({e}); {again}") from e
     header.pop('__metadata__', None)
-    if odd := next((x['dtype'] for x in header.values() if x['dtype'] not in TYPES), None): raise UserError(f"{path} has tensors of type {odd}, which this nativebit does not know; {again}")
+    if odd := next((x['dtype'] for x in header.values() if x['dtype'] not in TYPES), None):
+        raise UserError(f"{path} has tensors of type {odd}, which this nativebit does not know; {again}")
     data = np.memmap(path, np.uint8, 'r')[8+n:]
     array = lambda x: np.asarray(data[slice(*x['data_offsets'])].view(TYPES[x['dtype']]).reshape(x['shape']))
     return {k: (x['dtype'], tuple(x['shape']), array(x)) for k,x in header.items()}, sums
@@ -211,9 +216,11 @@ def weight_files(
         if pickles: raise UserError(f"{path} has its weights in {pickles[0]}, a pickle, which nativebit never opens; save the model as safetensors")
         raise UserError(f"{path} has no model.safetensors and no model.safetensors.index.json; check the path")
     try: names = sorted({str(f) for f in json.loads(index.read_text())['weight_map'].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise UserError(f"{index} makes no sense ({e}); copy the folder again or make it anew") from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{index} makes no sense ({e}); copy the folder again or make it anew") from e
     for f in names:
-        if Path(f).name != f or not f.endswith('.safetensors'): raise UserError(f"{index} names {f!r}, which is no safetensors file of this folder; copy the folder again or make it anew")
+        if Path(f).name != f or not f.endswith('.safetensors'):
+            raise UserError(f"{index} names {f!r}, which is no safetensors file of this folder; copy the folder again or make it anew")
         if not (path/f).is_file(): raise UserError(f"{path} lacks its shard {f}; copy the folder again or make it anew")
     return [path/f for f in names]
 
@@ -251,7 +258,7 @@ def linear_weight(
     "The weights of a quantized module, looked up."
     return unpack_matrix(*folder.parts(P), folder.shape(P), folder.quant.block_shape)
 
-# %% ../nbs/18c_packed_folder.ipynb #3ba4d746
+# %% ../nbs/18c_packed_folder.ipynb #18b484ab
 def check_linears(
     types:dict,         # {name: (dtype's name, shape)}
     shapes:dict,        # {module: (out, in)}
@@ -266,7 +273,8 @@ def check_linears(
 def check_folder(folder:Folder):
     "Raise `UserError` where a checksum is wrong or an index too large."
     for n,x in folder.tensors.items():
-        if n in folder.sums and folder.sums[n] != array_crc(x): raise UserError(f"{folder.path} is damaged (the checksum of {n} is wrong); copy the folder again or make it anew")
+        if n in folder.sums and folder.sums[n] != array_crc(x):
+            raise UserError(f"{folder.path} is damaged (the checksum of {n} is wrong); copy the folder again or make it anew")
     if (K := folder.quant.n_entries) == 2**(bits := index_width(K)): return
     for P in folder.linears:
         top = unpack_indices(folder.words(P), bits, folder.words(P).size*32//bits).max()
@@ -296,7 +304,8 @@ def read_config(
 )->dict:     # config.json
     "Raises `UserError` where there is none."
     try: config = json.loads((Path(path)/'config.json').read_text())
-    except (OSError, ValueError) as e: raise UserError(f"{path} is no model folder: its config.json can't be read ({getattr(e, 'strerror', None) or e}); check the path") from e
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} is no model folder: its config.json can't be read ({getattr(e, 'strerror', None) or e}); check the path") from e
     if not isinstance(config, dict): raise UserError(f"{path} is no model folder: its config.json is no JSON object; check the path")
     return config
 
