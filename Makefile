@@ -13,7 +13,7 @@ help:                ## this list
 
 # on a machine without a GPU, PyTorch's CPU wheels save gigabytes: .venv/bin/python -m pip install torch --index-url https://download.pytorch.org/whl/cpu
 .venv/torch: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,hf]'
 	touch $@
 
 env: .venv/ready     ## make the environment in .venv

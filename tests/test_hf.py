@@ -1,0 +1,230 @@
+"Packed model folders: transformers loads them, computes what the looked-up weights compute, writes them again byte for byte, and refuses what is damaged, incomplete or unknown."
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+import ml_dtypes, numpy as np, pytest
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+from nativebit.config import GEOMETRIES, QuantConfig
+from nativebit.core import UserError
+from nativebit.export import export_lut_b, export_nbpack, export_safetensors
+from nativebit.ledger import CODES, DTYPES
+from nativebit.packed_folder import GUARD, linear_weight, open_folder, packed_tensors, save_folder, save_shard, weight_files
+from nativebit.words import blocks_of, entries_of, matrix_of
+import nativebit.hf as hf
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(2)
+ROOT = Path(__file__).resolve().parent.parent
+SHAPE = dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+             initializer_range=.1, eos_token_id=None, bos_token_id=None)
+FAMILIES = dict(llama=LlamaConfig(**SHAPE), tied=LlamaConfig(**SHAPE, tie_word_embeddings=True), biased=LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+                mistral=MistralConfig(**SHAPE, sliding_window=None), qwen2=Qwen2Config(**SHAPE), qwen3=Qwen3Config(**SHAPE, head_dim=24, tie_word_embeddings=True))
+TOKENS = torch.arange(20).view(2, 10)*3
+
+def quantiles(w, quant):
+    "A matrix as the nearest quantiles of its blocks: weights, codes, scales."
+    b = blocks_of(w, quant.block_shape)
+    cb, dtype = np.quantile(b, np.linspace(.02, .98, quant.n_entries), 1).T, quant.codebook_dtype
+    scale = {'int8': (abs(cb).max(1)/127).astype(np.float16), 'float8_e4m3': (abs(cb).max().reshape(1)/448).astype(np.float32)}.get(dtype)
+    codes = cb if scale is None else cb/scale.astype(np.float32)[:, None]
+    codes = (np.rint(codes) if dtype == 'int8' else codes).astype(DTYPES[CODES[dtype]])
+    e = entries_of(codes, scale)
+    idx = (b[:, :, None] > ((e[:, 1:] + e[:, :-1])/2)[:, None]).sum(2)
+    return matrix_of(np.take_along_axis(e, idx, 1), w.shape, quant.block_shape), codes, scale
+
+def float_model(family):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family])
+    for n,x in model.named_parameters():
+        if n.endswith('bias') or 'norm' in n: x.data += .1*torch.randn_like(x)
+    return model.eval()
+
+def pack(model, out, quant, **kw):
+    def tensors():
+        for n,x in model.state_dict().items():
+            x = x.float().numpy()
+            if n.endswith('_proj.weight'): yield from packed_tensors(n.removesuffix('.weight'), *quantiles(x, quant), quant.block_shape)
+            elif not (n == 'lm_head.weight' and model.config.tie_word_embeddings): yield n, x.astype(ml_dtypes.bfloat16)
+    return save_folder(out, json.loads(model.config.to_json_string(use_diff=False)), quant, tensors(), **kw)
+
+def looked_up(model, path):
+    "The float model with the folder's weights."
+    f = open_folder(path)
+    state = {n: torch.from_numpy(x.astype(np.float32)) for n,x in f.tensors.items() if n.rpartition('.')[0] not in f.linears or n.endswith('.bias')}
+    model.load_state_dict(state | {f'{P}.weight': torch.from_numpy(linear_weight(f, P)) for P in f.linears}, strict=False)
+    return model
+
+@pytest.fixture(scope='module')
+def packed(tmp_path_factory):
+    "Make a family's folder in a geometry, once."
+    root, made = tmp_path_factory.mktemp('hf'), {}
+    def make(family='llama', geometry='int8'):
+        if (key := (family, geometry)) not in made: made[key] = pack(float_model(family), root/f'{family}-{geometry}', QuantConfig(**GEOMETRIES[geometry]))
+        return made[key]
+    return make
+
+def load(path, **kw): return AutoModelForCausalLM.from_pretrained(path, **{'dtype': torch.float32, **kw})
+
+@torch.no_grad()
+def logits(model, tokens=TOKENS): return model(tokens).logits
+
+@pytest.mark.parametrize('family, geometry', [*((f, 'int8') for f in FAMILIES), ('llama', 'lut-b'), ('biased', 'lut-b'), ('qwen3', 'lut-b'), ('llama', 'published'),
+                                              ('qwen2', '2bit'), ('llama', '4bit'), ('llama', 'int8-row')])
+def test_the_packed_model_is_the_looked_up_model(packed, family, geometry):
+    path = packed(family, geometry)
+    model, dense = load(path), looked_up(float_model(family), path)
+    assert isinstance(model.model.layers[0].self_attn.q_proj, hf.NativeBitHfLinear) and type(model.lm_head) is torch.nn.Linear
+    assert torch.equal(logits(model), logits(dense))
+    kw = dict(max_new_tokens=8, do_sample=False)
+    assert torch.equal(model.generate(TOKENS, **kw), dense.generate(TOKENS, **kw))
+
+def files_of(path): return {n: x.tobytes() for n,x in open_folder(path).tensors.items()}
+
+@pytest.mark.parametrize('family, geometry', [('qwen2', '2bit'), ('tied', 'int8'), ('biased', 'lut-b')])
+def test_saving_writes_the_same_tensors(packed, tmp_path, family, geometry):
+    path = packed(family, geometry)
+    load(path, dtype='auto').save_pretrained(tmp_path/'a', max_shard_size='20KB')
+    assert files_of(tmp_path/'a') == files_of(path) and len(weight_files(tmp_path/'a')) > 1
+    assert open_folder(tmp_path/'a').quant == open_folder(path).quant
+    assert torch.equal(logits(load(tmp_path/'a')), logits(load(path)))
+
+def test_types_and_devices(packed):
+    path = packed('qwen2', 'lut-b')
+    for dtype in (torch.bfloat16, torch.float16):
+        model = load(path, dtype=dtype)
+        assert model.dtype == logits(model).dtype == model.model.layers[0].self_attn.q_proj.bias.dtype == dtype
+    want = logits(load(path))
+    for device_map in ('auto', 'cpu', {'': 'cpu'}): assert torch.equal(logits(load(path, device_map=device_map)), want)
+    moved = load(path).to(torch.float16)                       # codebooks and scales keep their types…
+    assert {n: x.numpy().tobytes() if x.dtype != torch.float8_e4m3fn else x.view(torch.uint8).numpy().tobytes() for n,x in moved.state_dict().items() if n.endswith(('codebook', 'scale'))} \
+        == {n: x for n,x in files_of(path).items() if n.endswith(('codebook', 'scale'))}
+    up = lambda m: m.model.layers[0].mlp.up_proj.dense(torch.float32)
+    assert torch.equal(up(moved.to(torch.float32)), up(load(path)))   # …so nothing was rounded
+
+def test_compiles_to_one_graph(packed):
+    torch._dynamo.reset()
+    model = load(packed())
+    with torch.no_grad(): got = torch.compile(model, fullgraph=True, backend='aot_eager')(TOKENS, use_cache=False).logits
+    assert torch.allclose(got, logits(load(packed())), atol=1e-5)
+
+def test_dequantize_gives_linears_back(packed, tmp_path):
+    model = load(packed())
+    want = logits(model)
+    plain = model.dequantize()
+    assert type(plain.model.layers[1].mlp.down_proj) is torch.nn.Linear and torch.equal(logits(plain), want)
+    plain.save_pretrained(tmp_path/'plain')
+    assert torch.equal(logits(load(tmp_path/'plain')), want)
+
+def test_other_heads_and_no_head(packed):
+    path = packed('llama', 'int8')
+    body = AutoModel.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad(): assert torch.equal(body(TOKENS).last_hidden_state, load(path).model(TOKENS).last_hidden_state)
+    assert isinstance(AutoModelForSequenceClassification.from_pretrained(path, num_labels=3).model.layers[0].mlp.up_proj, hf.NativeBitHfLinear)
+
+def test_the_quantizer_says_what_it_can(packed):
+    q = load(packed()).hf_quantizer
+    assert q.is_serializable() and not q.is_trainable and q.is_compileable
+
+def test_a_sharded_folder(packed, tmp_path):
+    path = pack(float_model('mistral'), tmp_path/'m', QuantConfig(**GEOMETRIES['int8']), max_shard=20_000)
+    assert len(weight_files(path)) > 2 and torch.equal(logits(load(path)), logits(load(packed('mistral', 'int8'))))
+    weight_files(path)[1].unlink()
+    with pytest.raises(UserError, match='lacks its shard|cannot read'): open_folder(path)
+    with pytest.raises((UserError, OSError), match='00002-of'): load(path)
+
+UP = 'model.layers.0.mlp.up_proj'
+CHANGES = {   # what is done to the tensors, and what the refusal says
+    'is missing': lambda t: {n: x for n,x in t.items() if n != f'{UP}.codebook'},
+    'lacks model.layers.0.mlp.up_proj': lambda t: {n: x for n,x in t.items() if not n.startswith(UP)},
+    'lacks model.norm.weight': lambda t: {n: x for n,x in t.items() if n != 'model.norm.weight'},
+    'no such linear layer': lambda t: t | {n.replace('up_proj', 'side_proj'): x for n,x in t.items() if n.startswith(UP)},
+    'should be F16': lambda t: t | {f'{UP}.scale': t[f'{UP}.scale'].astype(np.float32)},
+    'should be I32': lambda t: t | {f'{UP}.weight': t[f'{UP}.weight'][:-3]},
+    'asks for': lambda t: t | {f'{UP}.shape': np.array([96, 60], np.int32)},
+}
+
+@pytest.mark.parametrize('says', CHANGES)
+def test_tensors_that_do_not_fit_are_refused(packed, tmp_path, says):
+    d = Path(shutil.copytree(packed(), tmp_path/'d'))
+    save_shard(d/'model.safetensors', CHANGES[says]({n: np.array(x) for n,x in open_folder(packed()).tensors.items()}))
+    with pytest.raises(UserError, match=says) as e: load(d)
+    assert '\n' not in str(e.value)
+
+def edit(path, d, **change):
+    d = Path(shutil.copytree(path, d))
+    c = json.loads((d/'config.json').read_text())
+    (d/'config.json').write_text(json.dumps(c | dict(quantization_config=c['quantization_config'] | change)))
+    return d
+
+def test_configs_that_do_not_fit_are_refused(packed, tmp_path):
+    for i,(change, says) in enumerate([(dict(version=2), 'install a newer'), (dict(n_entries=16), 'should be'), (dict(codebook_dtype='float9'), 'codebook_dtype'), (dict(block_shape='x'), 'block_shape|makes no sense')]):
+        with pytest.raises(UserError, match=says): load(edit(packed(), tmp_path/str(i), **change))
+    float_model('llama').save_pretrained(tmp_path/'float')
+    with pytest.raises(ValueError, match='pre-quantized'): load(tmp_path/'float', quantization_config=hf.NativeBitConfig(**GEOMETRIES['int8']))
+
+def test_damage_is_refused(packed, tmp_path):
+    for name,f,says in [('flip', lambda b: b[:-9] + bytes([b[-9] ^ 4]) + b[-8:], 'checksum'), ('cut', lambda b: b[:-9], 'damaged'), ('zip', lambda b: b'PK\x03\x04' + b, 'damaged')]:
+        d = Path(shutil.copytree(packed(), tmp_path/name))
+        p = weight_files(d)[0]; p.write_bytes(f(p.read_bytes()))
+        for reader in (open_folder, load):
+            with pytest.raises(UserError, match=says): reader(d)
+
+def test_pickles_are_never_opened(packed, tmp_path):
+    d, trap = Path(shutil.copytree(packed(), tmp_path/'d')), tmp_path/'trap'
+    class Trap:
+        def __reduce__(self): return (os.system, (f'touch {trap}',))
+    weight_files(d)[0].unlink()
+    torch.save({'x': Trap()}, d/'pytorch_model.bin')
+    for reader in (open_folder, load):
+        with pytest.raises(UserError, match='pickle'): reader(d)
+    assert not trap.exists()
+
+def test_code_of_the_folder_is_not_run(packed, tmp_path):
+    d, trap = edit(packed(), tmp_path/'d'), tmp_path/'trap'
+    c = json.loads((d/'config.json').read_text())
+    (d/'config.json').write_text(json.dumps(c | dict(auto_map={'AutoModelForCausalLM': 'modeling.Model', 'AutoConfig': 'modeling.Config'})))
+    (d/'modeling.py').write_text(f'open({str(trap)!r}, "w")')
+    load(d)
+    assert not trap.exists()
+
+def test_without_the_import_it_is_an_error(packed, tmp_path):
+    load(packed(), dtype='auto').save_pretrained(tmp_path/'again')      # transformers drops the note from config.json: the shapes still stop it
+    code = "import sys\nfrom transformers import AutoModelForCausalLM as A\nfor p in sys.argv[1:]:\n    try: A.from_pretrained(p)\n    except Exception as e: print(type(e).__name__, e)\n    else: print('LOADED')"
+    r = subprocess.run([sys.executable, '-c', code, str(packed()), str(tmp_path/'again')], capture_output=True, text=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+    note, shape = r.stdout.splitlines()
+    assert note.startswith('ValueError') and 'import nativebit.hf' in note
+    assert shape.startswith('RuntimeError') and 'report' in shape and GUARD in r.stderr
+
+def test_another_program_with_the_import(packed, tmp_path):
+    (tmp_path/'prog.py').write_text("import sys; from transformers import AutoModelForCausalLM as A; print(sys.argv[2:], type(A.from_pretrained(sys.argv[1]).model.layers[0].mlp.up_proj).__name__)")
+    env = {**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}', 'HF_HUB_OFFLINE': '1'}
+    r = subprocess.run([sys.executable, '-m', 'nativebit.hf', 'prog', str(packed()), '--flag'], capture_output=True, text=True, env=env)
+    assert r.stdout.strip() == "['--flag'] NativeBitHfLinear", r.stderr
+    with pytest.raises(UserError, match='install it'): hf.run_module(['no_such_module'])
+
+def test_folders_in_use_are_left_alone(packed, tmp_path):
+    (tmp_path/'used').mkdir(); (tmp_path/'used'/'thesis.txt').write_text('1')
+    with pytest.raises(UserError, match='not empty'): pack(float_model('llama'), tmp_path/'used', QuantConfig(**GEOMETRIES['int8']))
+    assert [p.name for p in (tmp_path/'used').iterdir()] == ['thesis.txt']
+    def stops(): yield 'a', np.zeros(3, np.float32); raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): save_folder(tmp_path/'stopped', {}, QuantConfig(), stops())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['used']
+
+def test_exports(packed, tmp_path):
+    path = packed('qwen2', 'lut-b')
+    plain = load(export_safetensors(open_folder(path), tmp_path/'plain', 'float32'))
+    assert torch.equal(logits(plain), logits(load(path)))
+    assert type(plain.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert export_lut_b(open_folder(path), tmp_path/'lutb') < .05
+    with pytest.raises(UserError, match='--geometry lut-b'): export_lut_b(open_folder(packed()), tmp_path/'no')
+    with pytest.raises(UserError, match='quant_method'): open_folder(tmp_path/'plain')
+
+@pytest.mark.parametrize('family', ['llama', 'tied', 'qwen2', 'qwen3'])
+def test_one_packed_file_computes_the_same(packed, tmp_path, family):
+    pytest.importorskip('nativebit.convert')
+    from nativebit.pack import read_pack
+    from nativebit.torch_model import from_pack
+    pack = read_pack(export_nbpack(open_folder(packed(family, 'int8')), tmp_path/'m.nbpack.safetensors'))
+    with torch.no_grad(): got = from_pack(pack)(TOKENS)
+    assert torch.allclose(got, logits(load(packed(family, 'int8'))), atol=1e-4)
