@@ -6,10 +6,10 @@
 __all__ = ['MATRICES', 'ROPE_SCALINGS', 'GEOMETRIES', 'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES', 'DATASETS', 'CONFIGS', 'PARTS',
            'FIELD_PART', 'RECIPES', 'need', 'at_least', 'suggest', 'ModelConfig', 'QuantConfig', 'block_of', 'filled',
            'check_dataset', 'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped',
-           'config_from_dict', 'found_tokenizer', 'brought_tokenizer']
+           'config_from_dict', 'found_tokenizer', 'brought_tokenizer', 'folder_config']
 
-# %% ../nbs/01_config.ipynb #2913ab7c
-import dataclasses, difflib, shutil
+# %% ../nbs/01_config.ipynb #d1339c98
+import dataclasses, difflib, json, shutil
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from .core import UserError, atomic_path
@@ -248,14 +248,13 @@ def override(
     part = lambda p: dataclasses.replace(getattr(cfg, p), **{k:v for k,v in settings.items() if FIELD_PART[k] == p})
     return Config(cfg.name, part('model'), part('quant'), part('train'))
 
-# %% ../nbs/01_config.ipynb #25c2ad94
+# %% ../nbs/01_config.ipynb #e096c258
 def get_config(
-    name:str,      # a key of `CONFIGS`
+    name:str,      # a key of `CONFIGS`, or the folder of a checkpoint
     **overrides,   # as of `override`
 )->Config:
     "A preset with some fields replaced. Raises `UserError` for an unknown preset or whatever `override` refuses."
-    if name not in CONFIGS: raise UserError(suggest('config', name, list(CONFIGS)))
-    return override(CONFIGS[name], **overrides)
+    return override(CONFIGS[name] if name in CONFIGS else folder_config(name), **overrides)
 
 # %% ../nbs/01_config.ipynb #ec6fd9ca
 def config_to_dict(cfg:Config)->dict: return dataclasses.asdict(cfg)
@@ -291,3 +290,14 @@ def brought_tokenizer(
     if source.resolve() != target.resolve():
         with atomic_path(target) as tmp: shutil.copyfile(source, tmp)
     return override(cfg, tokenizer=target.name)
+
+# %% ../nbs/01_config.ipynb #3a826918
+def folder_config(
+    folder,   # of a checkpoint
+)->Config:    # with codebooks, whether the checkpoint has some or not
+    "The config of a checkpoint as a preset. Raises `UserError` where there is none."
+    path = Path(folder)/'meta.json'
+    if not path.is_file(): raise UserError(suggest('config', str(folder), list(CONFIGS)) + "; or give the folder of a checkpoint")
+    try: cfg = config_from_dict(json.loads(path.read_text())['config'])
+    except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f"{path} has no config that can be read ({e}); copy the checkpoint again") from e
+    return override(found_tokenizer(cfg, folder), nativebit=True)

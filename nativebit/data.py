@@ -22,21 +22,23 @@ from .core import UserError, atomic_path, cli
 from .config import get_config
 from .corpora import EOT, documents, source
 
-# %% ../nbs/02_data.ipynb #383f8fb0
+# %% ../nbs/02_data.ipynb #63d36073
 class ByteTokenizer:
     "One token a byte; byte 0 separates documents."
-    eot = 0
+    eot, dtype = 0, np.dtype('uint16')   # of tokens on the disk
     def encode_batch(self, texts): return [np.frombuffer(t.encode(), np.uint8) for t in texts]
     def encode(self, text): return self.encode_batch([text])[0]
     def decode(self, ids): return bytes(int(i) for i in ids).decode(errors='replace')
     def to_str(self): return 'bytes'
 
-# %% ../nbs/02_data.ipynb #377d8e3b
+# %% ../nbs/02_data.ipynb #171c789e
 ENDS = (EOT, '</s>', '<|end_of_text|>')   # how tokenizers call the end of a text
 
 class BPETokenizer(ByteTokenizer):
     "A `tokenizers.Tokenizer` with the same methods."
-    def __init__(self, tok): self.tok, self.eot = tok, next((i for t in ENDS if (i := tok.token_to_id(t)) is not None), None)
+    def __init__(self, tok):
+        self.tok, self.eot = tok, next((i for t in ENDS if (i := tok.token_to_id(t)) is not None), None)
+        self.dtype = np.dtype('uint16' if tok.get_vocab_size() <= 2**16 else 'uint32')
     def encode_batch(self, texts): return [np.array(e.ids, np.int64) for e in self.tok.encode_batch(texts, add_special_tokens=False)]
     def decode(self, ids): return self.tok.decode([int(i) for i in ids])
     def to_str(self): return self.tok.to_str()
@@ -136,14 +138,14 @@ def thread_map(
             if len(waiting) >= 3*workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
-# %% ../nbs/02_data.ipynb #7859f147
+# %% ../nbs/02_data.ipynb #a14c9817
 def tokenized(
     docs,       # yields (split, text)
     tokenizer,  # as of `load_tokenizer`
-):              # yields (split, uint16 tokens, counts), in the same order
+):              # yields (split, tokens of the tokenizer's type, counts), in the same order
     "Documents as tokens, each closed by the tokenizer's `eot`, with what they count for."
     def encode(batch):
-        ids = [np.append(i, tokenizer.eot).astype(np.uint16) for i in tokenizer.encode_batch([t for _,t in batch])]
+        ids = [np.append(i, tokenizer.eot).astype(tokenizer.dtype) for i in tokenizer.encode_batch([t for _,t in batch])]
         return [(s, i, dict(documents=1, tokens=len(i), bytes=len(t.encode()), words=len(t.split()))) for (s,t),i in zip(batch, ids)]
     for rows in thread_map(encode, in_batches(docs)): yield from rows
 
@@ -159,7 +161,7 @@ def write_whole(
         with atomic_path(path) as tmp, tmp.open('wb') as f: f.writelines(parts)
     except UserError as e: raise UserError(f"{e} with NATIVEBIT_CACHE") from e
 
-# %% ../nbs/02_data.ipynb #14013cb4
+# %% ../nbs/02_data.ipynb #76271396
 class ShardWriter:
     "Collects the documents of a split and writes them as `SPLIT-00000.npy`, …"
     def __init__(self, folder, split, counts): self.folder, self.split, self.counts, self.ids, self.pending = folder, split, counts, [], Counter()
@@ -169,7 +171,7 @@ class ShardWriter:
     def write(self):
         "Write what was collected; `counts` is what the shards on the disk hold."
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, dict(descr='<u2', fortran_order=False, shape=(self.pending['tokens'],)))
+        np.lib.format.write_array_header_1_0(header, dict(descr=self.ids[0].dtype.str, fortran_order=False, shape=(self.pending['tokens'],)))
         write_whole(self.folder/f"{self.split}-{self.counts['shards']:05}.npy", header.getvalue(), *self.ids)
         for k,v in dict(self.pending, shards=1).items(): self.counts[k] += v
         self.ids, self.pending = [], Counter()
@@ -230,12 +232,12 @@ def write_shards(
     old = [f for f in folder.glob('.*.tmp') if time.time() - f.stat().st_mtime > 600]   # of a process that was killed
     for f in (progress, *old): f.unlink(missing_ok=True)
 
-# %% ../nbs/02_data.ipynb #39913e61
+# %% ../nbs/02_data.ipynb #1f6cdfff
 def open_split(
     folder,       # as `write_shards` leaves it
     split:str,    # 'train', 'valid' or 'test'
     counts:dict,  # of this split, from `meta.json`
-):                # uint16 tokens: a memory-mapped array, or `Tokens` of several
+):                # tokens: a memory-mapped array, or `Tokens` of several
     "The tokens of a split, on the disk. Raises `UserError` where a shard is missing or damaged."
     try: shards = [np.load(folder/f'{split}-{i:05}.npy', mmap_mode='r') for i in range(counts['shards'])]
     except (OSError, ValueError, EOFError) as e: raise UserError(f"the prepared data in {folder} is damaged ({e}); delete that folder and start again") from e

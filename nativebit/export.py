@@ -7,14 +7,15 @@ __all__ = ['FLOAT', 'PLAIN', 'TILE', 'other_files', 'plain_config', 'write_folde
            'lut_b_indices', 'lut_b_tensors', 'lut_b_config', 'export_lut_b', 'scale_error', 'pack_of', 'export_nbpack',
            'main']
 
-# %% ../nbs/19a_export.ipynb #ad742573
+# %% ../nbs/19a_export.ipynb #2c0b8b3d
 import json, shutil
 from pathlib import Path
 import ml_dtypes, numpy as np
 from .config import Config, QuantConfig, TrainConfig, brought_tokenizer, need
-from .core import UserError, cli
+from .convert import hf_names, model_config
+from .core import UserError, cli, whole_folder
 from .pack import tokenizer_note, write_pack
-from .packed_folder import SHARD, Folder, linear_weight, open_folder, save_tensors, whole_folder
+from .packed_folder import SHARD, Folder, linear_weight, open_folder, save_tensors
 from .words import entries_of, unpack_indices
 
 # %% ../nbs/19a_export.ipynb #fe7e6665
@@ -127,12 +128,11 @@ def scale_error(
     w = linear_weight(folder, P).astype(np.float64)
     return np.array([((w.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) - w)**2).sum(), (w**2).sum()])
 
-# %% ../nbs/19a_export.ipynb #d22ce42d
+# %% ../nbs/19a_export.ipynb #85a22dcb
 def pack_of(
     folder:Folder,
 )->tuple:  # (Config, {our name: array})
     "A packed folder as `write_pack` takes it. Raises `UserError` where our network can't be that model."
-    from nativebit.convert import hf_names, model_config
     tokenizer = folder.path/'tokenizer.json'
     cfg = Config(folder.path.name, model_config(plain_config(folder)), folder.quant, TrainConfig(tokenizer=str(tokenizer) if tokenizer.exists() else ''))
     out, packed = {}, set(folder.linears)

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['METHOD', 'VERSION', 'HINT', 'GUARD', 'GEOMETRY', 'SUFFIXES', 'SHARD', 'TYPES', 'quant_to_dict', 'folder_config',
-           'check_quant', 'packed_tensors', 'linear_misfit', 'is_packed', 'whole_folder', 'metadata', 'array_crc',
-           'save_shard', 'shards', 'save_tensors', 'save_folder', 'read_shard', 'weight_files', 'Folder',
-           'linear_names', 'linear_weight', 'check_linears', 'check_folder', 'shapes_of', 'read_files', 'read_config',
-           'open_folder']
+           'check_quant', 'packed_tensors', 'stored_linear', 'linear_misfit', 'is_packed', 'metadata', 'array_crc',
+           'save_shard', 'shards', 'save_tensors', 'save_folder', 'read_shard', 'Folder', 'linear_names',
+           'linear_weight', 'check_linears', 'check_folder', 'shapes_of', 'read_files', 'open_folder']
 
-# %% ../nbs/18c_packed_folder.ipynb #052ecf1e
-import json, os, shutil
-from contextlib import contextmanager
+# %% ../nbs/18c_packed_folder.ipynb #f3068a62
+import json, shutil
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,7 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from .config import QuantConfig
-from .core import UserError, atomic_path
+from .convert import read_json, weight_files
+from .core import UserError, whole_folder
 from .ledger import DTYPES, matrix_stored
 from .pack import crc
 from .words import index_width, pack_matrix, unpack_indices, unpack_matrix
@@ -61,7 +60,7 @@ def check_quant(
     except (KeyError, TypeError) as e:
         raise UserError(f"the quantization_config of this model makes no sense ({type(e).__name__}: {e}); pack the model again") from e
 
-# %% ../nbs/18c_packed_folder.ipynb #65b5bcb5
+# %% ../nbs/18c_packed_folder.ipynb #8afd50f2
 SUFFIXES = ('weight', 'codebook', 'scale', 'shape')
 
 def packed_tensors(
@@ -72,10 +71,17 @@ def packed_tensors(
     block_shape:tuple,   # rows × columns of a block
 ):                       # yields (name, array)
     "A matrix as the folder holds it. Raises `UserError` where a weight is none of its codebook's entries."
-    parts = pack_matrix(w, codes, scale, block_shape)
-    yield f'{P}.weight', parts.pop('words').view(np.int32)
-    yield from ((f'{P}.{k}', np.asarray(x)) for k,x in parts.items())
-    yield f'{P}.shape', np.array(w.shape, np.int32)
+    yield from stored_linear(P, pack_matrix(w, codes, scale, block_shape), w.shape)
+
+def stored_linear(
+    P:str,        # a module's name
+    parts:dict,   # words, codebook and perhaps scale, as of `pack_matrix`
+    shape:tuple,  # of the matrix, (out, in)
+):                # yields (name, array)
+    "A packed matrix as the folder holds it."
+    yield f'{P}.weight', parts['words'].view(np.int32)
+    yield from ((f'{P}.{k}', np.asarray(x)) for k,x in parts.items() if k != 'words')
+    yield f'{P}.shape', np.array(shape, np.int32)
 
 # %% ../nbs/18c_packed_folder.ipynb #2e6046fd
 def linear_misfit(
@@ -93,33 +99,13 @@ def linear_misfit(
         if x and (x[0], tuple(x[1])) != w: return f"{P}.{k} is {x[0]} {tuple(x[1])} and should be {w[0]} {w[1]}"
     return ''
 
-# %% ../nbs/18c_packed_folder.ipynb #6759a329
+# %% ../nbs/18c_packed_folder.ipynb #b113b3ef
 def is_packed(path)->bool:
     "Is there a folder that `save_folder` made?"
     try: return json.loads((Path(path)/'config.json').read_text())['quantization_config']['quant_method'] == METHOD
     except (OSError, ValueError, KeyError, TypeError): return False
 
-@contextmanager
-def whole_folder(
-    out,      # the folder to make
-    replace=lambda out: False,  # may what is there go?
-):
-    "Yield a new folder beside `out`; it becomes `out` on success and is deleted on failure. Raises `UserError` where `out` is in use or can't be written."
-    out = Path(out).absolute()
-    tmp, old = (out.with_name(f'.{out.name}.{os.getpid()}.{k}') for k in ('tmp', 'old'))
-    try:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir()) or replace(out)):
-            raise UserError(f"{out} exists and is not empty; choose another --out or delete it")
-        tmp.mkdir(parents=True)
-        yield tmp
-        if out.exists(): out.rename(old)
-        tmp.rename(out)
-    except OSError as e: raise UserError(f"cannot write {out}: {e.strerror or e}; free some space or choose another folder") from e
-    finally:
-        if old.exists() and not out.exists(): old.rename(out)
-        for p in (tmp, old): shutil.rmtree(p, ignore_errors=True)
-
-# %% ../nbs/18c_packed_folder.ipynb #be715ef7
+# %% ../nbs/18c_packed_folder.ipynb #32e15808
 SHARD = 2_000_000_000   # bytes
 
 def metadata(
@@ -134,7 +120,7 @@ def save_shard(path, tensors:dict):
     "Write one shard."
     try: save_file(tensors, path, metadata=metadata({n: array_crc(x) for n,x in tensors.items()}))
     except SafetensorError as e: raise UserError(f"cannot write {Path(path).parent} ({e}); free some space or choose another folder") from e
-    Path(path).chmod(0o644)   # safetensors leaves it to its owner alone
+    Path(path).chmod(0o644)   # safetensors makes files only their owner can read
 
 def shards(
     tensors,        # iterator of (name, array)
@@ -183,7 +169,7 @@ def save_folder(
         save_tensors(tmp, chain(tensors, [(GUARD, np.zeros(0, np.uint8))]), max_shard)
     return Path(out)
 
-# %% ../nbs/18c_packed_folder.ipynb #88204316
+# %% ../nbs/18c_packed_folder.ipynb #262f421b
 TYPES = {**DTYPES, 'I32': np.int32, 'U8': np.uint8, 'I64': np.int64, 'F64': np.float64, 'BOOL': np.bool_}
 
 def read_shard(
@@ -203,26 +189,6 @@ def read_shard(
     data = np.memmap(path, np.uint8, 'r')[8+n:]
     array = lambda x: np.asarray(data[slice(*x['data_offsets'])].view(TYPES[x['dtype']]).reshape(x['shape']))
     return {k: (x['dtype'], tuple(x['shape']), array(x)) for k,x in header.items()}, sums
-
-def weight_files(
-    path,   # a model folder
-)->list:    # of paths
-    "The safetensors files of a folder. Raises `UserError` where one is missing, or where there are only pickles."
-    path = Path(path)
-    if (path/'model.safetensors').is_file(): return [path/'model.safetensors']
-    index = path/'model.safetensors.index.json'
-    if not index.is_file():
-        pickles = sorted(p.name for p in path.glob('*') if p.suffix in ('.bin', '.pt', '.pth', '.ckpt'))
-        if pickles: raise UserError(f"{path} has its weights in {pickles[0]}, a pickle, which nativebit never opens; save the model as safetensors")
-        raise UserError(f"{path} has no model.safetensors and no model.safetensors.index.json; check the path")
-    try: names = sorted({str(f) for f in json.loads(index.read_text())['weight_map'].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{index} makes no sense ({e}); copy the folder again or make it anew") from e
-    for f in names:
-        if Path(f).name != f or not f.endswith('.safetensors'):
-            raise UserError(f"{index} names {f!r}, which is no safetensors file of this folder; copy the folder again or make it anew")
-        if not (path/f).is_file(): raise UserError(f"{path} lacks its shard {f}; copy the folder again or make it anew")
-    return [path/f for f in names]
 
 # %% ../nbs/18c_packed_folder.ipynb #7fc687f2
 @dataclass(frozen=True)
@@ -258,7 +224,7 @@ def linear_weight(
     "The weights of a quantized module, looked up."
     return unpack_matrix(*folder.parts(P), folder.shape(P), folder.quant.block_shape)
 
-# %% ../nbs/18c_packed_folder.ipynb #18b484ab
+# %% ../nbs/18c_packed_folder.ipynb #84b7ea4b
 def check_linears(
     types:dict,         # {name: (dtype's name, shape)}
     shapes:dict,        # {module: (out, in)}
@@ -299,21 +265,11 @@ def read_files(
     check_folder(folder)
     return folder
 
-def read_config(
-    path,    # a model folder
-)->dict:     # config.json
-    "Raises `UserError` where there is none."
-    try: config = json.loads((Path(path)/'config.json').read_text())
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} is no model folder: its config.json can't be read ({getattr(e, 'strerror', None) or e}); check the path") from e
-    if not isinstance(config, dict): raise UserError(f"{path} is no model folder: its config.json is no JSON object; check the path")
-    return config
-
 def open_folder(
     path,    # of a folder that `save_folder` made
 )->Folder:
     "Open a packed folder, everything checked. Raises `UserError` where it is missing, damaged, incomplete, too new, a pickle or something else."
-    config = read_config(path)
+    config = read_json(Path(path)/'config.json')
     quant, files = check_quant(config.get('quantization_config')), weight_files(path)
     folder = read_files(files, quant, config)
     index = Path(path)/'model.safetensors.index.json'

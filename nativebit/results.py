@@ -288,12 +288,12 @@ def summary(
         'gap, %': spread(x, '%') if (x := pick(g, 'gap_vs_control')) else '', 'KL': f'{np.mean(x):.4f}' if (x := pick(g, 'kl')) else ''})
     return [line(*g) for g in groups.items()]
 
-# %% ../nbs/24_results.ipynb #e782b1e1
+# %% ../nbs/24_results.ipynb #7d4bcf71
 @cli
 def main(
     experiment:str='headline',  # which one, or lines of a grid with --out: "method=qat lr=1e-4,3e-4 seed=0,1"
     run:bool=False,             # run its rows; without, print the table of the file
-    config:str='tpu-medium',    # preset
+    config:str='tpu-medium',    # preset, or the folder of a checkpoint
     init_from:str=None,         # float checkpoint that rows start from
     settings:str='',            # of every row, e.g. "batch_size=32 attention=cudnn dataset=text:part-*.txt.xz,valid=v.txt,test=t.txt"
     raw:str=None,               # text file: the test split as published, its words are the denominator

@@ -271,10 +271,10 @@ def train(
         state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
-# %% ../nbs/11_train.ipynb #cf966f9d
+# %% ../nbs/11_train.ipynb #c2ad7e25
 @cli
 def main(
-    config:str=None,                      # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b
+    config:str=None,                      # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b; or a checkpoint's folder
     dataset:str=None,                     # stdlib, wikitext-2, wikitext-103, openwebtext, python:PATH or text:PATH
     name:str='run',                       # of the run: everything goes to logs/NAME
     no_nativebit:bool=False,              # train in float
@@ -330,6 +330,6 @@ def main(
     folder = Path('logs')/name
     if resume and (folder/'log.jsonl').exists(): cfg, init_from = continued(folder, given)
     else: cfg = get_config(config or 'stdlib-5m', **given)
-    if config not in (None, cfg.name): raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; give the new one another --name")
+    if config and get_config(config).name != cfg.name: raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; give the new one another --name")
     result = train(cfg, folder, init_from, resume, tensorboard, mesh, states)
     if jax.process_index() == 0: print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; log and checkpoint in logs/{name}")

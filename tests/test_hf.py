@@ -161,7 +161,7 @@ def test_a_sharded_folder(packed, tmp_path):
     path = pack(float_model('mistral'), tmp_path/'m', QuantConfig(**GEOMETRIES['int8']), max_shard=20_000)
     assert len(weight_files(path)) > 2 and torch.equal(logits(load(path)), logits(load(packed('mistral', 'int8'))))
     weight_files(path)[1].unlink()
-    with pytest.raises(UserError, match='lacks its shard|cannot read'): open_folder(path)
+    with pytest.raises(UserError, match='00002-of'): open_folder(path)
     with pytest.raises((UserError, OSError), match='00002-of'): load(path)
 
 UP = 'model.layers.0.mlp.up_proj'
@@ -246,7 +246,6 @@ def test_exports(packed, tmp_path):
 
 @pytest.mark.parametrize('family', ['llama', 'tied', 'qwen2', 'qwen3'])
 def test_one_packed_file_computes_the_same(packed, tmp_path, family):
-    pytest.importorskip('nativebit.convert')
     from nativebit.pack import read_pack
     from nativebit.torch_model import from_pack
     pack = read_pack(export_nbpack(open_folder(packed(family, 'int8')), tmp_path/'m.nbpack.safetensors'))
