@@ -7,12 +7,12 @@ __all__ = ['FLOAT', 'PLAIN', 'TILE', 'other_files', 'plain_config', 'write_folde
            'lut_b_indices', 'lut_b_tensors', 'lut_b_config', 'export_lut_b', 'scale_error', 'pack_of', 'export_nbpack',
            'main']
 
-# %% ../nbs/19a_export.ipynb #2c0b8b3d
+# %% ../nbs/19a_export.ipynb #9253de98
 import json, shutil
 from pathlib import Path
 import ml_dtypes, numpy as np
 from .config import Config, QuantConfig, TrainConfig, brought_tokenizer, need
-from .convert import hf_names, model_config
+from .families import hf_names, model_config
 from .core import UserError, cli, whole_folder
 from .pack import tokenizer_note, write_pack
 from .packed_folder import SHARD, Folder, linear_weight, open_folder, save_tensors

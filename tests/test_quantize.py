@@ -3,7 +3,7 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 import ml_dtypes, numpy as np, pytest
 from safetensors.numpy import save_file
-from nativebit.convert import hf_names, model_config
+from nativebit.families import hf_names, model_config
 from nativebit.data import train_tokenizer
 from nativebit.ledger import param_shapes
 from nativebit.packed_folder import open_folder
