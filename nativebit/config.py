@@ -271,7 +271,7 @@ def config_from_dict(d:dict)->Config:
     if bad := mistyped(cfg): raise UserError(f"the config in this file has a wrong type of value for {', '.join(bad)}; write that file again")
     return cfg
 
-# %% ../nbs/01_config.ipynb #55e21a38
+# %% ../nbs/01_config.ipynb #2643c4e3
 def found_tokenizer(
     cfg:Config,
     folder,       # that it was read from
@@ -287,6 +287,7 @@ def brought_tokenizer(
     if not cfg.train.tokenizer: return cfg
     source, target = Path(cfg.train.tokenizer), Path(folder)/'tokenizer.json'
     if not source.is_file(): raise UserError(f"the model's tokenizer {source} is gone; put it back, it belongs beside the weights")
+    if target.exists() and target.read_bytes() != source.read_bytes(): raise UserError(f"{target} belongs to another model; give another folder")
     if source.resolve() != target.resolve():
         with atomic_path(target) as tmp: shutil.copyfile(source, tmp)
     return override(cfg, tokenizer=target.name)

@@ -36,8 +36,8 @@ class Source:
     @property
     def nbytes(self): return sum(x.nbytes for x in self.held.values())
 
-# %% ../nbs/18e_convert.ipynb #b867414d
-WANTED = ['*.json', 'model*.safetensors', 'merges.txt', 'tokenizer.model', '*.jinja']
+# %% ../nbs/18e_convert.ipynb #9edda390
+WANTED = ['*.json', 'model*.safetensors', 'merges.txt', 'tokenizer.model', '*.jinja', 'LICENSE*', 'NOTICE*']
 
 def downloaded(
     name:str,  # of a model on the Hugging Face hub

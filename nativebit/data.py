@@ -31,8 +31,8 @@ class ByteTokenizer:
     def decode(self, ids): return bytes(int(i) for i in ids).decode(errors='replace')
     def to_str(self): return 'bytes'
 
-# %% ../nbs/02_data.ipynb #171c789e
-ENDS = (EOT, '</s>', '<|end_of_text|>')   # how tokenizers call the end of a text
+# %% ../nbs/02_data.ipynb #d0462e6e
+ENDS = (EOT, '</s>', '<|end_of_text|>', '<｜end▁of▁sentence｜>')   # how tokenizers call the end of a text
 
 class BPETokenizer(ByteTokenizer):
     "A `tokenizers.Tokenizer` with the same methods."

@@ -78,7 +78,7 @@ def rope_of(
     if rope.get('partial_rotary_factor', 1) != 1: raise UserError("rotary positions in a part of each head (partial_rotary_factor) are not supported")
     return number(rope, 'rope_theta'), (kind, *[number(rope, k) for k in ROPES[kind]]) if ROPES[kind] else ()
 
-# %% ../nbs/18b_families.ipynb #299ff392
+# %% ../nbs/18b_families.ipynb #9634f6e9
 def context_of(
     c:dict,            # config.json, filled with defaults
     family:Family,
@@ -86,9 +86,9 @@ def context_of(
 )->int:
     "Tokens a window of ours holds. Raises `UserError` where the model does not attend to that many."
     most = number(c, 'max_position_embeddings', int)
-    n = context_len or min(most, 2048)
-    if not 1 <= n <= most: raise UserError(f"--context-len {n}: this model takes between 1 and {most} tokens")
     window = number(c, 'sliding_window', int, optional=True) if family.window and c.get(family.window) else None
+    n = context_len or min(most, window or most, 2048)
+    if not 1 <= n <= most: raise UserError(f"--context-len {n}: this model takes between 1 and {most} tokens")
     if window and window < n: raise UserError(f"this model attends to the last {window} tokens only (sliding_window), and we to all {n}; "
                                               f"with --context-len {window} or less that is the same")
     return n

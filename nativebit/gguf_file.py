@@ -100,7 +100,7 @@ def gguf_config(
               rope_theta=c.get('rope_theta', 10000.), tie_word_embeddings='output.weight' not in names, attention_bias='blk.0.attn_q.bias' in names, mlp_bias='blk.0.ffn_gate.bias' in names)
     return c | gguf_rope(meta, arch, factors, c['rope_theta'])
 
-# %% ../nbs/18d_gguf.ipynb #be6634d7
+# %% ../nbs/18d_gguf.ipynb #0ae7bbf0
 def gguf_package():
     "The `gguf` package. Raises `UserError` where it is not installed."
     try: import gguf, gguf.quants
@@ -114,7 +114,7 @@ def gguf_tokenizer(
     "Write a GGUF file's tokenizer as transformers converts it."
     try:
         from transformers import AutoTokenizer   # needs torch to read GGUF files
-        AutoTokenizer.from_pretrained(Path(path).parent, gguf_file=Path(path).name).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(Path(path).parent, gguf_file=Path(path).name, trust_remote_code=False).save_pretrained(folder)
     except ImportError as e:
         raise UserError("a GGUF file's tokenizer is converted by packages that are not installed: pip install transformers torch") from e
     except (ValueError, KeyError, OSError, TypeError) as e:

@@ -19,7 +19,7 @@ from .core import UserError
 from .families import hf_names
 from .ledger import DTYPES, param_shapes
 
-# %% ../nbs/18c_hub.ipynb #59c2949d
+# %% ../nbs/18c_hub.ipynb #86ce05e8
 PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
 
 def read_json(path)->dict:
@@ -44,7 +44,7 @@ def weight_files(
     "The safetensors files of a model. Raises `UserError` where one is missing or there are only pickles."
     folder = Path(folder)
     index, single = folder/'model.safetensors.index.json', folder/'model.safetensors'
-    if single.is_file() and not index.is_file(): return [single]
+    if single.is_file(): return [single]   # as transformers does, also beside an index
     if not index.is_file():
         refuse_pickles(sorted(folder.iterdir()))
         raise UserError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; give a folder with weights")
@@ -56,7 +56,7 @@ def weight_files(
     if missing: raise UserError(f"{folder} lacks {', '.join(missing)}; download the model again")
     return [folder/n for n in shards]
 
-# %% ../nbs/18c_hub.ipynb #7f3d3a45
+# %% ../nbs/18c_hub.ipynb #cf7b6155
 class Held(NamedTuple):
     "An array in a file."
     dtype:str          # as safetensors calls it, such as 'BF16'
@@ -75,7 +75,7 @@ def opened(path):
 class HubFolder:
     "A model as the Hugging Face hub keeps it."
     TAKEN = ('tokenizer*.json', 'tokenizer.model', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt',
-             'chat_template*', 'generation_config.json')
+             'chat_template*', 'generation_config.json', 'LICENSE*', 'NOTICE*')
     def __init__(self, folder):
         self.folder, self.name = Path(folder), Path(folder).resolve().name
         if not (self.folder/'config.json').exists() and (self.folder/'meta.json').exists():

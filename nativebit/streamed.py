@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['layer_tree', 'read_layer', 'embedded', 'layer_fn', 'matrix_entries', 'layer_entries', 'nearest', 'packed_layer',
-           'layer_matrices', 'quantized_layers', 'hidden_states', 'compare_models']
+           'layer_matrices', 'packed_layers', 'hidden_states', 'compare_models']
 
-# %% ../nbs/18g_streamed.ipynb #8805912b
+# %% ../nbs/18g_streamed.ipynb #51d1caf4
 import math
 from functools import lru_cache, partial
 import jax, jax.numpy as jnp, numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
-from .attention import causal_attention
 from .codebook import assign, dequantize, encode_codebook, from_blocks, init_codebook, lloyd, to_blocks
 from .config import Config, ModelConfig, QuantConfig
 from .core import leaf_names, with_leaves
@@ -102,8 +101,8 @@ def layer_matrices(
     part = lambda n, k: packed.get(n.replace('weight', k))
     return {n: unpack_matrix(part(n, 'words'), part(n, 'codebook'), part(n, 'scale'), shapes[n], quant.block_shape) for n in shapes if part(n, 'words') is not None}
 
-# %% ../nbs/18g_streamed.ipynb #9f1752d3
-def quantized_layers(
+# %% ../nbs/18g_streamed.ipynb #1b739881
+def packed_layers(
     model:ModelConfig,
     read,                # name -> array, of the float network
     quant:QuantConfig,   # geometry
@@ -124,9 +123,9 @@ def quantized_layers(
         if not xs: continue
         hard = {f'layers.{i}.{n}': w for n,w in layer_matrices(model, packed, quant).items()}
         params = read_layer(model, lambda n: hard[n] if n in hard else read(n), i)
-        xs = [layer_fn(model)(params, x) for x in xs]
+        for k,x in enumerate(xs): xs[k] = layer_fn(model)(params, x)
 
-# %% ../nbs/18g_streamed.ipynb #172b5f81
+# %% ../nbs/18g_streamed.ipynb #ba41080a
 def hidden_states(
     model:ModelConfig,
     read,      # name -> array
@@ -137,15 +136,18 @@ def hidden_states(
     xs = embedded(read, windows)
     for i in tqdm(range(model.n_layers), desc, unit='layer', disable=None, leave=False):
         params = read_layer(model, read, i)
-        xs = [layer_fn(model)(params, x) for x in xs]
+        for k,x in enumerate(xs): xs[k] = layer_fn(model)(params, x)   # in place: one copy of all texts, not two
     norm = jnp.asarray(read('norm.weight'), jnp.float32)
     return [rms_norm(x, norm, model.norm_eps) for x in xs]
 
 @jax.jit
 def _both(x, y, head_x, head_y, targets):
-    one, other = x @ head_x.T, y @ head_y.T
-    p, q = jax.nn.log_softmax(one), jax.nn.log_softmax(other)
-    return cross_entropy(one, targets), cross_entropy(other, targets), (jnp.exp(p)*(p - q)).sum(-1), one.argmax(-1) == other.argmax(-1)
+    "Losses, divergence, agreement; the logits of one window at a time."
+    def window(parts):
+        one, other, t = parts[0] @ head_x.T, parts[1] @ head_y.T, parts[2]
+        p, q = jax.nn.log_softmax(one), jax.nn.log_softmax(other)
+        return cross_entropy(one, t), cross_entropy(other, t), (jnp.exp(p)*(p - q)).sum(-1), one.argmax(-1) == other.argmax(-1)
+    return jax.lax.map(window, (x, y, targets))
 
 def compare_models(
     model:ModelConfig,

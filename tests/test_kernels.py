@@ -89,6 +89,7 @@ def test_cuda_source(bits, kind):
     for bm in (64, 96): assert error(cuda.prefill(x, p, bm=bm, lib=lib), x, p) < 5e-4
 
 def test_integer_activations():
+    torch.manual_seed(1)   # how much 8 bits lose depends on the draw
     lib, p, x = on_cpu(3, 'int8'), matrix(64, 512, 3, 'int8'), torch.randn(2, 512).half()
     x[0, 7] = 900.                                                      # an outlier costs its own block, nothing else
     for act, limit in (('float', 5e-4), ('int8', 1.5e-2)): assert error(cuda.decode(x, p, activations=act, clusters=2, lib=lib), x, p) < limit, act

@@ -1,12 +1,17 @@
 "The command as a user runs it: each method, stopped and taken up again, refused where it can't be done."
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import ml_dtypes, numpy as np, pytest
 from safetensors.numpy import save_file
 from nativebit.families import hf_names, model_config
+from nativebit.checkpoint import fit_params
+from nativebit.config import Config, QuantConfig
+from nativebit.convert import open_model
 from nativebit.data import train_tokenizer
 from nativebit.ledger import param_shapes
+from nativebit.model import forward_fn, model_shapes
 from nativebit.packed_folder import open_folder
+from nativebit.quantize import folder_reader, quantize, store_layer
 
 CONFIG = dict(architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
               num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=10000., hidden_act='silu', tie_word_embeddings=True)
@@ -35,18 +40,46 @@ def run(home, *args):
 
 QAT = ['--method', 'qat', '--geometry', 'lut-b', '--data', 'text:some.txt', '--max-steps', '30', '--batch-size', '4', '--warmup-steps', '1', '--val-batches', '1', '--test-tokens', '1024', '--lr', '3e-3']
 
+def table(folder): return json.loads((folder/'quantize.json').read_text())['rows']
+
 def test_qat_teaches_and_goes_on(home):
     p = start(home, *QAT, '--out', 'qat')
-    while p.poll() is None and not list((home/'qat.work').glob('qat/log.jsonl')): time.sleep(.05)
-    p.kill(); p.communicate()
-    assert not (home/'qat').exists() and (home/'qat.work'/'float').exists()
+    log = home/'qat.work'/'qat'/'log.jsonl'
+    while p.poll() is None and not (log.exists() and '"step": 10' in log.read_text()): time.sleep(.05)
+    p.send_signal(signal.SIGTERM); p.communicate()
+    assert p.returncode == 143 and not (home/'qat').exists()
     p = run(home, *QAT, '--out', 'qat')
     assert p.returncode == 0 and '| qat |' in p.out, p.err
-    rows = json.loads((home/'qat'/'quantize.json').read_text())['rows']
-    kmeans = run(home, '--method', 'kmeans', '--geometry', 'lut-b', '--data', 'text:some.txt', '--test-tokens', '1024', '--out', 'kmeans')
-    assert kmeans.returncode == 0, kmeans.err
-    assert rows[1]['kl'] < json.loads((home/'kmeans'/'quantize.json').read_text())['rows'][1]['kl']   # what k-means starts from, and training improves
-    assert not (home/'qat.work').exists() and open_folder(home/'qat').quant.block_shape == (8, 64)
+    assert '"type": "resume"' in (home/'qat'/'qat.jsonl').read_text() and not (home/'qat.work').exists()
+    quantize(home/'model', home/'kmeans', 'kmeans', 'lut-b', f"text:{home/'some.txt'}", test_tokens=1024)
+    assert table(home/'qat')[1]['kl'] < table(home/'kmeans')[1]['kl']   # what training starts from
+
+@pytest.mark.parametrize('method', ['kmeans', 'gptq'])
+def test_layers_that_are_finished_are_kept(home, tmp_path, monkeypatch, method):
+    make = lambda out: quantize(home/'model', out, method, 'lut-b', f"text:{home/'some.txt'}", calibration_tokens=512, test_tokens=64)
+    make(tmp_path/'whole')
+    def stopped(work, i, packed): store_layer(work, i, packed); raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr('nativebit.quantize.store_layer', stopped); make(tmp_path/'out')
+    stored = []
+    with monkeypatch.context() as m: m.setattr('nativebit.quantize.store_layer', lambda work, i, packed: (stored.append(i), store_layer(work, i, packed))); make(tmp_path/'out')
+    assert stored == [1]
+    a, b = [open_folder(tmp_path/d).tensors for d in ('out', 'whole')]
+    assert set(a) == set(b) and all(a[n].tobytes() == b[n].tobytes() for n in a)
+
+LOADED = {'Llama': dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True), 'Qwen3': dict(head_dim=16), 'Qwen2': dict(tie_word_embeddings=False)}
+
+@pytest.mark.parametrize('kind', LOADED)
+def test_transformers_loads_what_is_written(tmp_path, kind):
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    import nativebit.hf
+    from test_convert import random_transformer
+    source = random_transformer(kind, tmp_path/'float', 'bfloat16', **LOADED[kind])
+    quantize(source, tmp_path/'packed', 'rtn', 'lut-b')
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/'packed', dtype=torch.float32)
+    model, tokens = open_model(source).model, np.random.default_rng(0).integers(0, 80, (2, 24))
+    cfg, read = Config('packed', model, QuantConfig(nativebit=False)), folder_reader(open_folder(tmp_path/'packed'), model)
+    params = fit_params({n: read(n) for n,_ in param_shapes(model)}, model_shapes(cfg))
+    with torch.no_grad(): np.testing.assert_allclose(forward_fn(cfg)(params, tokens), theirs(torch.tensor(tokens)).logits.numpy(), atol=1e-4)
 
 def test_no_data_no_perplexity(home):
     p = run(home, '--method', 'rtn', '--out', 'rtn')
