@@ -8,12 +8,12 @@ help:                ## this list
 .venv/ready: settings.ini setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: NativeBit needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 # on a machine without a GPU, PyTorch's CPU wheels save gigabytes: .venv/bin/python -m pip install torch --index-url https://download.pytorch.org/whl/cpu
 .venv/torch: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,hf]'
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[torch,hf]'
 	touch $@
 
 env: .venv/ready     ## make the environment in .venv
@@ -22,11 +22,19 @@ demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the
 	$(BIN)/python -m nativebit.demo
 
 # notebooks and tests compile the same small steps: once is enough
-test: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/jax-cache
-test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
-test: .venv/torch check-generated check-readme   ## everything CI checks
-	PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1200 nbdev_test --n_workers 2 --do_print --path nbs
+test test-slow: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/jax-cache
+test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
+test: .venv/torch check-generated check-readme   ## everything CI checks: notebooks and tests side by side
+	$(MAKE) -j2 test-notebooks test-python
+
+test-notebooks: .venv/torch
+	PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1440 nbdev_test --n_workers 2 --do_print --path nbs
+
+test-python: .venv/torch
 	$(BIN)/python -m pytest -q -n 2 tests
+
+test-slow: .venv/torch   ## the tests that CI has no time for: kills, full disks, two processes
+	$(BIN)/python -m pytest -q -n 2 tests -m slow
 
 check-generated: .venv/ready   ## the package is what the notebooks export, and the notebooks are clean
 	tools/check_generated $(BIN)
@@ -43,4 +51,4 @@ hooks: .venv/ready   ## nbdev's git hooks: clean notebooks before they are commi
 clean:               ## remove the environment and what runs have written
 	rm -rf .venv logs _proc _docs
 
-.PHONY: help env demo test check-generated check-readme readme hooks clean
+.PHONY: help env demo test test-notebooks test-python test-slow check-generated check-readme readme hooks clean

@@ -66,7 +66,7 @@ def folder_tensors(
             if parts: yield from stored_linear(names[ours].removesuffix('.weight'), parts, shape)
             else: yield names[ours], half(ours)
 
-# %% ../nbs/18h_quantize.ipynb #28b2db7e
+# %% ../nbs/18h_quantize.ipynb #912aad5b
 def qat_config(
     folder,        # float checkpoint
     geometry:str,  # a key of `GEOMETRIES`
@@ -85,7 +85,7 @@ def trained(
     "Quantize a model by training it."
     if not (work/'float').exists(): convert(where, work/'float', context_len)
     cfg = qat_config(work/'float', geometry, **settings)
-    train(cfg, work/'qat', work/'float', resume=True)
+    if not (work/'qat'/'model.safetensors').exists(): train(cfg, work/'qat', work/'float', resume=True)
     cfg, weights, books = checkpoint_network(work/'qat')
     tensors = pack_tensors(cfg, weights, books, 'float32')
     of = lambda i: {n.removeprefix(f'layers.{i}.'): x for n,x in tensors.items() if n.startswith(f'layers.{i}.')}

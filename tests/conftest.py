@@ -1,7 +1,15 @@
-"Set before any test imports Triton: without a GPU its kernels run in the interpreter."
+"Without a GPU Triton's kernels run in the interpreter, which must be said before any test imports it; slow tests run with `-m slow` alone."
 import os
 from importlib.util import find_spec
+import pytest
 
 if find_spec('torch') is not None:
     import torch
     if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')
+
+def pytest_configure(config): config.addinivalue_line('markers', 'slow: too long for every run; make test-slow')
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('-m'): return
+    for item in items:
+        if item.get_closest_marker('slow'): item.add_marker(pytest.mark.skip(reason='slow: make test-slow'))

@@ -20,6 +20,7 @@ def test_rows_are_kept_and_failed_ones_tried_again(tmp_path, monkeypatch, capsys
     measure(minutes=.1, remat=True); assert len(asked) == 11           # no time, no row
     with pytest.raises(bench.UserError): bench.main(gpus='one', out=str(out))
 
+@pytest.mark.slow
 def test_a_row_on_two_devices(tmp_path):
     row = dict(bench.plan('tiny', [2], 2, False, 'published', 1, 1, str(tmp_path))[1])
     env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0')

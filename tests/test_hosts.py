@@ -33,6 +33,7 @@ def cwd(tmp_path_factory):
     (d/'some.txt').write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(2000)))
     return d
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_survives_the_loss_of_one(cwd):
     out = finish(start(cwd, 'whole'))
     assert ['test perplexity' in stdout for stdout,_ in out] == [True, False]   # the first alone reports

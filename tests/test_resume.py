@@ -32,6 +32,7 @@ def after(cwd, name, p, steps):
 def weights(cwd, name): return (cwd/'logs'/name/'model.safetensors').read_bytes()
 def losses(cwd, name): return {r['step']: r['loss'] for r in read_jsonl(cwd/'logs'/name/'log.jsonl') if 'loss' in r}
 
+@pytest.mark.slow
 def test_kill_9_three_times(cwd):
     for kill in range(3):
         p = start(cwd, *RUN, '--name', 'killed', '--resume')
@@ -43,7 +44,7 @@ def test_kill_9_three_times(cwd):
     assert weights(cwd, 'killed') == weights(cwd, 'whole')
     assert losses(cwd, 'killed') == losses(cwd, 'whole')
 
-@pytest.mark.parametrize('sig, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('sig, code', [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_signals_save_and_exit(cwd, sig, code):
     name = f'stopped-{code}'
     p = start(cwd, *RUN, '--name', name)
@@ -65,6 +66,7 @@ def test_nan_names_its_step_and_keeps_the_state(cwd):
     last = p.err.splitlines()[-1]
     assert 'try a lower --lr' in last and f"the state of step {max(saved(cwd, 'nan'))} is kept" in last, last
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_previous_state(cwd):
     assert run(cwd, *RUN, '--name', 'full', '--max-steps', '12').returncode == 0
     before = saved(cwd, 'full')
