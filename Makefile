@@ -28,12 +28,13 @@ test: .venv/torch check-generated check-readme   ## everything CI checks: notebo
 	$(MAKE) -j2 test-notebooks test-python
 
 test-notebooks: .venv/torch
-	PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1440 nbdev_test --n_workers 2 --do_print --path nbs
+	PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1440 nbdev_test --n_workers 2 --do_print --path nbs --skip_file_re '^[_.]|^2[0-4]_'
 
 test-python: .venv/torch
 	$(BIN)/python -m pytest -q -n 2 tests
 
-test-slow: .venv/torch   ## the tests that CI has no time for: kills, full disks, two processes
+test-slow: .venv/torch   ## what CI has no time for: notebooks 20-24, kills, full disks, several devices, the demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_test --n_workers 2 --do_print --path nbs --file_re '^2[0-4]_'
 	$(BIN)/python -m pytest -q -n 2 tests -m slow
 
 check-generated: .venv/ready   ## the package is what the notebooks export, and the notebooks are clean

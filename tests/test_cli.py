@@ -80,6 +80,7 @@ def test_posthoc_refusals(cwd, args, says):
     refused(cwd, 'nativebit.posthoc', '--ckpt', STDLIB, '--dataset', 'text:some.txt', *args, says=says)
     assert (cwd/'some.txt').read_text() == before
 
+@pytest.mark.slow
 def test_posthoc_goes_on_where_it_stopped(cwd):
     assert run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'float').returncode == 0
     table = ['nativebit.posthoc', '--ckpt', 'logs/float', '--dataset', 'text:some.txt', '--max-tokens', '64', '--calibration-tokens', '1', '--out', 'rows.jsonl']

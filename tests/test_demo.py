@@ -1,5 +1,5 @@
 "The demo on one layer of its checkpoint, with two steps on little text."
-import json
+import json, pytest
 from pathlib import Path
 import nativebit.demo as demo
 from safetensors.numpy import load_file, save_file
@@ -15,6 +15,7 @@ def one_layer(folder):
     (folder/'stdlib'/'meta.json').write_text(json.dumps(meta))
     return folder
 
+@pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, 'DATA', one_layer(tmp_path))
     monkeypatch.setattr(demo, 'get_config', lambda name, **kw: get_config(name, n_layers=1, **kw))
