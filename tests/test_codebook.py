@@ -8,7 +8,7 @@ from nativebit.commitment import hard_weight
 
 sides, seeds = st.sampled_from([1, 7, 64, 130]), st.integers(0, 2**31-1)   # few shapes, many values: each shape is compiled
 blocks = st.sampled_from([(1, 128), (8, 64), (3, 5), (1, 1)])
-few = settings(max_examples=7, deadline=None)
+few = settings(max_examples=15, deadline=None)
 
 def matrix(seed, *shape): return jnp.asarray(np.random.default_rng(seed).standard_t(3, shape), jnp.float32)*.02
 

@@ -1,6 +1,5 @@
 "Eight fake devices: an FSDP step is the one-device step, its state is split by whole blocks, and what eight save two restore."
 import os, subprocess, sys
-import pytest
 
 PROGRAM = """
 import sys, jax, numpy as np
@@ -51,7 +50,6 @@ for n in (8, 2, 1):
 print('ok')
 """
 
-@pytest.mark.slow
 def test_eight_devices_are_one(tmp_path):
     flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'   # 0: compile fast
     env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=flags, NPROC='32')   # NPROC: threads enough for devices that wait for one another

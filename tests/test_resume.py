@@ -32,7 +32,6 @@ def after(cwd, name, p, steps):
 def weights(cwd, name): return (cwd/'logs'/name/'model.safetensors').read_bytes()
 def losses(cwd, name): return {r['step']: r['loss'] for r in read_jsonl(cwd/'logs'/name/'log.jsonl') if 'loss' in r}
 
-@pytest.mark.slow
 def test_kill_9_three_times(cwd):
     for kill in range(3):
         p = start(cwd, *RUN, '--name', 'killed', '--resume')
@@ -44,7 +43,7 @@ def test_kill_9_three_times(cwd):
     assert weights(cwd, 'killed') == weights(cwd, 'whole')
     assert losses(cwd, 'killed') == losses(cwd, 'whole')
 
-@pytest.mark.parametrize('sig, code', [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('sig, code', [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_signals_save_and_exit(cwd, sig, code):
     name = f'stopped-{code}'
     p = start(cwd, *RUN, '--name', name)
@@ -60,7 +59,6 @@ def test_a_run_that_exists_is_not_overwritten(cwd):
     p = run(cwd, *RUN, '--name', 'whole')
     assert p.returncode == 1 and 'go on with --resume' in p.err and weights(cwd, 'whole') == before
 
-@pytest.mark.slow
 def test_nan_names_its_step_and_keeps_the_state(cwd):
     p = run(cwd, *RUN, '--name', 'nan', '--max-steps', '30', '--lr', '1e30', '--warmup-steps', '29', '--clip-norm', '1e30', '--save-every', '1')
     assert p.returncode == 1 and 'Traceback' not in p.err, p.err
