@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'begin_work', 'layer_path', 'stored_layer', 'store_layer', 'folder_tensors', 'qat_config', 'trained',
-           'folder_reader', 'folder_bits', 'report', 'source_tokenizer', 'usable', 'quantize', 'main']
+           'folder_reader', 'folder_bits', 'report', 'check_request', 'source_tokenizer', 'usable', 'read_data',
+           'quantize', 'main']
 
-# %% ../nbs/18h_quantize.ipynb #5d68f06a
+# %% ../nbs/18h_quantize.ipynb #96e75a6e
 import json, shlex, shutil, sys
 from functools import partial
 from pathlib import Path
 import jax, ml_dtypes, numpy as np
 from safetensors.numpy import save_file
-from .config import GEOMETRIES, Config, QuantConfig, get_config, override, suggest
+from .config import GEOMETRIES, Config, QuantConfig, TrainConfig, get_config, override, suggest
 from .convert import convert, open_model
 from .families import hf_names
-from .core import UserError, atomic_path, cli, git_hash
+from .core import UserError, also_flags, atomic_path, cli, git_hash
 from .data import load_tokenizer, prepare
 from .ledger import layer_shapes
 from .pack import checkpoint_network, pack_tensors
@@ -66,15 +67,15 @@ def folder_tensors(
             if parts: yield from stored_linear(names[ours].removesuffix('.weight'), parts, shape)
             else: yield names[ours], half(ours)
 
-# %% ../nbs/18h_quantize.ipynb #912aad5b
+# %% ../nbs/18h_quantize.ipynb #3d1a1446
 def qat_config(
     folder,        # float checkpoint
     geometry:str,  # a key of `GEOMETRIES`
-    **settings,    # of the training run; None: the recipe's
+    **settings,    # of the training run; by default the recipe's
 ):
     "The training run that quantizes a model: recipe `qat`, whatever is given wins."
     attention = 'cudnn' if jax.default_backend() == 'gpu' else 'reference'
-    return get_config(str(folder), recipe='qat', geometry=geometry, **dict(attention=attention) | {k: v for k,v in settings.items() if v is not None})
+    return get_config(str(folder), recipe='qat', geometry=geometry, **dict(attention=attention) | settings)
 
 def trained(
     where,         # the model
@@ -119,8 +120,14 @@ def report(source, out, method:str, tokens=None, test_tokens=None)->list:
     got = compare_models(source.model, source.read, folder_reader(folder, source.model), tokens, test_tokens)
     return [{**rows[0], 'ppl': got['original_ppl'], 'kl': 0., 'top1': 1.}, {**rows[1], **{k: got[k] for k in ('ppl', 'kl', 'top1')}}]
 
-# %% ../nbs/18h_quantize.ipynb #d79fadb1
+# %% ../nbs/18h_quantize.ipynb #2377c53b
 METHODS = ('rtn', 'kmeans', 'gptq', 'qat')
+
+def check_request(method:str, geometry:str, data):
+    "Raise `UserError` for a method or geometry that there is not, or a method without what it reads."
+    for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES)):
+        if name not in known: raise UserError(suggest(kind, name, list(known)))
+    if method in ('gptq', 'qat') and not data: raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")
 
 def source_tokenizer(source):
     "The tokenizer that came with a model. Raises `UserError` where none did."
@@ -134,6 +141,13 @@ def usable(out)->Path:
     if out.exists() and not is_packed(out) and not (out.is_dir() and not any(out.iterdir())): raise UserError(f"{out} exists and is no packed model; choose another --out")
     return out
 
+def read_data(data, tokenizer)->dict:
+    "The splits of a dataset. Raises `UserError` where there is nothing for the table."
+    tokens = prepare(data, tokenizer)[0]
+    if len(tokens['test']) < 2: raise UserError(f"the test split of {data} is empty, and the table is of it; use more text")
+    return tokens
+
+# %% ../nbs/18h_quantize.ipynb #cd1eb8e1
 def quantize(
     where,                       # the model: a folder, a .gguf file, or a name on the hub
     out,                         # folder to write
@@ -143,20 +157,16 @@ def quantize(
     *, context_len=None,         # tokens a window; None: what the model takes, 2048 at most
     calibration_tokens=131072,   # that gptq reads
     test_tokens=65536,           # compared on; None: the whole test split
-    **settings,                  # of the training run of qat; None: the recipe's
+    **settings,                  # of the training run of qat; by default the recipe's
 )->list:                         # rows of the table
     "Quantize a model into a folder that transformers loads. Raises `UserError` for whatever can't be done."
-    for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES)):
-        if name not in known: raise UserError(suggest(kind, name, list(known)))
-    if method in ('gptq', 'qat') and not data: raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")
+    check_request(method, geometry, data)
     source, quant, out = open_model(where, context_len), QuantConfig(**GEOMETRIES[geometry]), usable(out)
-    tokenizer = source_tokenizer(source) if data else None
-    tokens = prepare(data, tokenizer)[0] if data else {}
-    if data and len(tokens['test']) < 2: raise UserError(f"the test split of {data} is empty, and the table is of it; use more text")
-    windows = calibration_text(Config(source.name, source.model, quant), data, tokenizer, calibration_tokens) if method == 'gptq' else ()
+    cfg, tokenizer = override(Config(source.name, source.model, quant), **settings), source_tokenizer(source) if data else None
+    tokens = read_data(data, tokenizer) if data else {}
+    windows = calibration_text(cfg, data, tokenizer, calibration_tokens) if method == 'gptq' else ()
     reads = dict(gptq=dict(data=data, calibration_tokens=calibration_tokens), qat=dict(data=data, **settings)).get(method, {})
     setup = dict(model=str(where), method=method, geometry=geometry, context_len=context_len, **reads)
-    if method == 'qat': override(Config(source.name, source.model), recipe='qat', **{k: v for k,v in settings.items() if v is not None})   # refused before work begins
     work = begin_work(out.with_name(f'{out.name}.work'), setup)
     if method == 'qat': read, layers = trained(where, work, geometry, context_len, dataset=data, test_tokens=test_tokens, **settings)
     else: read, layers = source.read, packed_layers(source.model, source.read, quant, method, windows, partial(stored_layer, work), partial(store_layer, work))
@@ -168,8 +178,9 @@ def quantize(
     shutil.rmtree(work)
     return rows
 
-# %% ../nbs/18h_quantize.ipynb #1cc6472d
+# %% ../nbs/18h_quantize.ipynb #181065e9
 @cli
+@also_flags(QuantConfig, TrainConfig, without=('n_entries', 'block_shape', 'codebook_dtype', 'nativebit', 'dataset', 'tokenizer', 'calibration_tokens', 'test_tokens'))
 def main(
     model:str,                      # a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
     out:str=None,                   # folder to write
@@ -179,15 +190,10 @@ def main(
     calibration_tokens:int=131072,  # that gptq reads
     test_tokens:int=65536,          # that the table is of
     context_len:int=None,           # tokens a window; by default what the model takes, 2048 at most
-    max_steps:int=None,             # of qat
-    batch_size:int=None,            # windows a step of qat
-    accumulate:int=None,            # micro-batches a step of qat is computed in, to save memory
-    lr:float=None,                  # peak learning rate of qat
-    warmup_steps:int=None,          # of the learning rate
-    seed:int=None,                  # of the order in which qat reads
-    val_batches:int=None,           # batches a validation of qat reads
+    **settings,                     # fields of `QuantConfig` and `TrainConfig`, for the training run of qat; the recipe's by default
 ):
     "Quantize a model of the Llama family into a folder that transformers loads. Stopped, the same command goes on."
     if not out: raise UserError("say where to write: --out FOLDER")
-    print(as_markdown(quantize(**{('where' if k == 'model' else k): v for k,v in locals().items()})))
+    rows = quantize(model, out, method, geometry, data, calibration_tokens=calibration_tokens, test_tokens=test_tokens, context_len=context_len, **settings)
+    print(as_markdown(rows))
     print(f"in {out}; load it with: import nativebit.hf, then AutoModelForCausalLM.from_pretrained({out!r})")

@@ -7,20 +7,19 @@ __all__ = ['check_start', 'calibration_batches', 'random_network', 'init_state',
            'check_finite', 'noted_signals', 'fit', 'probe', 'finish', 'load_tokens', 'continued', 'NoLogger',
            'begin_log', 'resumed_state', 'training_data', 'run_steps', 'train', 'main']
 
-# %% ../nbs/11_train.ipynb #b60247e7
+# %% ../nbs/11_train.ipynb #566d0a2e
 import math, signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from fastcore.script import bool_arg
 from flax import nnx
 from tqdm import tqdm
 from .attention import ATTENTION, context_kl
 from .checkpoint import RunStates, fit_params, load_checkpoint, restore, save_checkpoint, start_codebooks
-from .config import Config, config_from_dict, config_to_dict, get_config, override
-from .core import JSONLogger, TensorBoardLogger, UserError, cli, git_hash, read_jsonl
+from .config import Config, QuantConfig, TrainConfig, config_from_dict, config_to_dict, get_config, override
+from .core import JSONLogger, TensorBoardLogger, UserError, also_flags, cli, git_hash, read_jsonl
 from .data import batches, load_tokenizer, prepare
 from .evaluate import token_nll
 from .gptq import gptq_params
@@ -271,61 +270,28 @@ def train(
         state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
-# %% ../nbs/11_train.ipynb #c2ad7e25
+# %% ../nbs/11_train.ipynb #b084378c
 @cli
+@also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit'))
 def main(
-    config:str=None,                      # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b; or a checkpoint's folder
-    dataset:str=None,                     # stdlib, wikitext-2, wikitext-103, openwebtext, python:PATH or text:PATH
-    name:str='run',                       # of the run: everything goes to logs/NAME
-    no_nativebit:bool=False,              # train in float
-    init_from:str=None,                   # start from this checkpoint: a folder, .safetensors or .npz
-    resume:bool=False,                    # go on from the last saved state of logs/NAME; from the start if there is none
-    recipe:str=None,                      # published, or qat (teacher, no commitment, k-means start); any flag given wins
-    max_steps:int=None,                   # optimizer steps
-    batch_size:int=None,                  # windows a step
-    context_len:int=None,                 # tokens a window
-    lr:float=None,                        # peak learning rate
-    lr_end:float=None,                    # share of it at the last step
-    weight_decay:float=None,              # on matrices
-    warmup_steps:int=None,                # of the learning rate
-    geometry:str=None,                    # published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
-    bits:int=None,                        # index bits, another number than the geometry's
-    start:str=None,                       # first codebooks: quantile, kmeans or gptq
-    calibration_tokens:int=None,          # that --start gptq reads
-    ema_decay:float=None,                 # of codebook counts and sums, 0 ≤ α < 1
-    use_canonical_ema:bool_arg=None,      # 1: VQ-VAE's update; 0: the batch mean, for comparison
-    requantize_every:int=None,            # steps between two codebook updates
-    codebook_lr:float=None,               # learn entries by gradient, at this multiple of the learning rate, instead of EMA
-    quant_reg_weight:float=None,          # λ of the commitment loss
-    quant_reg_schedule:str=None,          # of λ: warmup, constant, anneal or ramp
-    settle:float=None,                    # share of the run, at its end, in which the matrices rest and the others adapt
-    delay_quant_steps:int=None,           # train in float for so many steps first
-    distill_weight:float=None,            # share of KL(float start ‖ student) in the loss, 0 to 1
-    distill_temperature:float=None,       # that both predictions are softened by
-    matrices_only:bool=False,             # leave embedding, head and norms as they are
-    compute_dtype:str=None,               # bfloat16 or float32
-    attention:str=None,                   # reference, or cudnn on an NVIDIA GPU
-    accumulate:int=None,                  # micro-batches a step is computed in, to save memory
-    remat:bool=False,                     # recompute layers in the backward pass, to save memory
-    save_every:int=None,                  # steps between two saved states
-    keep:int=None,                        # latest states kept, besides the best
-    log_every:int=None,                   # steps between two log records
-    val_every:int=None,                   # steps between two validations
-    val_batches:int=None,                 # batches a validation reads
-    test_tokens:int=None,                 # of the test split read at the end; all by default
-    dropout:float=None,                   # share zeroed of what each part adds, for small data read often
-    beta2:float=None,                     # AdamW's second-moment decay
-    clip_norm:float=None,                 # gradients are clipped to this global norm
-    seed:int=None,                        # of initial weights and data order
-    mesh:str=None,                        # devices as 'data,fsdp': copies of the state, and devices that share one; all share one by default
-    hosts:str=None,                       # run on several machines: auto on a TPU slice, ADDRESS:PORT,COUNT,INDEX elsewhere
-    states:str=None,                      # where the saved states go: a folder or gs://BUCKET/FOLDER that all machines see; logs/NAME/state by default
-    tensorboard:bool=False,               # write the log as TensorBoard scalars too, into logs/NAME
+    config:str=None,          # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b; or a checkpoint's folder
+    name:str='run',           # of the run: everything goes to logs/NAME
+    no_nativebit:bool=False,  # train in float
+    init_from:str=None,       # start from this checkpoint: a folder, .safetensors or .npz
+    resume:bool=False,        # go on from the last saved state of logs/NAME; from the start if there is none
+    recipe:str=None,          # published, or qat (teacher, no commitment, k-means start); any flag given wins
+    geometry:str=None,        # published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
+    bits:int=None,            # index bits, another number than the geometry's
+    context_len:int=None,     # tokens a window
+    mesh:str=None,            # devices as 'data,fsdp': copies of the state, and devices that share one; all share one by default
+    hosts:str=None,           # run on several machines: auto on a TPU slice, ADDRESS:PORT,COUNT,INDEX elsewhere
+    states:str=None,          # where the saved states go: a folder or gs://BUCKET/FOLDER that all machines see; logs/NAME/state by default
+    tensorboard:bool=False,   # write the log as TensorBoard scalars too, into logs/NAME
+    **settings,               # fields of `QuantConfig` and `TrainConfig`; the preset's by default
 ):
     "Train a language model with learned codebooks, from scratch or from a float checkpoint."
-    given = {k:v for k,v in locals().items() if v is not None and (v or k not in ('matrices_only', 'remat'))
-             and k not in ('config', 'name', 'init_from', 'no_nativebit', 'resume', 'tensorboard', 'mesh', 'hosts', 'states')}
-    if no_nativebit: given['nativebit'] = False
+    named = dict(recipe=recipe, geometry=geometry, bits=bits, context_len=context_len, nativebit=False if no_nativebit else None)
+    given = {**settings, **{k: v for k,v in named.items() if v is not None}}
     join_hosts(hosts)
     folder = Path('logs')/name
     if resume and (folder/'log.jsonl').exists(): cfg, init_from = continued(folder, given)
