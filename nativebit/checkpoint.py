@@ -160,7 +160,7 @@ def load_network(
     hard = {f'{n}weight': hard_weight(jnp.asarray(tensors[f'{n}weight'], jnp.float32), cb, cfg.quant) for n,cb in books.items()}
     return cfg, fit_params({**{n: x for n,x in tensors.items() if not n.endswith('.codebook')}, **hard}, model_shapes(cfg))
 
-# %% ../nbs/10_checkpoint.ipynb #0b0785a8
+# %% ../nbs/10_checkpoint.ipynb #41a963f1
 class RunStates:
     "The saved states of a run: the latest few, and the one with the best validation loss."
     def __init__(self,
@@ -172,14 +172,19 @@ class RunStates:
 
     @cached_property
     def manager(self):
-        best = BestN(n=1, get_metric_fn=lambda m: -m['val_loss'], keep_checkpoints_without_metrics=False)
-        policy = AnyPreservationPolicy([LatestN(self.keep), best])
-        return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True))
+        better = lambda m: -m['val_loss']
+        policy = AnyPreservationPolicy([LatestN(self.keep), BestN(n=1, get_metric_fn=better, keep_checkpoints_without_metrics=False)])
+        return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(best_fn=better, preservation_policy=policy, cleanup_tmp_directories=True))
 
     @property
     def latest(self):
         "The step of the newest whole state, None if there is none."
         with self.reachable(): return max(ocp.utils.checkpoint_steps(self.folder), default=None) if self.folder.is_dir() else None
+
+    @property
+    def best(self):
+        "The step of the kept state with the lowest validation loss, the newest where none was validated, None if there is none."
+        return self.manager.best_step() or self.latest
 
     @property
     def kept(self): return f"; the state of step {self.latest} is kept in {self.folder}, --resume goes on from it" if self.latest else ''
@@ -204,11 +209,11 @@ class RunStates:
         "Write a state in the background; waits for the one before it."
         size, free = sum(x.nbytes for x in jax.tree.leaves(state)), math.inf if self.remote else shutil.disk_usage(self.folder.parent).free
         if free < size: raise UserError(f"{size/2**20:.0f} MiB are needed to keep the run's state in {self.folder}, {free/2**20:.0f} are free; make room{self.kept}")
-        with self.explained(): self.manager.save(step, args=ocp.args.StandardSave(leaf_names(state)), metrics=val_loss and {'val_loss': float(val_loss)})
+        with self.explained(): self.manager.save(step, args=ocp.args.StandardSave(leaf_names(state)), metrics={'val_loss': math.inf if val_loss is None else float(val_loss)})
 
-    def restore(self, like):
-        "The latest state as a tree like `like`, whose leaves need only shape, dtype and perhaps sharding."
-        with self.explained(): return with_leaves(like, self.manager.restore(self.latest, args=ocp.args.StandardRestore(leaf_names(like))))
+    def restore(self, like, step=None):
+        "The state of a step, the latest by default, as a tree like `like`, whose leaves need only shape, dtype and perhaps sharding."
+        with self.explained(): return with_leaves(like, self.manager.restore(step or self.latest, args=ocp.args.StandardRestore(leaf_names(like))))
 
     def close(self):
         "Wait until everything is on disk."

@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'RUNS', 'PROMPT', 'demo_config', 'trained_row', 'packed_row', 'written_by', 'gap', 'demo_figure',
            'write_outputs', 'demo', 'main']
 
-# %% ../nbs/21_demo.ipynb #0e0bea76
+# %% ../nbs/21_demo.ipynb #0166caed
 import json, shutil, time
 import jax.numpy as jnp
 from pathlib import Path
@@ -19,7 +19,8 @@ from .generate import generate, pack_params
 from .model import model_shapes
 from .ledger import ledger_text
 from .pack import file_ledger, pack_checkpoint, read_pack
-from .posthoc import as_markdown, evaluate_row, network_bits, network_bytes, posthoc_table
+from .posthoc import evaluate_row, network_bits, network_bytes, posthoc_table
+from .rows import as_markdown
 from .train import calibration_batches, train
 
 # %% ../nbs/21_demo.ipynb #1830289e

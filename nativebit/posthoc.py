@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'BLOCK_BITS', 'CALIBRATED', 'rtn_codebook', 'nf_table', 'nf_codebook', 'method_bits', 'posthoc_weight',
            'calibrated_params', 'posthoc_params', 'network_bits', 'network_bytes', 'evaluate_row', 'posthoc_row',
-           'posthoc_table', 'as_markdown', 'chosen', 'chosen_geometries', 'earlier_rows', 'index_bits', 'sweep_rows',
-           'run_header', 'load_float', 'calibration_text', 'main']
+           'posthoc_table', 'chosen', 'chosen_geometries', 'index_bits', 'sweep_rows', 'load_float', 'calibration_text',
+           'main']
 
-# %% ../nbs/13_posthoc.ipynb #3cd39413
-import math, re, shlex, sys, time
-from contextlib import nullcontext
+# %% ../nbs/13_posthoc.ipynb #4d60a804
+import math, re, time
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -20,10 +19,11 @@ from .checkpoint import load_network
 from .codebook import assign, bits_per_weight, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
 from .commitment import hard_weight
 from .config import GEOMETRIES, QuantConfig, need, suggest, block_of
-from .core import JSONLogger, UserError, cli, count_params, git_hash, leaf_names, read_jsonl, with_leaves
+from .core import UserError, cli, count_params, leaf_names, with_leaves
 from .data import load_tokenizer, prepare
 from .evaluate import compare, evaluate_ppl
 from .gptq import gptq_params
+from .rows import add_row, as_markdown, begin_rows, run_header
 from .layers import LLOYD_STEPS
 from .model import MATRIX
 from .train import calibration_batches
@@ -176,15 +176,6 @@ def posthoc_table(
     "The float network and its post-hoc versions, one row each."
     return [posthoc_row(cfg, params, quant, m, tokens, tokenizer, max_tokens, calibration) for m in ('float', *methods)]
 
-# %% ../nbs/13_posthoc.ipynb #7c9a7ed3
-def as_markdown(
-    rows:list,  # dictionaries with the same keys
-)->str:
-    "A Markdown table; the columns are the keys of the first row."
-    show = lambda v: f"{v:.4g}" if isinstance(v, float) and abs(v) < 1 else f"{v:.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v)
-    line = lambda cells: '| ' + ' | '.join(cells) + ' |'
-    return '\n'.join([line(rows[0]), line('---' if isinstance(v, str) else '--:' for v in rows[0].values()), *(line(map(show, r.values())) for r in rows)])
-
 # %% ../nbs/13_posthoc.ipynb #2b991324
 def chosen(
     what:str,   # the kind of thing, for the message
@@ -211,20 +202,7 @@ def chosen_geometries(
             names.setdefault(replace(own, n_entries=2**int(b)) if b else own, g)
     return names
 
-# %% ../nbs/13_posthoc.ipynb #b7fa3aa2
-def earlier_rows(
-    out,         # a .jsonl file: a header, then a row a line; None: no file
-    setup:dict,  # what all its rows have in common
-)->list:         # its rows, [] where there is no file
-    "The rows of a results file. Raises `UserError` where it is something else, or its rows are of another setup."
-    try: records = read_jsonl(out) if out and Path(out).exists() else []
-    except (OSError, ValueError) as e: raise UserError(f"cannot read {out} ({e}); give --out another file") from e
-    if not records: return []
-    if not isinstance(records[0], dict) or records[0].get('setup') != setup:
-        raise UserError(f"{out} holds something else, or rows of another checkpoint, dataset or number of tokens; give --out another file")
-    return records[1:]
-
-# %% ../nbs/13_posthoc.ipynb #b22f2403
+# %% ../nbs/13_posthoc.ipynb #37bcc119
 def index_bits(quant)->int: return math.ceil(math.log2(quant.n_entries)) if quant else 16
 
 def sweep_rows(
@@ -235,17 +213,13 @@ def sweep_rows(
 )->list:          # the rows of all points, in their order, with geometry and index_bits
     "Make a table row by row, going on where an earlier run stopped."
     key = lambda r: (r['method'], r['geometry'], r['index_bits'])
-    done, wanted = {key(r): r for r in earlier_rows(out, setup)}, [(m, g, index_bits(q)) for m,g,q in points]
-    with JSONLogger(out, keep=lambda r: done) if out else nullcontext() as file:   # only a header: it starts afresh
-        log = file.log if out else lambda **r: None
-        if not done: log(type='header', **run_header(), setup=setup)
-        for k,(_,_,quant) in tqdm([*zip(wanted, points)], 'rows', disable=None, leave=False):
-            if k in done: continue
-            done[k] = dict(zip(('method', 'geometry', 'index_bits'), k)) | evaluate(quant, k[0])
-            log(**done[k])
+    done = {key(r): r for r in (begin_rows(out, run_header('posthoc', setup)) if out else [])}
+    wanted = [(m, g, index_bits(q)) for m,g,q in points]
+    for k,(_,_,quant) in tqdm([*zip(wanted, points)], 'rows', disable=None, leave=False):
+        if k in done: continue
+        done[k] = dict(zip(('method', 'geometry', 'index_bits'), k)) | evaluate(quant, k[0])
+        if out: add_row(out, **done[k])
     return [done[k] for k in wanted]
-
-def run_header()->dict: return dict(command=shlex.join(['python', '-m', 'nativebit.posthoc', *sys.argv[1:]]), git_hash=git_hash(), device=jax.devices()[0].device_kind, jax=jax.__version__)
 
 # %% ../nbs/13_posthoc.ipynb #cc43a500
 def load_float(ckpt)->tuple:

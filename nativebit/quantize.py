@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'begin_work', 'layer_path', 'stored_layer', 'store_layer',
            'folder_reader', 'folder_bits', 'report', 'check_request', 'source_tokenizer', 'usable', 'read_data',
            'quantize', 'main']
 
-# %% ../nbs/18h_quantize.ipynb #96e75a6e
+# %% ../nbs/18h_quantize.ipynb #0199c35c
 import json, shlex, shutil, sys
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ from .ledger import layer_shapes
 from .pack import checkpoint_network, pack_tensors
 from .gguf_file import GGUFFile
 from .packed_folder import is_packed, linear_weight, open_folder, read_shard, save_folder, stored_linear
-from .posthoc import as_markdown, calibration_text
+from .posthoc import calibration_text
+from .rows import as_markdown
 from .streamed import compare_models, packed_layers
 from .train import train
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRAINED', 'FROM_SCRATCH', 'EXPERIMENTS', 'method_settings', 'rows_of', 'Setup', 'make_setup', 'row_config', 'score',
-           'quantizer_state', 'trained_row', 'run_row', 'load_float_once', 'row_key', 'finished', 'header',
-           'begin_file', 'run_rows', 'attempted', 'load_results', 'reference', 'with_gaps', 'spread', 'summary', 'main']
+           'quantizer_state', 'trained_row', 'run_row', 'load_float_once', 'row_key', 'finished', 'run_rows',
+           'attempted', 'reference', 'with_gaps', 'spread', 'summary', 'main']
 
-# %% ../nbs/24_results.ipynb #b0d7c032
-import json, math, shlex, sys, time
+# %% ../nbs/24_results.ipynb #9f88802e
+import math, shlex, time
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +17,12 @@ from filelock import FileLock, Timeout
 from flax import nnx
 from tqdm import tqdm
 from .config import get_config, suggest
-from .core import UserError, atomic_path, cli, git_hash, leaf_names, plain, read_jsonl
+from .core import UserError, atomic_path, cli, leaf_names, read_jsonl
 from .data import DATA, load_tokenizer, prepare
 from .evaluate import compare, ppl_report, token_nll
 from .layers import compute_quant_diagnostics, quantized_params
-from .posthoc import CALIBRATED, METHODS, as_markdown, calibration_text, index_bits, load_float, network_bits, posthoc_params
+from .posthoc import CALIBRATED, METHODS, calibration_text, index_bits, load_float, network_bits, posthoc_params
+from .rows import add_row, as_lines, as_markdown, begin_rows, load_results, run_header
 from .step import eval_params
 from .sweep import parse_grid, points
 from .train import fit, init_state, training_data
@@ -191,39 +192,25 @@ def finished(out, wanted)->list:
     records = [r for r in (read_jsonl(out) if Path(out).exists() else []) if r.get('type') != 'header']
     return [r for row in wanted for r in records if r['row'] == row]
 
-# %% ../nbs/24_results.ipynb #3740dd52
-def header(setup, experiment, command)->dict:
-    about = dict(config=setup.config, fixed=setup.fixed, init_from=setup.init_from)
-    return dict(type='header', experiment=experiment, command=command, git_hash=git_hash(), device=jax.devices()[0].device_kind, jax=jax.__version__, setup=about)
-
-def begin_file(out, first):
-    "Write the header of a results file. Raises `UserError` where it is there and of another setup."
-    with FileLock(f'{out}.lock'):
-        try: old = read_jsonl(out) if out.exists() else []
-        except (OSError, ValueError) as e: raise UserError(f"cannot go on with {out} ({e}); give --out another file") from e
-        if not old: out.write_text(json.dumps(first, default=plain) + '\n')
-        elif old[0].get('setup') != json.loads(json.dumps(first['setup'], default=plain)): raise UserError(f"{out} holds rows of another setup; give --out another file")
-
-# %% ../nbs/24_results.ipynb #5b1f6686
+# %% ../nbs/24_results.ipynb #b88a254e
 def run_rows(
     experiment:str,  # a key of `EXPERIMENTS`, or lines such as theirs
     setup:Setup,
     out,             # .jsonl file; rows already in it are not run again
-    command:str='',  # for the header
     minutes:float=math.inf,  # start no row after so many
 )->list:             # the records of all rows that are finished
     "Run the rows of an experiment that nobody has run or is running."
     out, wanted, begun = Path(out), rows_of(experiment), time.time()
     for r in wanted: row_config(setup, r)   # all are checked before the first is run
     locks = out.with_suffix('.locks'); locks.mkdir(parents=True, exist_ok=True)
-    begin_file(out, header(setup, experiment if experiment in EXPERIMENTS else 'custom', command))
+    shared = dict(config=setup.config, fixed=setup.fixed, init_from=setup.init_from)
+    begin_rows(out, run_header('results', shared, experiment=experiment if experiment in EXPERIMENTS else 'custom'))
     for row in tqdm(wanted, 'rows', disable=None):
         if time.time() - begun > 60*minutes: break
         try:
             with FileLock(locks/row_key(row), timeout=0):
                 if finished(out, [row]): continue
-                record = dict(experiment=out.stem, **attempted(setup, row))
-                with FileLock(f'{out}.lock'), out.open('a') as f: f.write(json.dumps(record, default=plain) + '\n')
+                add_row(out, experiment=out.stem, **attempted(setup, row))
         except Timeout: continue   # another worker's
     return with_gaps(out, wanted)
 
@@ -234,17 +221,7 @@ def attempted(setup, row):
         if 'the loss is' not in str(e): raise
         return dict(row, row=row, diverged=str(e))
 
-# %% ../nbs/24_results.ipynb #1814fc13
-def load_results(
-    name:str,         # of a file in data/results, or a path
-)->tuple:             # (header, records)
-    "What an experiment found. Raises `UserError` where there is no such file."
-    path = Path(name) if str(name).endswith('.jsonl') else DATA/'results'/f'{name}.jsonl'
-    try: first, *rows = read_jsonl(path)
-    except (OSError, ValueError) as e: raise UserError(f"cannot read {path} ({e}); `python -m nativebit.results --help` says how to make it") from e
-    return first, rows
-
-# %% ../nbs/24_results.ipynb #8cc6adc0
+# %% ../nbs/24_results.ipynb #783b7f9a
 def reference(
     row:dict,    # a record
     rows:list,   # all records of the experiment
@@ -262,7 +239,7 @@ def with_gaps(out, wanted)->list:
         rows += [r for r in all_rows if r['row'] not in wanted]   # of other grids in the same file
         for r in rows:
             if 'test_ppl' in r and (base := reference(r, rows)): r['gap_vs_control'] = r['test_ppl']/base - 1
-        with atomic_path(out) as tmp: tmp.write_text('\n'.join(json.dumps(x, default=plain) for x in [first, *rows]) + '\n')
+        with atomic_path(out) as tmp: tmp.write_text(as_lines([first, *rows]))
     return rows
 
 # %% ../nbs/24_results.ipynb #66492dc1
@@ -288,7 +265,7 @@ def summary(
         'gap, %': spread(x, '%') if (x := pick(g, 'gap_vs_control')) else '', 'KL': f'{np.mean(x):.4f}' if (x := pick(g, 'kl')) else ''})
     return [line(*g) for g in groups.items()]
 
-# %% ../nbs/24_results.ipynb #7d4bcf71
+# %% ../nbs/24_results.ipynb #d84e8def
 @cli
 def main(
     experiment:str='headline',  # which one, or lines of a grid with --out: "method=qat lr=1e-4,3e-4 seed=0,1"
@@ -306,6 +283,6 @@ def main(
     if out is None: raise UserError("give --out a file for the rows of this grid")
     if run:
         fixed = {k: v[0] for k,v in parse_grid(shlex.split(settings), several=False).items()}
-        rows = run_rows(experiment, make_setup(config, fixed, init_from, raw), out, shlex.join(['python', '-m', 'nativebit.results', *sys.argv[1:]]), minutes)
+        rows = run_rows(experiment, make_setup(config, fixed, init_from, raw), out, minutes)
     else: _, rows = load_results(str(out))
     print(as_markdown(summary(rows, *filter(None, by.split(',')))))

@@ -71,7 +71,7 @@ def test_a_quantized_checkpoint_is_no_teacher(cwd):
     (['--calibration', 'wikitext103'], "did you mean 'wikitext-103'?"),
     (['--calibration', 'text:missing.txt'], 'cannot read the text missing.txt'),
     (['--calibration', 'text:short.txt'], 'too few to calibrate on'),
-    (['--methods', 'rtn', '--out', 'some.txt'], 'cannot read some.txt'),
+    (['--methods', 'rtn', '--out', 'some.txt'], 'cannot go on with some.txt'),
     (['--ckpt', 'nowhere'], 'no checkpoint at nowhere'),
 ])
 def test_posthoc_refusals(cwd, args, says):
@@ -89,7 +89,7 @@ def test_posthoc_goes_on_where_it_stopped(cwd):
     r = run(cwd, *table, '--methods', 'rtn,nf,gptq')
     assert r.returncode == 0 and '| nf | int8 | 3 |' in r.stdout and r.stdout.count('| int8 |') == 3, r.stderr
     assert (cwd/'rows.jsonl').read_text().startswith(first)
-    refused(cwd, *table, '--calibration-tokens', '1024', says='rows of another checkpoint')
+    refused(cwd, *table, '--calibration-tokens', '1024', says='rows of another setup (calibration_tokens: 1 there, 1024 here)')
 
 def test_empty_text(cwd):
     (cwd/'empty.txt').write_text('\n \n')
