@@ -36,7 +36,7 @@ def checkpoint_tensors(
     books = {n: to_host(x) for n,x in leaf_names(quant_state or {}).items() if n.endswith('.codebook')}
     return {**{n: to_host(x).astype(dtype) for n,x in leaf_names(params).items()}, **books}
 
-# %% ../nbs/10_checkpoint.ipynb #77de1a5e
+# %% ../nbs/10_checkpoint.ipynb #eb4c3cd3
 def save_checkpoint(
     folder,                # where to; files there are replaced once the new ones are whole
     cfg:Config,            # of the run
@@ -50,10 +50,10 @@ def save_checkpoint(
     folder, cfg = Path(folder), cfg if quant_state else replace(cfg, quant=replace(cfg.quant, nativebit=False))
     tensors = checkpoint_tensors(params, quant_state, dtype)   # all hosts take part in putting arrays together
     if jax.process_index(): return folder
+    cfg = brought_tokenizer(cfg, folder)
     with atomic_path(folder/'model.safetensors') as tmp:
         save_file(tensors, tmp, metadata={'format': 'nativebit'})
         tmp.chmod(0o644)   # safetensors makes files only their owner can read
-    cfg = brought_tokenizer(cfg, folder)
     with atomic_path(folder/'meta.json') as tmp: tmp.write_text(json.dumps(dict(config=config_to_dict(cfg), step=step, git_hash=git_hash(), **extra), indent=1))
     return folder
 

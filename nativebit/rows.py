@@ -23,7 +23,7 @@ def run_header(
     about |= dict(command=shlex.join(['python', '-m', f'nativebit.{program}', *sys.argv[1:]]), git_hash=git_hash())
     return dict(type='header', **about, device=jax.devices()[0].device_kind, jax=jax.__version__, setup=setup)
 
-# %% ../nbs/12a_rows.ipynb #cf3c7f9d
+# %% ../nbs/12a_rows.ipynb #4f080ed3
 def as_lines(records)->str: return ''.join(json.dumps(r, default=plain) + '\n' for r in records)
 
 def check_setup(out, there:dict, here:dict):
@@ -41,7 +41,9 @@ def begin_rows(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f'{out}.lock'):
-            first, *rows = (read_jsonl(out) if out.exists() else []) or [header]
+            there = read_jsonl(out) if out.exists() else []
+            if not there and out.exists() and out.stat().st_size: raise ValueError('it has no header')
+            first, *rows = there or [header]
             check_setup(out, first['setup'], header['setup'])
             with atomic_path(out) as tmp: tmp.write_text(as_lines([first, *rows]))
     except (OSError, ValueError, TypeError, KeyError) as e: raise UserError(f"cannot go on with {out} ({e!r}); give --out another file") from e

@@ -193,13 +193,14 @@ def load_tokens(cfg:Config)->dict:
         if len(tokens[s]) < 2: raise UserError(f"the {s} split of {cfg.train.dataset} is empty; use more text")
     return tokens
 
-# %% ../nbs/11_train.ipynb #5e3d499c
+# %% ../nbs/11_train.ipynb #fc2bd8da
 def continued(
     folder,     # of the run
     given:dict, # settings that are to differ from the run's
 )->tuple:       # (Config, init_from)
     "The config of a run to go on with, from its log. Raises `UserError` where the network would be another."
-    last = [r for r in read_jsonl(Path(folder)/'log.jsonl') if 'config' in r][-1]
+    last = next((r for r in reversed(read_jsonl(Path(folder)/'log.jsonl')) if 'config' in r), None)
+    if last is None: raise UserError(f"{folder}/log.jsonl is not the log of a run; give another --name")
     old = config_from_dict(last['config'])
     new = override(old, **given)
     if (new.model, new.quant) != (old.model, old.quant): raise UserError(f"the run in {folder} has another network or codebooks; give it another --name, or leave those flags out")
