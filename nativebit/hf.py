@@ -6,9 +6,10 @@
 __all__ = ['TORCH', 'dequantize', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfig', 'module_names', 'check_complete',
            'replace_linears', 'NativeBitHfQuantizer', 'as_linear', 'register', 'run_module']
 
-# %% ../nbs/19_transformers.ipynb #c4cd3fdb
+# %% ../nbs/19_transformers.ipynb #bb7ab973
 import math, re, runpy, sys
 from importlib.util import find_spec
+from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from jaxtyping import Float
@@ -233,13 +234,17 @@ def register():
 
 register()
 
-# %% ../nbs/19_transformers.ipynb #926f94fb
+# %% ../nbs/19_transformers.ipynb #e28e0d60
 def run_module(
-    argv:list,  # a module's name and its arguments
+    argv:list,  # the name of a module or a script, and its arguments
 ):
-    "Run a module as `python -m` does, with packed folders known to `transformers`. Raises `UserError` where there is none."
+    "Run a module as `python -m` does, or a script, with packed folders known to `transformers`. Raises `UserError` where there is none."
     if not argv or argv[0].startswith('-'):
         raise UserError("say which program to run, such as python -m nativebit.hf lm_eval --model hf --model_args pretrained=DIR")
+    if argv[0].endswith('.py'):
+        if not Path(argv[0]).is_file(): raise UserError(f"there is no file {argv[0]}; check its name")
+        sys.argv, sys.path[0] = list(argv), str(Path(argv[0]).resolve().parent)
+        return runpy.run_path(argv[0], run_name='__main__')
     if find_spec(argv[0].partition('.')[0]) is None: raise UserError(f"there is no module {argv[0]}; install it, or check its name")
     sys.argv = list(argv)
     runpy.run_module(argv[0], run_name='__main__', alter_sys=True)

@@ -27,7 +27,7 @@ from .rows import as_markdown
 from .streamed import compare_models, packed_layers
 from .train import train
 
-# %% ../nbs/18h_quantize.ipynb #fc0c2b18
+# %% ../nbs/18h_quantize.ipynb #b950b32d
 def begin_work(
     folder,      # where unfinished work is kept
     setup:dict,  # all that decides the result
@@ -35,7 +35,7 @@ def begin_work(
     "A folder of work begun, or begun again. Raises `UserError` where it was begun for something else."
     path = Path(folder)/'setup.json'
     if not path.exists():
-        if Path(folder).exists() and any(Path(folder).iterdir()): raise UserError(f"{folder} is in use for something else; give another --out")
+        if Path(folder).exists() and not (Path(folder).is_dir() and not any(Path(folder).iterdir())): raise UserError(f"{folder} is in use for something else; give another --out")
         with atomic_path(path) as tmp: tmp.write_text(json.dumps(setup))
     if json.loads(path.read_text()) != json.loads(json.dumps(setup)):
         raise UserError(f"{folder} holds work begun with other settings; delete it, or give another --out")
@@ -121,14 +121,15 @@ def report(source, out, method:str, tokens=None, test_tokens=None)->list:
     got = compare_models(source.model, source.read, folder_reader(folder, source.model), tokens, test_tokens)
     return [{**rows[0], 'ppl': got['original_ppl'], 'kl': 0., 'top1': 1.}, {**rows[1], **{k: got[k] for k in ('ppl', 'kl', 'top1')}}]
 
-# %% ../nbs/18h_quantize.ipynb #2377c53b
+# %% ../nbs/18h_quantize.ipynb #aa44a2a4
 METHODS = ('rtn', 'kmeans', 'gptq', 'qat')
 
-def check_request(method:str, geometry:str, data):
+def check_request(method:str, geometry:str, data, settings=()):
     "Raise `UserError` for a method or geometry that there is not, or a method without what it reads."
     for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES)):
         if name not in known: raise UserError(suggest(kind, name, list(known)))
     if method in ('gptq', 'qat') and not data: raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")
+    if settings and method != 'qat': raise UserError(f"--{next(iter(settings)).replace('_', '-')} is for the training run of qat, and {method} does not train; leave it out")
 
 def source_tokenizer(source):
     "The tokenizer that came with a model. Raises `UserError` where none did."
@@ -139,7 +140,8 @@ def source_tokenizer(source):
 def usable(out)->Path:
     "A folder that may be written. Raises `UserError` for one that holds something else."
     out = Path(out).absolute()
-    if out.exists() and not is_packed(out) and not (out.is_dir() and not any(out.iterdir())): raise UserError(f"{out} exists and is no packed model; choose another --out")
+    going_on = is_packed(out) and out.with_name(f'{out.name}.work').exists()   # stopped before its table was there
+    if out.exists() and not going_on and not (out.is_dir() and not any(out.iterdir())): raise UserError(f"{out} exists; delete it or choose another --out")
     return out
 
 def read_data(data, tokenizer)->dict:
@@ -148,7 +150,7 @@ def read_data(data, tokenizer)->dict:
     if len(tokens['test']) < 2: raise UserError(f"the test split of {data} is empty, and the table is of it; use more text")
     return tokens
 
-# %% ../nbs/18h_quantize.ipynb #cd1eb8e1
+# %% ../nbs/18h_quantize.ipynb #5eb259da
 def quantize(
     where,                       # the model: a folder, a .gguf file, or a name on the hub
     out,                         # folder to write
@@ -161,9 +163,9 @@ def quantize(
     **settings,                  # of the training run of qat; by default the recipe's
 )->list:                         # rows of the table
     "Quantize a model into a folder that transformers loads. Raises `UserError` for whatever can't be done."
-    check_request(method, geometry, data)
+    check_request(method, geometry, data, settings)
     source, quant, out = open_model(where, context_len), QuantConfig(**GEOMETRIES[geometry]), usable(out)
-    cfg, tokenizer = override(Config(source.name, source.model, quant), **settings), source_tokenizer(source) if data else None
+    cfg, tokenizer = override(Config(source.name, source.model, quant), test_tokens=test_tokens, calibration_tokens=calibration_tokens, **settings), source_tokenizer(source) if data else None
     tokens = read_data(data, tokenizer) if data else {}
     windows = calibration_text(cfg, data, tokenizer, calibration_tokens) if method == 'gptq' else ()
     reads = dict(gptq=dict(data=data, calibration_tokens=calibration_tokens), qat=dict(data=data, **settings)).get(method, {})
