@@ -33,13 +33,13 @@ def split_of(
     "The split a document belongs to, by a hash of its name."
     return {0: 'valid', 1: 'test'}.get(hashlib.sha256(name.encode()).digest()[0] % 20, 'train')
 
-# %% ../nbs/01a_corpora.ipynb #d7741155
+# %% ../nbs/01a_corpora.ipynb #1b7a6ca5
 def python_documents(
     root,  # a folder of Python files
 ):         # yields (split, text), in order of module name
     "The Python files below `root`, split by a hash of their module names."
     files = python_files(root)
-    if 'train' not in map(split_of, files): raise UserError(f"no Python files below {root}; give --dataset python:PATH a folder with some")
+    if 'train' not in map(split_of, files): raise UserError(f"no Python files below {root}; give python:PATH a folder with some")
     for name,path in files.items():
         try:
             with tokenize.open(path) as f: text = f.read()
@@ -98,7 +98,7 @@ def from_parquet(path):
     if 'text' not in names: raise UserError(f"{path} has no column 'text', only {', '.join(names)}; rename the one with the documents")
     for batch in file.iter_batches(256, columns=['text']): yield from filter(None, batch['text'].to_pylist())
 
-# %% ../nbs/01a_corpora.ipynb #2c2a2e6d
+# %% ../nbs/01a_corpora.ipynb #b00f70a7
 def file_documents(
     path,              # .txt, .jsonl (both also as .xz), .parquet; any other name is text
     whole:bool=False,  # a text without `<|endoftext|>` is one document
@@ -107,7 +107,7 @@ def file_documents(
     path = Path(path)
     reader = {'.jsonl': from_jsonl, '.parquet': from_parquet}.get(Path(path.name.removesuffix('.xz')).suffix)
     try: yield from (d for d in (reader(path) if reader else from_text(path, whole)) if d.strip())
-    except OSError as e: raise UserError(f"cannot read the text {path}: {e.strerror or e}; give --dataset text:PATH a file that can be read") from e
+    except OSError as e: raise UserError(f"cannot read the text {path}: {e.strerror or e}; give text:PATH a file that can be read") from e
     except UnicodeDecodeError as e: raise UserError(f"{path} is not UTF-8 text ({e.reason}); convert it first") from e
     except (ValueError, EOFError, lzma.LZMAError) as e: raise UserError(f"{path} is damaged or of another kind than its name says ({e}); fetch or make it again") from e
 
@@ -119,7 +119,7 @@ def nth_split(
     "The split a document belongs to, by its number."
     return {1: 'valid', 2: 'test'}.get(n % every, 'train')
 
-# %% ../nbs/01a_corpora.ipynb #9f753268
+# %% ../nbs/01a_corpora.ipynb #a7b44ec5
 def text_files(
     spec:str,  # 'PATH', 'PATH,valid=PATH' or 'PATH,valid=PATH,test=PATH'; a path may be a pattern with * and **
 )->dict:       # {'train': [path, …], …}: the splits that were named
@@ -131,7 +131,7 @@ def text_files(
         files[split] = [Path(p).resolve() for p in sorted(glob.glob(pattern, recursive=True)) or [pattern]]
         for p in files[split]:
             if not p.is_file(): raise UserError(f"cannot read the text {pattern}: {'it is a folder' if p.is_dir() else 'no such file'}; "
-                                                "give --dataset text:PATH a file or a pattern such as 'corpus/*.txt'")
+                                                "give text:PATH a file or a pattern such as 'corpus/*.txt'")
     return files
 
 # %% ../nbs/01a_corpora.ipynb #226967b9

@@ -119,7 +119,7 @@ def model_config(
                        rope_theta=theta, rope_scaling=scaling, norm_eps=number(c, 'rms_norm_eps'),
                        tied=bool(c['tie_word_embeddings']), biases=biases, qk_norm=family.qk_norm)
 
-# %% ../nbs/18b_families.ipynb #c9e28fc7
+# %% ../nbs/18b_families.ipynb #c1a3ee3a
 # ours: (Hugging Face's, GGUF's)
 TOP = {
     'embed': ('model.embed_tokens.weight', 'token_embd.weight'), 'norm.weight': ('model.norm.weight', 'output_norm.weight'),
@@ -140,7 +140,7 @@ def their_name(
 )->str:
     "What others call a parameter."
     if name in TOP: return TOP[name][gguf]
-    _, i, part, kind = re.fullmatch(r'(layers)\.(\d+)\.(.+)\.(weight|bias)', name).groups()
+    i, part, kind = re.fullmatch(r'layers\.(\d+)\.(.+)\.(weight|bias)', name).groups()
     return f"{'blk' if gguf else 'model.layers'}.{i}.{PARTS[part][gguf]}.{kind}"
 
 def hf_names(

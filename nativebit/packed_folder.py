@@ -84,7 +84,7 @@ def stored_linear(
     yield from ((f'{P}.{k}', np.asarray(x)) for k,x in parts.items() if k != 'words')
     yield f'{P}.shape', np.array(shape, np.int32)
 
-# %% ../nbs/18f_packed_folder.ipynb #2e6046fd
+# %% ../nbs/18f_packed_folder.ipynb #cc7ac10c
 def linear_misfit(
     get,                 # name → (dtype's name in safetensors, shape), or None where there is no such tensor
     P:str,               # a module's name
@@ -92,9 +92,9 @@ def linear_misfit(
     quant:QuantConfig,
 )->str:                  # what does not fit, '' if all does
     "The first difference between what a folder holds of a matrix and what it should."
-    want = {('weight' if k == 'words' else k): ('I32' if k == 'words' else x.dtype, x.shape) for k,x in matrix_stored(shape, quant).items()}
+    want = {('weight' if k == 'words' else k): ('I32' if k == 'words' else x.dtype, x.shape) for k,x in matrix_stored(shape, quant).items()} | {'shape': ('I32', (2,))}
     for k in SUFFIXES:
-        x, w = get(f'{P}.{k}'), want.get(k) or (('I32', (2,)) if k == 'shape' else None)
+        x, w = get(f'{P}.{k}'), want.get(k)
         if x is None and w: return f"{P}.{k} is missing"
         if x and not w: return f"there is a {P}.{k}, and {quant.codebook_dtype} codebooks have none"
         if x and (x[0], tuple(x[1])) != w: return f"{P}.{k} is {x[0]} {tuple(x[1])} and should be {w[0]} {w[1]}"

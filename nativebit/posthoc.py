@@ -221,7 +221,7 @@ def sweep_rows(
         if out: add_row(out, **done[k])
     return [done[k] for k in wanted]
 
-# %% ../nbs/13_posthoc.ipynb #cc43a500
+# %% ../nbs/13_posthoc.ipynb #10ea647e
 def load_float(ckpt)->tuple:
     "(Config, params) of a float checkpoint. Raises `UserError` where it is quantized."
     cfg, params = load_network(ckpt)
@@ -236,7 +236,7 @@ def calibration_text(
 )->list:            # of (8, T) tokens
     "Windows of a dataset's training split, in an order that never changes. Raises `UserError` where there is not one."
     tokens, T = prepare(dataset, tokenizer)[0]['train'], cfg.model.context_len
-    if len(tokens) <= T: raise UserError(f"the training split of {dataset} has {len(tokens)} tokens, too few to calibrate on (one window is {T}); give --calibration another dataset")
+    if len(tokens) <= T: raise UserError(f"the training split of {dataset} has {len(tokens)} tokens, too few to calibrate on (one window is {T}); use more text")
     return calibration_batches(replace(cfg, train=replace(cfg.train, calibration_tokens=n_tokens, batch_size=8, accumulate=1, seed=0)), tokens)
 
 # %% ../nbs/13_posthoc.ipynb #3e4885b8

@@ -47,7 +47,7 @@ def layer_fn(model:ModelConfig):
     run = second_moments(model)
     return jax.jit(lambda params, x: run(params, x)[0])
 
-# %% ../nbs/18g_streamed.ipynb #612aa556
+# %% ../nbs/18g_streamed.ipynb #f8d04a7d
 def matrix_entries(
     w:Float[Array, "O I"],  # a matrix
     quant:QuantConfig,      # geometry
@@ -65,7 +65,7 @@ def layer_entries(
 )->tuple:              # latent weights, entries; {'attn.q.weight': …} both
     "What a method makes of a layer."
     if method == 'gptq':
-        latent, books = quantize_layer(params, moments, quant, True, 2)
+        latent, books = quantize_layer(params, moments, quant, feedback=True, rounds=2)
         return latent, {n.replace('codebook', 'weight'): cb for n,cb in books.items()}
     flat = {n: w for n,w in leaf_names(params).items() if w.ndim == 2}
     return flat, {n: matrix_entries(w, quant, method) for n,w in flat.items()}
@@ -125,7 +125,7 @@ def packed_layers(
         params = read_layer(model, lambda n: hard[n] if n in hard else read(n), i)
         for k,x in enumerate(xs): xs[k] = layer_fn(model)(params, x)
 
-# %% ../nbs/18g_streamed.ipynb #ba41080a
+# %% ../nbs/18g_streamed.ipynb #965c06e1
 def hidden_states(
     model:ModelConfig,
     read,      # name -> array
@@ -138,7 +138,8 @@ def hidden_states(
         params = read_layer(model, read, i)
         for k,x in enumerate(xs): xs[k] = layer_fn(model)(params, x)   # in place: one copy of all texts, not two
     norm = jnp.asarray(read('norm.weight'), jnp.float32)
-    return [rms_norm(x, norm, model.norm_eps) for x in xs]
+    for k,x in enumerate(xs): xs[k] = rms_norm(x, norm, model.norm_eps)
+    return xs
 
 @jax.jit
 def _both(x, y, head_x, head_y, targets):
