@@ -6,7 +6,7 @@
 __all__ = ['checkpoint_tensors', 'save_checkpoint', 'read_tensors', 'flax_names', 'load_checkpoint', 'mismatches', 'fit_params',
            'start_codebooks', 'restore', 'load_network', 'RunStates']
 
-# %% ../nbs/10_checkpoint.ipynb #0971e48e
+# %% ../nbs/10_checkpoint.ipynb #16b6736d
 import json, logging, math, re, shutil, zipfile
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -18,10 +18,9 @@ from etils import epath
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from .config import Config, brought_tokenizer, config_from_dict, config_to_dict, found_tokenizer
-from .core import UserError, atomic_path, git_hash, leaf_names, with_leaves
-from .commitment import hard_weight
+from .core import UserError, atomic_path, git_hash, leaf_names, save_arrays, with_leaves
+from .commitment import hard_params
 from .layers import QuantState, first_counts, layer_state, start_params
 from .model import init_model, model_shapes
 from .sharding import built, shard_shapes, to_host
@@ -36,7 +35,7 @@ def checkpoint_tensors(
     books = {n: to_host(x) for n,x in leaf_names(quant_state or {}).items() if n.endswith('.codebook')}
     return {**{n: to_host(x).astype(dtype) for n,x in leaf_names(params).items()}, **books}
 
-# %% ../nbs/10_checkpoint.ipynb #eb4c3cd3
+# %% ../nbs/10_checkpoint.ipynb #0975e277
 def save_checkpoint(
     folder,                # where to; files there are replaced once the new ones are whole
     cfg:Config,            # of the run
@@ -52,8 +51,7 @@ def save_checkpoint(
     if jax.process_index(): return folder
     cfg = brought_tokenizer(cfg, folder)
     with atomic_path(folder/'model.safetensors') as tmp:
-        save_file(tensors, tmp, metadata={'format': 'nativebit'})
-        tmp.chmod(0o644)   # safetensors makes files only their owner can read
+        save_arrays(tmp, tensors, {'format': 'nativebit'})
     with atomic_path(folder/'meta.json') as tmp: tmp.write_text(json.dumps(dict(config=config_to_dict(cfg), step=step, git_hash=git_hash(), **extra), indent=1))
     return folder
 
@@ -148,7 +146,7 @@ def restore(
     params = fit_params({n: x for n,x in tensors.items() if n not in books}, shard_shapes(model_shapes(cfg), mesh, cfg.quant))
     return params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params, books) if cfg.quant.nativebit else nnx.State({})
 
-# %% ../nbs/10_checkpoint.ipynb #18a43298
+# %% ../nbs/10_checkpoint.ipynb #87127a1a
 def load_network(
     folder,      # of `save_checkpoint`
 )->tuple:        # (Config, params): weights for a float network, Q(w) where there are codebooks
@@ -156,16 +154,15 @@ def load_network(
     tensors, meta = load_checkpoint(folder)
     if 'config' not in meta: raise UserError(f"{folder} has no meta.json with a config; give the folder of a checkpoint")
     cfg = found_tokenizer(config_from_dict(meta['config']), folder)
-    books = {n.removesuffix('codebook'): jnp.asarray(x) for n,x in tensors.items() if n.endswith('.codebook')}
-    hard = {f'{n}weight': hard_weight(jnp.asarray(tensors[f'{n}weight'], jnp.float32), cb, cfg.quant) for n,cb in books.items()}
-    return cfg, fit_params({**{n: x for n,x in tensors.items() if not n.endswith('.codebook')}, **hard}, model_shapes(cfg))
+    books = {n: x for n,x in tensors.items() if n.endswith('.codebook')}
+    return cfg, hard_params(fit_params({n: x for n,x in tensors.items() if n not in books}, model_shapes(cfg)), books, cfg.quant)
 
-# %% ../nbs/10_checkpoint.ipynb #41a963f1
+# %% ../nbs/10_checkpoint.ipynb #f1de18f0
 class RunStates:
     "The saved states of a run: the latest few, and the one with the best validation loss."
     def __init__(self,
         folder,      # where they are, one folder a step; made by the first `save`. May be gs://BUCKET/FOLDER
-        keep:int=2,  # how many of the latest
+        keep:int|None=2,  # how many of the latest; None: only read, and leave alone what a run is writing there
     ):
         self.remote, self.keep = '://' in str(folder), keep
         self.folder = epath.Path(folder) if self.remote else epath.Path(folder).absolute()
@@ -174,7 +171,7 @@ class RunStates:
     def manager(self):
         better = lambda m: -m['val_loss']
         policy = AnyPreservationPolicy([LatestN(self.keep), BestN(n=1, get_metric_fn=better, keep_checkpoints_without_metrics=False)])
-        return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(best_fn=better, preservation_policy=policy, cleanup_tmp_directories=True))
+        return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(best_fn=better, preservation_policy=policy, cleanup_tmp_directories=True, read_only=self.keep is None))
 
     @property
     def latest(self):
@@ -207,13 +204,18 @@ class RunStates:
 
     def save(self, state, step:int, val_loss=None):
         "Write a state in the background; waits for the one before it."
+        with self.explained():
+            if not self.remote: self.folder.parent.mkdir(parents=True, exist_ok=True)
         size, free = sum(x.nbytes for x in jax.tree.leaves(state)), math.inf if self.remote else shutil.disk_usage(self.folder.parent).free
         if free < size: raise UserError(f"{size/2**20:.0f} MiB are needed to keep the run's state in {self.folder}, {free/2**20:.0f} are free; make room{self.kept}")
         with self.explained(): self.manager.save(step, args=ocp.args.StandardSave(leaf_names(state)), metrics={'val_loss': math.inf if val_loss is None else float(val_loss)})
 
     def restore(self, like, step=None):
         "The state of a step, the latest by default, as a tree like `like`, whose leaves need only shape, dtype and perhaps sharding."
-        with self.explained(): return with_leaves(like, self.manager.restore(step or self.latest, args=ocp.args.StandardRestore(leaf_names(like))))
+        step = step or self.latest
+        try: return with_leaves(like, self.manager.restore(step, args=ocp.args.StandardRestore(leaf_names(like))))
+        except (OSError, ValueError, RuntimeError, KeyError) as e:
+            raise UserError(f"the state of step {step} in {self.folder} can't be read ({str(e)[:200]}); delete that folder to go on from the state before it") from e
 
     def close(self):
         "Wait until everything is on disk."

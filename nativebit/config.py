@@ -145,7 +145,7 @@ def check_dataset(
     if dataset not in DATASETS and not (kind in ('text', 'python') and path): raise UserError(suggest('dataset', dataset, [*DATASETS, 'text:PATH', 'python:PATH']))
     return dataset
 
-# %% ../nbs/01_config.ipynb #a0b82def
+# %% ../nbs/01_config.ipynb #19ab2507
 @dataclass(frozen=True)
 class TrainConfig:
     "How a run is trained. The defaults are the published recipe's where it names one."
@@ -176,22 +176,19 @@ class TrainConfig:
     val_every:int = 500               # steps between two validations
     val_batches:int = 20              # batches a validation reads
     save_every:int = 500              # steps between two saves of the whole state, for --resume
-    keep:int = 2                      # latest states that are kept; the one with the best validation is kept besides
+    keep:int = 2                      # latest states that are kept; the best of those that were validated when saved is kept besides
     test_tokens:int|None = None       # of the test split read at the end; None: all
     seed:int = 0                      # of the initial weights and the data order
 
     def __post_init__(self):
         at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens', 'calibration_tokens', 'accumulate', 'save_every', 'keep')
         need(self.batch_size % self.accumulate == 0, 'accumulate', self.accumulate, f"a divisor of batch_size = {self.batch_size}")
-        at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps')
+        at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps', 'seed')
         need(self.delay_quant_steps < self.max_steps, 'delay_quant_steps', self.delay_quant_steps, f"below max_steps = {self.max_steps}")
-        need(self.lr > 0, 'lr', self.lr, "positive")
-        for n in ('clip_norm', 'distill_temperature'): need(getattr(self, n) > 0, n, getattr(self, n), "positive")
-        for n in ('lr_end', 'settle'): need(0 <= getattr(self, n) <= 1, n, getattr(self, n), "between 0 and 1")
+        for n in ('lr', 'clip_norm', 'distill_temperature'): need(getattr(self, n) > 0, n, getattr(self, n), "positive")
+        for n in ('lr_end', 'settle', 'distill_weight'): need(0 <= getattr(self, n) <= 1, n, getattr(self, n), "between 0 and 1")
         need(self.quant_reg_schedule in SCHEDULES, 'quant_reg_schedule', self.quant_reg_schedule, f"one of {', '.join(SCHEDULES)}")
-        need(0 <= self.dropout < 1, 'dropout', self.dropout, "at least 0 and below 1")
-        need(0 <= self.beta2 < 1, 'beta2', self.beta2, "at least 0 and below 1")
-        need(0 <= self.distill_weight <= 1, 'distill_weight', self.distill_weight, "between 0 and 1")
+        for n in ('dropout', 'beta2'): need(0 <= getattr(self, n) < 1, n, getattr(self, n), "at least 0 and below 1")
         need(self.compute_dtype in ('bfloat16', 'float32'), 'compute_dtype', self.compute_dtype, "bfloat16 or float32")
         need(self.attention in ('reference', 'cudnn'), 'attention', self.attention, "reference or cudnn")
         check_dataset(self.dataset)
@@ -233,7 +230,7 @@ def named(kind, name, table):
     if name is not None and name not in table: raise UserError(suggest(kind, name, list(table)))
     return table.get(name, {})
 
-# %% ../nbs/01_config.ipynb #34d23d63
+# %% ../nbs/01_config.ipynb #a9057427
 def override(
     cfg:Config,    # where to start
     *, recipe=None, geometry=None,  # several settings at once, by name
@@ -241,7 +238,7 @@ def override(
     **settings,    # fields of the three dataclasses by name; they win over recipe and geometry
 )->Config:
     "A config with some fields replaced. Raises `UserError` for an unknown name or a bad value."
-    if bits is not None: need(1 <= bits <= 8, 'bits', bits, "between 1 and 8"); settings = dict(n_entries=2**bits, **settings)
+    if bits is not None: need(1 <= bits <= 8, 'bits', bits, "between 1 and 8"); settings = {'n_entries': 2**bits, **settings}
     settings = {**named('recipe', recipe, RECIPES), **named('geometry', geometry, GEOMETRIES), **settings}
     for k in settings:
         if k not in FIELD_PART: raise UserError(suggest('setting', k, list(FIELD_PART)))

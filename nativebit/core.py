@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UserError', 'one_sentence', 'hyphenate', 'as_flag', 'also_flags', 'parse_args', 'cli', 'named_key', 'atomic_path',
-           'whole_folder', 'plain', 'JSONLogger', 'read_jsonl', 'TensorBoardLogger', 'git_hash', 'leaf_names',
-           'with_leaves', 'count_params']
+           'whole_folder', 'save_arrays', 'plain', 'JSONLogger', 'read_jsonl', 'TensorBoardLogger', 'git_hash',
+           'leaf_names', 'with_leaves', 'count_params']
 
 # %% ../nbs/00_core.ipynb #1459cc91
 import json, os, re, shutil, subprocess, sys, zlib
@@ -128,6 +128,19 @@ def whole_folder(
     finally:
         if old.exists() and not out.exists(): old.rename(out)
         for p in (tmp, old): shutil.rmtree(p, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #6a848fae
+def save_arrays(
+    path,            # a .safetensors file
+    tensors:dict,    # {name: NumPy array}
+    metadata=None,   # {str: str}
+):
+    "Write arrays into a file that all may read. Raises `OSError` where there is no room, as every other write does."
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+    try: save_file(tensors, path, metadata=metadata)
+    except SafetensorError as e: raise OSError(str(e)) from e
+    Path(path).chmod(0o644)
 
 # %% ../nbs/00_core.ipynb #283284c5
 def plain(x):

@@ -12,7 +12,7 @@ from .core import UserError, cli, read_jsonl
 from .step import state_shapes
 from .train import continued
 
-# %% ../nbs/11a_kept.ipynb #d0bc3218
+# %% ../nbs/11a_kept.ipynb #8925afba
 def chosen_step(
     states:RunStates,
     which:str,  # 'best', 'latest' or a number
@@ -34,7 +34,8 @@ def export_state(
     if not (Path(folder)/'log.jsonl').exists(): raise UserError(f"{folder} has no log.jsonl; give the --name of a run")
     out = Path(out)
     if out.exists() and not (out/'meta.json').exists() and not (out.is_dir() and not any(out.iterdir())): raise UserError(f"{out} is no checkpoint and would be overwritten; choose another --out")
-    (cfg, init_from), states = continued(folder, {}), RunStates(states or Path(folder)/'state')
+    cfg, init_from, place = continued(folder, {})
+    states = RunStates(states or place or Path(folder)/'state', keep=None)
     step = chosen_step(states, which)
     state = states.restore(state_shapes(cfg), step)
     save_checkpoint(out, cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=step, init_from=init_from)

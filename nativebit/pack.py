@@ -8,18 +8,16 @@ __all__ = ['FORMAT', 'VERSION', 'TOKENIZERS', 'int8_rows', 'pack_tensors', 'crc'
            'check_tensors', 'read_pack', 'file_ledger', 'header_size', 'estimate_ledger', 'tokenizer_note',
            'posthoc_network', 'calibration', 'checkpoint_network', 'pack_checkpoint', 'main']
 
-# %% ../nbs/14_pack.ipynb #fcab1511
+# %% ../nbs/14_pack.ipynb #b88c9aa5
 import json, math, re, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import ml_dtypes, numpy as np
 from jaxtyping import Float
 from .config import Config, block_of, brought_tokenizer, config_from_dict, config_to_dict, found_tokenizer, get_config, need, override
-from .core import UserError, atomic_path, cli, git_hash
+from .core import UserError, atomic_path, cli, git_hash, save_arrays
 from .ledger import DTYPES, FLOATS, MATRIX, Stored, ledger, ledger_text, param_shapes, stored_tensors
 from .words import entries_of, index_width, pack_indices, pack_matrix, unpack_indices, unpack_matrix
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 # %% ../nbs/14_pack.ipynb #ec11e9df
 def int8_rows(
@@ -63,7 +61,7 @@ def pack_metadata(
                 git_hash=git_hash(), checksums=json.dumps(checksums, separators=(',', ':')))
     return dict(meta, crc=metadata_crc(meta))
 
-# %% ../nbs/14_pack.ipynb #eefc0725
+# %% ../nbs/14_pack.ipynb #b32e62ab
 def misfit(
     found:dict,  # {name: Stored or anything with dtype's name and shape}
     want,        # yields (name, Stored), as of `stored_tensors`
@@ -89,10 +87,7 @@ def write_pack(
     if bad := misfit(found, stored_tensors(config, embed)): raise UserError(f"these tensors do not fit the config: {bad}; pack what `pack_tensors` returns")
     tensors = {n: np.ascontiguousarray(x) for n,x in tensors.items()}
     meta = pack_metadata({n: crc(x.view(np.uint8)) for n,x in tensors.items()}, config, embed, tokenizer or {})
-    with atomic_path(path) as tmp:
-        try: save_file(tensors, tmp, metadata=meta)
-        except SafetensorError as e: raise UserError(f"cannot write {path} ({e}); free some space or choose another folder") from e
-        tmp.chmod(0o644)
+    with atomic_path(path) as tmp: save_arrays(tmp, tensors, meta)
     return path
 
 # %% ../nbs/14_pack.ipynb #00b8fe03
@@ -252,22 +247,21 @@ def tokenizer_note(
     from nativebit.data import digest, load_tokenizer
     return dict(name=name, digest=digest(load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer).to_str()))
 
-# %% ../nbs/14_pack.ipynb #713d3ede
+# %% ../nbs/14_pack.ipynb #a6ccd1a8
 def posthoc_network(
     cfg:Config, params,  # a float network
     start:str,           # 'quantile', 'kmeans' or 'gptq'
     geometry=None,       # a key of `GEOMETRIES`; None: the config's own
 )->tuple:                # (Config, tree of evaluated weights, {'layers.0.attn.q.codebook': float32 codebooks, …})
     "Codebooks for a float network, without training."
-    from nativebit.commitment import hard_weight
-    from nativebit.core import leaf_names, with_leaves
+    from nativebit.commitment import hard_params
+    from nativebit.core import leaf_names
     from nativebit.gptq import gptq_params
     from nativebit.layers import start_layer
     cfg = override(cfg, nativebit=True, start=start, geometry=geometry)
     if start == 'gptq': params, books = gptq_params(cfg, params, calibration(cfg), cfg.quant)
     else: books = {n.replace('.weight', '.codebook'): start_layer(w, cfg.quant)['codebook'] for n,w in leaf_names(params).items() if re.match(MATRIX, n)}
-    flat, of = leaf_names(params), lambda n: n.replace('.codebook', '.weight')
-    return cfg, with_leaves(params, {**flat, **{of(n): hard_weight(flat[of(n)], cb, cfg.quant) for n,cb in books.items()}}), books
+    return cfg, hard_params(params, books, cfg.quant), books
 
 def calibration(cfg:Config):
     "The text that GPTQ reads: windows of the training split that the config names."
@@ -309,14 +303,14 @@ def pack_checkpoint(
     note, cfg = tokenizer_note(cfg), brought_tokenizer(cfg, Path(out).parent)
     return write_pack(out, pack_tensors(cfg, weights, books, embed), cfg, tokenizer=note)
 
-# %% ../nbs/14_pack.ipynb #c70991e8
+# %% ../nbs/14_pack.ipynb #951c850c
 @cli
 def main(
     what:str,               # checkpoint folder to pack; with --inspect a packed file, with --estimate a preset
     out:str=None,           # file to write, such as model.nbpack.safetensors
     embed:str='bfloat16',   # embedding: bfloat16, int8 (a scale a row) or float32 (then the norms too)
     posthoc:str=None,       # for a float checkpoint: find codebooks now, by gptq, kmeans or quantile
-    geometry:str=None,      # with --posthoc or --estimate: published, int8, lut-b, 2bit or 4bit; int8 by default
+    geometry:str=None,      # with --posthoc or --estimate: published, int8, lut-b, int8-256, int8-row, 2bit or 4bit; int8 by default
     force:bool=False,       # replace --out if it is there
     inspect:bool=False,     # only print the ledger of a packed file
     estimate:bool=False,    # only print the ledger that a preset's file would have, such as tpu-2b

@@ -8,17 +8,16 @@ __all__ = ['METHOD', 'VERSION', 'HINT', 'GUARD', 'GEOMETRY', 'SUFFIXES', 'SHARD'
            'save_shard', 'shards', 'save_tensors', 'save_folder', 'read_shard', 'Folder', 'linear_names',
            'linear_weight', 'check_linears', 'check_folder', 'shapes_of', 'read_files', 'open_folder']
 
-# %% ../nbs/18f_packed_folder.ipynb #b2df2812
+# %% ../nbs/18f_packed_folder.ipynb #6419f382
 import json, shutil
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from .config import QuantConfig
 from .hub import read_json, weight_files
-from .core import UserError, whole_folder
+from .core import UserError, save_arrays, whole_folder
 from .ledger import DTYPES, matrix_stored
 from .pack import crc
 from .words import index_width, pack_matrix, unpack_indices, unpack_matrix
@@ -106,7 +105,7 @@ def is_packed(path)->bool:
     try: return json.loads((Path(path)/'config.json').read_text())['quantization_config']['quant_method'] == METHOD
     except (OSError, ValueError, KeyError, TypeError): return False
 
-# %% ../nbs/18f_packed_folder.ipynb #32e15808
+# %% ../nbs/18f_packed_folder.ipynb #ef4ee7a9
 SHARD = 2_000_000_000   # bytes
 
 def metadata(
@@ -119,9 +118,7 @@ def array_crc(x:np.ndarray)->str: return crc(np.ascontiguousarray(x).reshape(-1)
 
 def save_shard(path, tensors:dict):
     "Write one shard."
-    try: save_file(tensors, path, metadata=metadata({n: array_crc(x) for n,x in tensors.items()}))
-    except SafetensorError as e: raise UserError(f"cannot write {Path(path).parent} ({e}); free some space or choose another folder") from e
-    Path(path).chmod(0o644)   # safetensors makes files only their owner can read
+    save_arrays(path, tensors, metadata({n: array_crc(x) for n,x in tensors.items()}))
 
 def shards(
     tensors,        # iterator of (name, array)

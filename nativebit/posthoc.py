@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BLOCK_BITS', 'CALIBRATED', 'rtn_codebook', 'nf_table', 'nf_codebook', 'method_bits', 'posthoc_weight',
-           'calibrated_params', 'posthoc_params', 'network_bits', 'network_bytes', 'evaluate_row', 'posthoc_row',
-           'posthoc_table', 'chosen', 'chosen_geometries', 'index_bits', 'sweep_rows', 'load_float', 'calibration_text',
-           'main']
+           'posthoc_params', 'network_bits', 'network_bytes', 'evaluate_row', 'posthoc_row', 'posthoc_table', 'chosen',
+           'chosen_geometries', 'index_bits', 'sweep_rows', 'load_float', 'calibration_text', 'main']
 
-# %% ../nbs/13_posthoc.ipynb #4d60a804
+# %% ../nbs/13_posthoc.ipynb #194f2af8
 import math, re, time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jaxtyping import Array, Float
 from .checkpoint import load_network
 from .codebook import assign, bits_per_weight, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
-from .commitment import hard_weight
+from .commitment import hard_params
 from .config import GEOMETRIES, QuantConfig, need, suggest, block_of
 from .core import UserError, cli, count_params, leaf_names, with_leaves
 from .data import load_tokenizer, prepare
@@ -86,22 +85,10 @@ def posthoc_weight(
     cb = METHODS[method](b, quant)
     return from_blocks(dequantize(assign(b, cb), cb), w.shape, quant.block_shape)
 
-# %% ../nbs/13_posthoc.ipynb #02d6d0d0
+# %% ../nbs/13_posthoc.ipynb #400953fd
 CALIBRATED = {'hkmeans': dict(feedback=False), 'gptq-plain': dict(rounds=0), 'gptq': {}}   # arguments of `gptq_params`
 
-def calibrated_params(
-    cfg,                # the network
-    params,             # tree of float weights
-    batches,            # of calibration tokens, each (B, T) int
-    quant:QuantConfig,  # geometry
-    method:str,         # a key of `CALIBRATED`
-):                      # the same tree, the matrices quantized
-    "Quantize a trained network by what its inputs say of the errors."
-    latent, books = gptq_params(cfg, params, batches, quant, **CALIBRATED[method])
-    flat, of = leaf_names(latent), lambda n: n.removesuffix('codebook') + 'weight'
-    return with_leaves(params, {**flat, **{of(n): hard_weight(flat[of(n)], cb, quant) for n,cb in books.items()}})
-
-# %% ../nbs/13_posthoc.ipynb #47f66846
+# %% ../nbs/13_posthoc.ipynb #53b86048
 def posthoc_params(
     params,             # tree of float weights
     quant:QuantConfig,  # geometry
@@ -113,7 +100,7 @@ def posthoc_params(
     if method not in (*METHODS, *CALIBRATED): raise UserError(suggest('method', method, [*METHODS, *CALIBRATED]))
     if method in METHODS: return with_leaves(params, {n: posthoc_weight(x, quant, method) if re.search(MATRIX, n) else x for n,x in leaf_names(params).items()})
     if calibration is None: raise UserError(f"{method} needs text to calibrate on: give cfg and calibration")
-    return calibrated_params(cfg, params, calibration, quant, method)
+    return hard_params(*gptq_params(cfg, params, calibration, quant, **CALIBRATED[method]), quant)
 
 # %% ../nbs/13_posthoc.ipynb #658b8dbf
 def network_bits(

@@ -7,16 +7,15 @@ __all__ = ['METHODS', 'begin_work', 'layer_path', 'stored_layer', 'store_layer',
            'folder_reader', 'folder_bits', 'report', 'check_request', 'source_tokenizer', 'usable', 'read_data',
            'quantize', 'main']
 
-# %% ../nbs/18h_quantize.ipynb #0199c35c
+# %% ../nbs/18h_quantize.ipynb #5f2dcad9
 import json, shlex, shutil, sys
 from functools import partial
 from pathlib import Path
 import jax, ml_dtypes, numpy as np
-from safetensors.numpy import save_file
 from .config import GEOMETRIES, Config, QuantConfig, TrainConfig, get_config, override, suggest
 from .convert import convert, open_model
 from .families import hf_names
-from .core import UserError, also_flags, atomic_path, cli, git_hash
+from .core import UserError, also_flags, atomic_path, cli, git_hash, save_arrays
 from .data import load_tokenizer, prepare
 from .ledger import layer_shapes
 from .pack import checkpoint_network, pack_tensors
@@ -27,7 +26,7 @@ from .rows import as_markdown
 from .streamed import compare_models, packed_layers
 from .train import train
 
-# %% ../nbs/18h_quantize.ipynb #b950b32d
+# %% ../nbs/18h_quantize.ipynb #f5a4541b
 def begin_work(
     folder,      # where unfinished work is kept
     setup:dict,  # all that decides the result
@@ -49,7 +48,7 @@ def stored_layer(work, i:int):
     return {n: x for n,(_, _, x) in read_shard(path)[0].items()} if path.exists() else None
 
 def store_layer(work, i:int, packed:dict):
-    with atomic_path(layer_path(work, i)) as tmp: save_file(packed, tmp)
+    with atomic_path(layer_path(work, i)) as tmp: save_arrays(tmp, packed)
 
 # %% ../nbs/18h_quantize.ipynb #5a5371dd
 def folder_tensors(

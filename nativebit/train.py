@@ -128,7 +128,7 @@ def noted_signals():
     finally:
         for s,handler in old.items(): signal.signal(s, handler)
 
-# %% ../nbs/11_train.ipynb #6e2d8a23
+# %% ../nbs/11_train.ipynb #db9c7ec8
 def fit(
     cfg:Config,         # the run
     state:TrainState,   # where to start
@@ -142,7 +142,7 @@ def fit(
 )->TrainState:
     "Train to `max_steps`. Raises `NotANumber` when the loss is none."
     step_fn, ops, t, tokens = make_step(cfg), make_quant_ops(cfg.quant), cfg.train, cfg.train.batch_size*cfg.model.context_len
-    pending, val_loss, last = [], None, int(state.step)
+    pending, last = [], int(state.step)
     bar = tqdm(range(last, t.max_steps), desc, initial=last, total=t.max_steps, mininterval=1, disable=jax.process_index() > 0)
     since = time.time()
     for i in bar:
@@ -153,6 +153,7 @@ def fit(
         stopping = anywhere(stop, any(due))
         if not any(due) and step < t.max_steps and not stopping: continue
         check_finite(pending)
+        val_loss = None   # of this step, if it is validated
         if due[0] or due[1] or step == t.max_steps:
             record = step_record(step, metrics, state, cfg, (step-last)*tokens/(time.time()-since))
             if due[1]: record.update(validate(eval_params(state, cfg))); val_loss = record.get('val_loss')
@@ -173,15 +174,15 @@ def probe(cfg, params, tokens):
     n = min(8, len(tokens)//T)
     return context_kl(partial(_compiled_forward(structure(cfg)), params), jnp.asarray(tokens[:n*T], jnp.int32).reshape(n, T))
 
-# %% ../nbs/11_train.ipynb #ae7211e2
+# %% ../nbs/11_train.ipynb #f6c90641
 def finish(cfg, state, tokens, folder, log, start, init_from):
-    "Probe and test the result, log both, and save it."
+    "Save the result, probe and test it, and log both."
+    save_checkpoint(folder, cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from and str(init_from))
     params = eval_params(state, cfg)
     kl = probe(cfg, params, tokens['valid'])
     if kl < .1: tqdm.write(f"warning: the prediction hardly depends on the context (KL {kl:.4f} nats): the model is undertrained, or its attention is broken", sys.stderr)
     nll = token_nll(cfg, params, tokens['test'], batch_size=cfg.train.batch_size, max_tokens=cfg.train.test_tokens, desc='testing')
     result = dict(test_ppl=math.exp(min(nll.mean(), 700)), test_tokens=len(nll), context_kl=kl, total_time_s=time.time()-start)
-    save_checkpoint(folder, cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from and str(init_from))
     log(type='eval', **result)
     return result
 
@@ -193,20 +194,20 @@ def load_tokens(cfg:Config)->dict:
         if len(tokens[s]) < 2: raise UserError(f"the {s} split of {cfg.train.dataset} is empty; use more text")
     return tokens
 
-# %% ../nbs/11_train.ipynb #fc2bd8da
+# %% ../nbs/11_train.ipynb #f78f1e2b
 def continued(
     folder,     # of the run
     given:dict, # settings that are to differ from the run's
-)->tuple:       # (Config, init_from)
+)->tuple:       # (Config, init_from, where its states are if not in the folder)
     "The config of a run to go on with, from its log. Raises `UserError` where the network would be another."
     last = next((r for r in reversed(read_jsonl(Path(folder)/'log.jsonl')) if 'config' in r), None)
     if last is None: raise UserError(f"{folder}/log.jsonl is not the log of a run; give another --name")
     old = config_from_dict(last['config'])
     new = override(old, **given)
     if (new.model, new.quant) != (old.model, old.quant): raise UserError(f"the run in {folder} has another network or codebooks; give it another --name, or leave those flags out")
-    return new, last['init_from']
+    return new, last['init_from'], last.get('states')
 
-# %% ../nbs/11_train.ipynb #4c479ba6
+# %% ../nbs/11_train.ipynb #db41e68d
 class NoLogger:
     "The logger of every host but the first."
     def __init__(self, path, **kwargs): pass
@@ -214,20 +215,22 @@ class NoLogger:
     def __enter__(self): return self
     def __exit__(self, *_): pass
 
-def begin_log(cfg, folder, init_from, step, first, kind=JSONLogger):
+def begin_log(cfg, folder, init_from, step, first, kind=JSONLogger, states=None):
     "A logger whose file holds a header and what belongs to the first `step` steps; `first()` is the evaluation before step 1."
     logger = (NoLogger if jax.process_index() else kind)(Path(folder)/'log.jsonl', keep=lambda r: step and r.get('step', 0) <= step and r.get('type') != 'eval')
-    about = dict(git_hash=git_hash(), argv=sys.argv, config=config_to_dict(cfg), init_from=init_from and str(init_from))
+    about = dict(git_hash=git_hash(), argv=sys.argv, config=config_to_dict(cfg), init_from=init_from and str(init_from), states=states and str(states))
     if step: logger.log(type='resume', from_step=step, **about)
     else:
         logger.log(type='header', schema_version=2, **about)
         logger.log(type='init_eval', step=0, **first())
     return logger
 
-# %% ../nbs/11_train.ipynb #d96e5177
+# %% ../nbs/11_train.ipynb #464bc6db
 def resumed_state(cfg, states, init_from, mesh=None)->tuple:
     "(TrainState, teacher) as they were when the latest state was saved."
-    teacher = fit_params(load_checkpoint(init_from)[0], shard_shapes(model_shapes(cfg), mesh, cfg.quant)) if cfg.train.distill_weight else None
+    tensors = load_checkpoint(init_from)[0] if cfg.train.distill_weight and init_from else {}
+    check_start(cfg, init_from, tensors)
+    teacher = fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant)) if cfg.train.distill_weight else None
     return states.restore(shard_shapes(state_shapes(cfg), mesh, cfg.quant)), teacher
 
 # %% ../nbs/11_train.ipynb #99bb5727
@@ -237,18 +240,18 @@ def training_data(cfg, tokens, mesh=None):
     data = batches(tokens, cfg.model.context_len, cfg.train.batch_size//hosts, cfg.train.seed, host=(jax.process_index(), hosts))
     return data if mesh is None else data.map(partial(shard_batch, mesh=mesh))
 
-# %% ../nbs/11_train.ipynb #555fb349
+# %% ../nbs/11_train.ipynb #51abfdce
 def run_steps(cfg, state, data, states, **kw):
     "`fit`, saving as it goes; after a signal save once more and exit with 128 + its number."
     try:
         with noted_signals() as stop: state = fit(cfg, state, data, save=states.save, stop=stop, **kw)
-    except NotANumber as e: raise UserError(f"{e}{states.kept}") from e
+    except NotANumber as e: raise NotANumber(f"{e}{states.kept}") from e
     finally: states.close()
     if state.step == cfg.train.max_steps: return state
     tqdm.write(f"stopped at step {state.step}{states.kept}", sys.stderr)
     raise SystemExit(128 + (stop or [signal.SIGTERM])[0])   # of several hosts another may have had the signal
 
-# %% ../nbs/11_train.ipynb #1e8ab526
+# %% ../nbs/11_train.ipynb #dcea8278
 def train(
     cfg:Config,             # the run
     folder='logs/run',      # where log, states and checkpoint go
@@ -259,7 +262,7 @@ def train(
     states=None,            # where states go, if not into `folder`: one place that all hosts see, such as gs://BUCKET/NAME
 )->dict:                    # the last record: test_ppl, context_kl, total_time_s
     "Train, validate, test, save. Raises `UserError` for anything the user can mend, `SystemExit` after a signal."
-    start, tokens, states, mesh = time.time(), load_tokens(cfg), RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
+    start, tokens, place, states, mesh = time.time(), load_tokens(cfg), states, RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
     check_batch(cfg, mesh)
     data = training_data(cfg, tokens['train'], mesh)
     if states.latest and not resume: raise UserError(f"{folder} holds a run, saved at step {states.latest}: go on with --resume, or give the new one another --name")
@@ -267,11 +270,11 @@ def train(
     state, teacher = shard_state((state, teacher), mesh, cfg.quant)
     check = partial(validate, cfg, tokens=tokens['valid'])
     first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']), **check(p)))(eval_params(state, cfg))
-    with use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger) as logger:
+    with use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger, place) as logger:
         state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
-# %% ../nbs/11_train.ipynb #b084378c
+# %% ../nbs/11_train.ipynb #c0ab7b7d
 @cli
 @also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit'))
 def main(
@@ -295,7 +298,9 @@ def main(
     given = {**settings, **{k: v for k,v in named.items() if v is not None}}
     join_hosts(hosts)
     folder = Path('logs')/name
-    if resume and (folder/'log.jsonl').exists(): cfg, init_from = continued(folder, given)
+    if resume and (folder/'log.jsonl').exists():
+        cfg, init_from, place = continued(folder, given)
+        states = states or place
     else: cfg = get_config(config or 'stdlib-5m', **given)
     if config and get_config(config).name != cfg.name: raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; give the new one another --name")
     result = train(cfg, folder, init_from, resume, tensorboard, mesh, states)
