@@ -7,8 +7,8 @@ __all__ = ['TRAINED', 'FROM_SCRATCH', 'EXPERIMENTS', 'method_settings', 'rows_of
            'quantizer_state', 'trained_row', 'run_row', 'load_float_once', 'row_key', 'finished', 'run_rows',
            'attempted', 'reference', 'with_gaps', 'spread', 'summary', 'main']
 
-# %% ../nbs/24_results.ipynb #9f88802e
-import math, shlex, time
+# %% ../nbs/24_results.ipynb #6f97c68b
+import math, time
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +18,14 @@ from flax import nnx
 from tqdm import tqdm
 from .config import get_config, suggest
 from .core import UserError, atomic_path, cli, leaf_names, read_jsonl
-from .data import DATA, load_tokenizer, prepare
+from .data import DATA, load_tokenizer
 from .evaluate import compare, ppl_report, token_nll
 from .layers import compute_quant_diagnostics, quantized_params
 from .posthoc import CALIBRATED, METHODS, calibration_text, index_bits, load_float, network_bits, posthoc_params
 from .rows import add_row, as_lines, as_markdown, begin_rows, load_results, run_header
 from .step import eval_params
 from .sweep import parse_grid, points
-from .train import fit, init_state, training_data
+from .train import NotANumber, fit, init_state, load_tokens, training_data
 
 # %% ../nbs/24_results.ipynb #1b5665cd
 TRAINED = dict(
@@ -42,7 +42,7 @@ def method_settings(
     if method not in known: raise UserError(suggest('method', method, list(known)))
     return known[method]
 
-# %% ../nbs/24_results.ipynb #5e5ef17c
+# %% ../nbs/24_results.ipynb #d25818cc
 EXPERIMENTS = dict(
     headline="""
         method=float
@@ -92,11 +92,11 @@ def rows_of(
     "The rows of an experiment, in order. Raises `UserError` for an unknown one."
     if '=' not in experiment and experiment not in EXPERIMENTS: raise UserError(suggest('experiment', experiment, list(EXPERIMENTS)))
     lines = EXPERIMENTS.get(experiment, experiment).strip().splitlines()
-    found = [dict(dict(seed=0), **p) for line in lines for p in points(parse_grid(shlex.split(line)))]
+    found = [dict(dict(seed=0), **p) for line in lines for p in points(parse_grid(line))]
     for r in found: method_settings(r.get('method', ''))
     return [r for i,r in enumerate(found) if r not in found[:i]]
 
-# %% ../nbs/24_results.ipynb #618e5888
+# %% ../nbs/24_results.ipynb #13b8f15f
 class Setup(NamedTuple):
     "What all rows of an experiment share."
     config:str           # preset
@@ -113,9 +113,9 @@ def make_setup(config:str, fixed:dict, init_from=None, raw=None)->Setup:
     try: raw = raw and Path(raw).read_text(encoding='utf-8')
     except OSError as e: raise UserError(f"cannot read {raw} ({e.strerror}); give --raw the text file of the test split") from e
     if init_from: load_float(init_from)
-    return Setup(config, fixed, init_from and str(init_from), prepare(cfg.train.dataset, tok)[0], tok, raw)
+    return Setup(config, fixed, init_from and str(init_from), load_tokens(cfg), tok, raw)
 
-# %% ../nbs/24_results.ipynb #0b438216
+# %% ../nbs/24_results.ipynb #7cc427cc
 def row_config(
     setup:Setup,
     row:dict,     # as of `rows_of`
@@ -124,7 +124,9 @@ def row_config(
     own = {k: v for k,v in row.items() if k != 'method'}
     settings = {**method_settings(row['method']), **setup.fixed, **own}
     if row['method'] in ('control', 'float_scratch'): settings['nativebit'] = False
-    return get_config(setup.config, **settings), None if row['method'] in FROM_SCRATCH else setup.init_from
+    init_from = None if row['method'] in FROM_SCRATCH else setup.init_from
+    if row['method'] not in FROM_SCRATCH and not init_from: raise UserError(f"method={row['method']} starts from a trained network: give a float checkpoint with --init-from")
+    return get_config(setup.config, **settings), init_from
 
 # %% ../nbs/24_results.ipynb #4b2d9ff6
 def score(
@@ -192,7 +194,7 @@ def finished(out, wanted)->list:
     records = [r for r in (read_jsonl(out) if Path(out).exists() else []) if r.get('type') != 'header']
     return [r for row in wanted for r in records if r['row'] == row]
 
-# %% ../nbs/24_results.ipynb #b88a254e
+# %% ../nbs/24_results.ipynb #5d68e17d
 def run_rows(
     experiment:str,  # a key of `EXPERIMENTS`, or lines such as theirs
     setup:Setup,
@@ -217,9 +219,7 @@ def run_rows(
 def attempted(setup, row):
     "A row's record; a run that diverged is a result too."
     try: return run_row(setup, row)
-    except UserError as e:
-        if 'the loss is' not in str(e): raise
-        return dict(row, row=row, diverged=str(e))
+    except NotANumber as e: return dict(row, row=row, diverged=str(e))
 
 # %% ../nbs/24_results.ipynb #783b7f9a
 def reference(
@@ -265,7 +265,7 @@ def summary(
         'gap, %': spread(x, '%') if (x := pick(g, 'gap_vs_control')) else '', 'KL': f'{np.mean(x):.4f}' if (x := pick(g, 'kl')) else ''})
     return [line(*g) for g in groups.items()]
 
-# %% ../nbs/24_results.ipynb #d84e8def
+# %% ../nbs/24_results.ipynb #15cb52e9
 @cli
 def main(
     experiment:str='headline',  # which one, or lines of a grid with --out: "method=qat lr=1e-4,3e-4 seed=0,1"
@@ -282,7 +282,7 @@ def main(
     out = out or (DATA/'results'/f'{experiment}.jsonl' if '=' not in experiment else None)
     if out is None: raise UserError("give --out a file for the rows of this grid")
     if run:
-        fixed = {k: v[0] for k,v in parse_grid(shlex.split(settings), several=False).items()}
+        fixed = {k: v[0] for k,v in parse_grid(settings, several=False).items()}
         rows = run_rows(experiment, make_setup(config, fixed, init_from, raw), out, minutes)
     else: _, rows = load_results(str(out))
     print(as_markdown(summary(rows, *filter(None, by.split(',')))))

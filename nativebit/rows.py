@@ -53,7 +53,7 @@ def add_row(out, **row):
     "Add a row to a file of results; several processes may."
     with FileLock(f'{out}.lock'), Path(out).open('a') as f: f.write(as_lines([row]))
 
-# %% ../nbs/12a_rows.ipynb #5e668c82
+# %% ../nbs/12a_rows.ipynb #3ef049d6
 def load_results(
     name:str,         # of a file in data/results, or a path
 )->tuple:             # (header, records)
@@ -67,6 +67,7 @@ def as_markdown(
     rows:list,  # dictionaries with the same keys
 )->str:
     "A Markdown table; the columns are the keys of the first row."
+    if not rows: return 'no rows'
     show = lambda v: f"{v:.4g}" if isinstance(v, float) and abs(v) < 1 else f"{v:.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v)
     line = lambda cells: '| ' + ' | '.join(cells) + ' |'
     return '\n'.join([line(rows[0]), line('---' if isinstance(v, str) else '--:' for v in rows[0].values()), *(line(map(show, r.values())) for r in rows)])

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FIELD_TYPE', 'parse_value', 'parse_grid', 'points', 'run_point', 'sweep', 'main']
 
-# %% ../nbs/20_sweep.ipynb #4db88896
-import itertools, json, shlex
+# %% ../nbs/20_sweep.ipynb #a20e4ef8
+import itertools, json, shlex, shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from .config import FIELD_PART, PARTS, get_config
 from .core import UserError, cli, plain, read_jsonl
 from .rows import add_row, begin_rows, run_header
-from .train import train
+from .train import NotANumber, continued, train
 
 # %% ../nbs/20_sweep.ipynb #e07331dd
 FIELD_TYPE = dict(bits=int, **{f.name: f.type for cls in PARTS.values() for f in fields(cls)})
@@ -23,13 +23,14 @@ def parse_value(field:str, word:str):
     try: return dict(true=True, false=False)[word.lower()] if kind is bool else kind(word) if kind in (int, float, str) else json.loads(word)
     except (ValueError, KeyError) as e: raise UserError(f"{field}={word!r} is not a {getattr(kind, '__name__', kind)}") from e
 
-# %% ../nbs/20_sweep.ipynb #468158ab
+# %% ../nbs/20_sweep.ipynb #791ae43c
 def parse_grid(
-    words,     # e.g. ['lr=1e-4,3e-4', 'seed=0,1']
+    text:str,  # such as 'lr=1e-4,3e-4 seed=0,1'
     several:bool=True,  # commas separate values; False: they belong to the only one, as in a dataset's name
 )->dict:       # {'lr': [1e-4, 3e-4], 'seed': [0, 1]}
     "Settings to try, by field. Raises `UserError` for an unknown field or a bad value."
-    grid = {}
+    try: words, grid = shlex.split(text), {}
+    except ValueError as e: raise UserError(f"cannot read {text!r} ({e}); quote it as in the help") from e
     for w in words:
         field, eq, values = w.partition('=')
         if not eq or field not in (*FIELD_PART, 'geometry', 'recipe', 'bits', 'method'): raise UserError(f"{w!r} is not FIELD=VALUE,VALUE,… with a field of the config")
@@ -38,14 +39,14 @@ def parse_grid(
 
 def points(grid:dict)->list: return [dict(zip(grid, v)) for v in itertools.product(*grid.values())]
 
-# %% ../nbs/20_sweep.ipynb #f4bf5d40
+# %% ../nbs/20_sweep.ipynb #906cd22f
 def run_point(cfg, point:dict, folder, init_from)->dict:
     "Train one point of the grid; a diverged run is a result too. The last step is always validated."
     if cfg.train.max_steps % cfg.train.val_every: cfg = replace(cfg, train=replace(cfg.train, val_every=cfg.train.max_steps))
-    try: result = train(cfg, folder, init_from)
-    except UserError as e:
-        if 'the loss is' not in str(e): raise
-        return dict(point, diverged=str(e))
+    if (Path(folder)/'log.jsonl').exists() and continued(folder, {})[0] != cfg: raise UserError(f"{folder} holds a run with other settings; delete it, or give the results another name")
+    try: result = train(cfg, folder, init_from, resume=True)   # a point that was interrupted goes on
+    except NotANumber as e: return dict(point, diverged=str(e))
+    shutil.rmtree(Path(folder)/'state', ignore_errors=True)
     vals = [r for r in read_jsonl(Path(folder)/'log.jsonl') if 'val_ppl' in r]
     return dict(point, init_valid_ppl=vals[0]['val_ppl'], valid_ppl=vals[-1]['val_ppl'], **{k: v for k,v in vals[-1].items() if k in ('quant_err_rms', 'dead_frac')}, **result)
 
@@ -68,7 +69,7 @@ def sweep(
         add_row(out, **done[-1])
     return done
 
-# %% ../nbs/20_sweep.ipynb #79502a64
+# %% ../nbs/20_sweep.ipynb #b284c461
 @cli
 def main(
     grid:str,                  # settings, e.g. "lr=1e-4,3e-4 seed=0,1,2 distill_weight=1"
@@ -77,6 +78,4 @@ def main(
     init_from:str=None,        # checkpoint to start from
 ):
     "Train every combination of the given settings and record one line a run."
-    try: words = shlex.split(grid)
-    except ValueError as e: raise UserError(f"cannot read the grid ({e}); quote it as in the help") from e
-    for r in sweep(config, parse_grid(words), out, init_from): print(json.dumps(r, default=plain))
+    for r in sweep(config, parse_grid(grid), out, init_from): print(json.dumps(r, default=plain))
