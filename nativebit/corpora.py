@@ -13,17 +13,17 @@ from pathlib import Path
 from .core import UserError
 from .config import check_dataset
 
-# %% ../nbs/01a_corpora.ipynb #4f19f53c
+# %% ../nbs/01a_corpora.ipynb #4db1ba3c
 SKIP = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', 'encodings', 'pydoc_data', '__pycache__'}
 
 def python_files(
     root,    # a folder
-)->dict:     # {module name: path}, in order of name
+)->dict:     # {module name: path}, in order of path
     "The Python files below `root`, without tests and tables."
     root, names = Path(root), {}
     for p in sorted(root.rglob('*.py')):
         rel = p.relative_to(root)
-        if not SKIP & set(rel.parts) and not rel.parts[0].startswith('config-'): names['.'.join(rel.with_suffix('').parts)] = p
+        if p.is_file() and not SKIP & set(rel.parts) and not rel.parts[0].startswith('config-'): names['.'.join(rel.with_suffix('').parts)] = p
     return names
 
 # %% ../nbs/01a_corpora.ipynb #8a9c9c68
@@ -33,10 +33,10 @@ def split_of(
     "The split a document belongs to, by a hash of its name."
     return {0: 'valid', 1: 'test'}.get(hashlib.sha256(name.encode()).digest()[0] % 20, 'train')
 
-# %% ../nbs/01a_corpora.ipynb #1b7a6ca5
+# %% ../nbs/01a_corpora.ipynb #30a54aba
 def python_documents(
     root,  # a folder of Python files
-):         # yields (split, text), in order of module name
+):         # yields (split, text), in order of path
     "The Python files below `root`, split by a hash of their module names."
     files = python_files(root)
     if 'train' not in map(split_of, files): raise UserError(f"no Python files below {root}; give python:PATH a folder with some")
@@ -76,7 +76,7 @@ def separator(
     if whole or EOT in head: return eot
     return eot + (r'|\n\s*\n' if head.count('\n\n') >= 20 else r'|\n')
 
-# %% ../nbs/01a_corpora.ipynb #185dc95f
+# %% ../nbs/01a_corpora.ipynb #2e618519
 def opened(path): return (lzma.open if path.suffix == '.xz' else open)(path, 'rt', encoding='utf-8')
 
 def from_text(path, whole=False):
@@ -96,9 +96,9 @@ def from_parquet(path):
     file = pq.ParquetFile(path)
     names = file.schema_arrow.names
     if 'text' not in names: raise UserError(f"{path} has no column 'text', only {', '.join(names)}; rename the one with the documents")
-    for batch in file.iter_batches(256, columns=['text']): yield from filter(None, batch['text'].to_pylist())
+    for batch in file.iter_batches(256, columns=['text']): yield from filter(None, batch['text'].cast('string').to_pylist())
 
-# %% ../nbs/01a_corpora.ipynb #b00f70a7
+# %% ../nbs/01a_corpora.ipynb #579e2c03
 def file_documents(
     path,              # .txt, .jsonl (both also as .xz), .parquet; any other name is text
     whole:bool=False,  # a text without `<|endoftext|>` is one document
@@ -109,7 +109,7 @@ def file_documents(
     try: yield from (d for d in (reader(path) if reader else from_text(path, whole)) if d.strip())
     except OSError as e: raise UserError(f"cannot read the text {path}: {e.strerror or e}; give text:PATH a file that can be read") from e
     except UnicodeDecodeError as e: raise UserError(f"{path} is not UTF-8 text ({e.reason}); convert it first") from e
-    except (ValueError, EOFError, lzma.LZMAError) as e: raise UserError(f"{path} is damaged or of another kind than its name says ({e}); fetch or make it again") from e
+    except (ValueError, NotImplementedError, EOFError, lzma.LZMAError) as e: raise UserError(f"{path} is damaged or of another kind than its name says ({e}); fetch or make it again") from e
 
 # %% ../nbs/01a_corpora.ipynb #286a22d5
 def nth_split(
@@ -119,7 +119,7 @@ def nth_split(
     "The split a document belongs to, by its number."
     return {1: 'valid', 2: 'test'}.get(n % every, 'train')
 
-# %% ../nbs/01a_corpora.ipynb #a7b44ec5
+# %% ../nbs/01a_corpora.ipynb #f860d327
 def text_files(
     spec:str,  # 'PATH', 'PATH,valid=PATH' or 'PATH,valid=PATH,test=PATH'; a path may be a pattern with * and **
 )->dict:       # {'train': [path, …], …}: the splits that were named
@@ -127,6 +127,7 @@ def text_files(
     first, *others = re.split(r',(?=(?:valid|test)=)', spec)
     files = {}
     for split,pattern in [('train', first), *(o.split('=', 1) for o in others)]:
+        if split in files: raise UserError(f"{spec} names files for {split} twice; use one pattern, such as {split}='held-out/*.txt'")
         pattern = str(Path(pattern).expanduser())
         files[split] = [Path(p).resolve() for p in sorted(glob.glob(pattern, recursive=True)) or [pattern]]
         for p in files[split]:

@@ -8,8 +8,8 @@ __all__ = ['ENDS', 'DATA', 'SPLITS', 'COUNTS', 'ByteTokenizer', 'BPETokenizer', 
            'Tokens', 'cache_dir', 'digest', 'not_done', 'write_shards', 'open_split', 'prepare', 'Windows', 'batches',
            'eval_batches', 'main']
 
-# %% ../nbs/02_data.ipynb #7c5629a0
-import hashlib, io, json, os, time
+# %% ../nbs/02_data.ipynb #17a29489
+import hashlib, io, json, os
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np, tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext import openai_public
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from filelock import FileLock
 from tqdm import tqdm
 from .core import UserError, atomic_path, cli
 from .config import get_config
@@ -31,14 +32,15 @@ class ByteTokenizer:
     def decode(self, ids): return bytes(int(i) for i in ids).decode(errors='replace')
     def to_str(self): return 'bytes'
 
-# %% ../nbs/02_data.ipynb #d0462e6e
+# %% ../nbs/02_data.ipynb #28d8abb6
 ENDS = (EOT, '</s>', '<|end_of_text|>', '<｜end▁of▁sentence｜>')   # how tokenizers call the end of a text
 
 class BPETokenizer(ByteTokenizer):
     "A `tokenizers.Tokenizer` with the same methods."
     def __init__(self, tok):
         self.tok, self.eot = tok, next((i for t in ENDS if (i := tok.token_to_id(t)) is not None), None)
-        self.dtype = np.dtype('uint16' if tok.get_vocab_size() <= 2**16 else 'uint32')
+        self.size = max(tok.get_vocab().values(), default=-1) + 1   # numbers may have gaps
+        self.dtype = np.dtype('uint16' if self.size <= 2**16 else 'uint32')
     def encode_batch(self, texts): return [np.array(e.ids, np.int64) for e in self.tok.encode_batch(texts, add_special_tokens=False)]
     def decode(self, ids): return self.tok.decode([int(i) for i in ids])
     def to_str(self): return self.tok.to_str()
@@ -78,7 +80,7 @@ def gpt2_ranks(
     except OSError as e: raise UserError(f"cannot {'read' if folder else 'download'} the tokenizer ({e if folder else type(e).__name__}); {hint}") from e
     except (AssertionError, KeyError, ValueError) as e: raise UserError(f"the files in {folder} are not a tokenizer of GPT-2's kind; {hint}") from e
 
-# %% ../nbs/02_data.ipynb #6a6e9937
+# %% ../nbs/02_data.ipynb #616be95c
 def read_tokenizer(
     path,            # a tokenizer.json
     vocab_size:int,  # of the model
@@ -88,7 +90,7 @@ def read_tokenizer(
     try: tok = BPETokenizer(Tokenizer.from_file(str(path)))
     except Exception as e: raise UserError(f"{path} is no tokenizer ({e}); give a tokenizer.json as the tokenizers library writes it") from e   # it raises nothing narrower
     if tok.eot is None: raise UserError(f"{path} has no token that ends a text (any of {', '.join(ENDS)}); use another tokenizer")
-    if (n := tok.tok.get_vocab_size()) > vocab_size: raise UserError(f"{path} has {n} tokens and the model {vocab_size}; give the tokenizer that the model was trained with")
+    if tok.size > vocab_size: raise UserError(f"{path} has {tok.size} tokens and the model {vocab_size}; give the tokenizer that the model was trained with")
     return tok
 
 # %% ../nbs/02_data.ipynb #ebdafc98
@@ -205,7 +207,7 @@ def not_done(
         seen[split] += 1
         if seen[split] > done[split]: yield split, text
 
-# %% ../nbs/02_data.ipynb #b759957e
+# %% ../nbs/02_data.ipynb #1938eeb2
 def write_shards(
     docs,              # yields (split, text)
     tokenizer,         # as of `load_tokenizer`
@@ -229,8 +231,7 @@ def write_shards(
     for w in writers.values():
         if w.ids: w.write()
     write_whole(folder/'meta.json', json.dumps(meta, indent=1).encode())
-    old = [f for f in folder.glob('.*.tmp') if time.time() - f.stat().st_mtime > 600]   # of a process that was killed
-    for f in (progress, *old): f.unlink(missing_ok=True)
+    for f in (progress, *folder.glob('.*.tmp')): f.unlink(missing_ok=True)   # the latter of a process that was killed
 
 # %% ../nbs/02_data.ipynb #1f6cdfff
 def open_split(
@@ -243,7 +244,7 @@ def open_split(
     except (OSError, ValueError, EOFError) as e: raise UserError(f"the prepared data in {folder} is damaged ({e}); delete that folder and start again") from e
     return Tokens(shards) if len(shards) > 1 else shards[0] if shards else np.zeros(0, np.uint16)
 
-# %% ../nbs/02_data.ipynb #41a100ac
+# %% ../nbs/02_data.ipynb #e75b5789
 def prepare(
     dataset:str,                # as of `documents`
     tokenizer,                  # as of `load_tokenizer`
@@ -252,7 +253,11 @@ def prepare(
     "Tokenize a dataset unless that was done before. Raises `UserError` where it can't be read or the cache can't be written."
     meta = dict(dataset=dataset, source=source(dataset), tokenizer=digest(tokenizer.to_str()))
     folder = cache_dir()/f"{dataset.partition(':')[0]}-{digest(json.dumps([meta['source'], meta['tokenizer']]))}"
-    if not (folder/'meta.json').exists(): write_shards(documents(dataset), tokenizer, folder, meta, shard_tokens)
+    if not (folder/'meta.json').exists():
+        try:
+            with FileLock(f'{folder}.lock'):   # of several processes one does it, the others wait
+                if not (folder/'meta.json').exists(): write_shards(documents(dataset), tokenizer, folder, meta, shard_tokens)
+        except OSError as e: raise UserError(f"cannot write {folder} ({e.strerror or e}); choose another folder with NATIVEBIT_CACHE") from e
     meta = json.loads((folder/'meta.json').read_text())
     return {s: open_split(folder, s, meta[s]) for s in SPLITS}, meta
 
@@ -298,7 +303,7 @@ def eval_batches(
         fit = lambda a: np.pad(a, (0, span-m)).reshape(batch_size, context_len)
         yield fit(part[:-1]), fit(part[1:]), fit(np.ones(m, bool))
 
-# %% ../nbs/02_data.ipynb #e7a0a78a
+# %% ../nbs/02_data.ipynb #d547c673
 @cli
 def main(
     dataset:str,                    # stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER, or text:FILES such as 'text:corpus/*.txt.xz,test=wiki.txt'
@@ -306,9 +311,9 @@ def main(
     train_tokenizer_to:str=None,    # write a new tokenizer.json here instead, learned from the training split
 ):
     "Tokenize a dataset once, into NATIVEBIT_CACHE (~/.cache/nativebit), and print its counts; or train a tokenizer for it."
-    vocab_size = get_config(config, dataset=dataset).model.vocab_size
+    cfg = get_config(config, dataset=dataset)
     if train_tokenizer_to:
-        with atomic_path(train_tokenizer_to) as tmp: train_tokenizer((t for s,t in documents(dataset) if s == 'train'), vocab_size).tok.save(str(tmp))
+        with atomic_path(train_tokenizer_to) as tmp: train_tokenizer((t for s,t in documents(dataset) if s == 'train'), cfg.model.vocab_size).tok.save(str(tmp))
         return
-    _, meta = prepare(dataset, load_tokenizer(vocab_size))
+    _, meta = prepare(dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
     print(json.dumps({s: meta[s] for s in SPLITS}, indent=1))
