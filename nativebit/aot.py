@@ -6,7 +6,7 @@
 __all__ = ['SLICES', 'UNITS', 'PEAK', 'MFU', 'tpu_devices', 'sizes', 'refusal', 'device_memory', 'product_flops', 'on_device',
            'programs', 'first_programs', 'measure', 'hours', 'knob', 'check', 'as_text', 'main']
 
-# %% ../nbs/18a_aot.ipynb #e10e3ddd
+# %% ../nbs/18a_aot.ipynb #19d449dc
 import json, math, os, re, time
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from jax.experimental import topologies
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from .checkpoint import start_codebooks
-from .config import Config, get_config
+from .config import Config, get_config, need
 from .core import UserError, cli
 from .evaluate import _nll
 from .layers import quantized_params, requantize_params
@@ -78,7 +78,7 @@ def product_flops(
     inner = lambda eqn: sum(product_flops(j) for j in jaxprs_in_params(eqn.params))
     return sum(flops(e) + e.params.get('length', 1)*inner(e) for e in getattr(jaxpr, 'jaxpr', jaxpr).eqns)
 
-# %% ../nbs/18a_aot.ipynb #c534d173
+# %% ../nbs/18a_aot.ipynb #ef198735
 def on_device(tree)->int:
     "Bytes of a tree of laid out shapes that the largest of its parts on one device has."
     return sum(math.prod(x.sharding.shard_shape(x.shape))*x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -93,9 +93,10 @@ def programs(
     state = shard_shapes(state_shapes(cfg), mesh, cfg.quant)
     teacher = state.params if cfg.train.distill_weight else None
     number, key = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread()) for x in jax.eval_shape(lambda: (jnp.float32(0), jax.random.key(0)))]
+    held = on_device((state, teacher)) - (0 if cfg.quant.nativebit else on_device(state.params))   # a float run validates the weights it has
     out = {'train step': (_compiled_step(structure(cfg)), (state, tokens((B, T+1), mesh.axis_names), teacher, number, number, key, number), 0),
-           'validation': (_nll(cfg.model), (state.params, tokens((B, T)), tokens((B, T))), on_device((state, teacher)))}
-    if not cfg.quant.nativebit: return {**out, 'validation': (*out['validation'][:2], on_device((state, teacher)) - on_device(state.params))}
+           'validation': (_nll(cfg.model), (state.params, tokens((B, T)), tokens((B, T))), held)}
+    if not cfg.quant.nativebit: return out
     full = nnx.merge_state(state.params, state.quant_state)
     return {**out, 'requantizing': (requantize_params, (full, cfg.quant), on_device((state.opt_state, teacher))),
             'Q(w)': (quantized_params, (full, cfg.quant), on_device((state.opt_state, teacher)))}
@@ -193,7 +194,7 @@ def as_text(
     close = "; that is little, an optimized program may need some per cent more: compile with --level O2 to be sure" if row['headroom'] < .1 else ''
     return '\n'.join(lines + [f"fits: the largest program leaves {row['headroom']:.0%} free{close}" if row['fits'] else f"does not fit: {knob(cfg, n)}"])
 
-# %% ../nbs/18a_aot.ipynb #b236fcdd
+# %% ../nbs/18a_aot.ipynb #fb36ec1d
 @cli
 def main(
     config:str='tpu-2b',          # preset
@@ -203,10 +204,10 @@ def main(
     remat:bool_arg=True,          # 1: recompute layers in the backward pass; 0: keep everything
     no_nativebit:bool=False,      # a float run
     recipe:str='published',       # published, or qat (teacher)
-    geometry:str=None,            # published, int8, lut-b, 2bit or 4bit
+    geometry:str=None,            # published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
     context_len:int=None,         # tokens a window
     n_layers:int=None,            # another number of layers
-    max_steps:int=None,           # of the run; the recipe's by default, 20000 for a float run
+    max_steps:int=None,           # of the run; 5000 by default, 20000 for a float run
     mesh:str=None,                # devices as 'data,fsdp'
     start:bool=False,             # compile what a run begins with, too
     mfu:float=None,               # a share of the peak to assume besides
@@ -214,6 +215,7 @@ def main(
     out:str=None,                 # append the row to this .jsonl file
 ):
     "Compile a run for a TPU slice that is not there: does it fit, what does it compute, how long would it take?"
+    need(level in ('O0', 'O1', 'O2', 'O3'), 'level', level, "O0, O1, O2 or O3")
     for name,value in dict(platforms='cpu', optimization_level=level, enable_compilation_cache=False).items(): jax.config.update(f'jax_{name}', value)
     given = dict(geometry=geometry, context_len=context_len, n_layers=n_layers, max_steps=max_steps or (20000 if no_nativebit else 5000))
     given = {k: v for k,v in given.items() if v is not None}

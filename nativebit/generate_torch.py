@@ -47,7 +47,7 @@ def open_file(
     tok = tokenizer_for(pack.config, pack.meta.get('tokenizer', {}))
     return from_pack(pack, device, dtype, packed or None), pack.config, tok
 
-# %% ../nbs/16c_generate_torch.ipynb #fa9b2682
+# %% ../nbs/16c_generate_torch.ipynb #1e774542
 def continue_text(
     decoder:Decoder, tok,
     text:str,        # the prompt
@@ -78,7 +78,7 @@ def main(
     cuda_graph:bool=False,   # record the decode step and replay it
     context:int=512,         # tokens in front of the ones a benchmark times
     random:str=None,         # instead of a file: a preset such as tpu-2b, in random weights, for a benchmark
-    geometry:str='int8',     # of the random weights: published, int8, lut-b, 2bit or 4bit
+    geometry:str='int8',     # of the random weights: published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
     embed:str='bfloat16',    # embedding of the random weights: bfloat16 or int8
     out:str=None,            # add the benchmark's records to this .jsonl file
 ):

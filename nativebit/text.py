@@ -35,11 +35,14 @@ def tokenizer_for(
     if note.get('digest', other := digest(tok.to_str())) != other: raise UserError(f"this file was packed with another tokenizer than {cfg.train.tokenizer or 'data/stdlib/tokenizer.json'}; bring back the one it had")
     return tok
 
-# %% ../nbs/14b_text.ipynb #17201828
+# %% ../nbs/14b_text.ipynb #abf3a19a
 def read_prompt(prompt)->str:
     "The prompt of the command line, else what is piped in, else nothing."
-    if prompt is not None: return prompt
-    return '' if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    try:
+        text = prompt if prompt is not None else '' if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+        text.encode()
+    except UnicodeError as e: raise UserError(f"the prompt is not UTF-8 text ({e.reason}); convert it first") from e
+    return text
 
 def check_options(
     max_tokens:int, temperature:float, top_k:int, top_p:float,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FUSED', 'RMSNorm', 'together', 'Attention', 'SwiGLU', 'Layer', 'table_rows', 'table_scores', 'NativeBitGPT',
-           'quantized_layers', 'start_params', 'requantize_params', 'compute_quant_reg', 'serve', 'set_floats',
+           'quantized_modules', 'start_params', 'requantize_params', 'compute_quant_reg', 'serve', 'set_floats',
            'from_pack']
 
 # %% ../nbs/16_torch_model.ipynb #926bc754
@@ -136,20 +136,20 @@ class NativeBitGPT(nn.Module):
         shape = batch, length or self.cfg.context_len, self.cfg.kv_heads, self.cfg.head_dim
         return [tuple(torch.zeros(shape, dtype=self.dtype, device=self.embed.device) for _ in range(2)) for _ in self.layers]
 
-# %% ../nbs/16_torch_model.ipynb #8da7d396
-def quantized_layers(model)->list: return [m for m in model.modules() if isinstance(m, NativeBitLinear) and m.quant]
+# %% ../nbs/16_torch_model.ipynb #870b64cb
+def quantized_modules(model)->list: return [m for m in model.modules() if isinstance(m, NativeBitLinear) and m.quant]
 
 def start_params(model):
     "Start every layer's codebooks from its weights."
-    for m in quantized_layers(model): m.start()
+    for m in quantized_modules(model): m.start()
 
 def requantize_params(model):
     "One codebook update of every layer."
-    for m in quantized_layers(model): m.requantize()
+    for m in quantized_modules(model): m.requantize()
 
 def compute_quant_reg(model)->Float[Tensor, ""]:
     "Squared distance of all weights from their entries, over the number of quantized layers."
-    layers = quantized_layers(model)
+    layers = quantized_modules(model)
     return sum(m.commitment() for m in layers)/max(1, len(layers))
 
 # %% ../nbs/16_torch_model.ipynb #35351a41
