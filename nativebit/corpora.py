@@ -149,7 +149,7 @@ def text_documents(
             yield (own if split == 'train' and own not in files else split), text
         if n < 0: raise UserError(f"{paths[0]} holds no text; give files with something to learn from")
 
-# %% ../nbs/01a_corpora.ipynb #d4b6b137
+# %% ../nbs/01a_corpora.ipynb #9f73d890
 HUB = {'wikitext-2':   ('Salesforce/wikitext', 'wikitext-2-raw-v1'),
        'wikitext-103': ('Salesforce/wikitext', 'wikitext-103-raw-v1'),
        'openwebtext':  ('Skylion007/openwebtext', None)}
@@ -163,7 +163,7 @@ def hub_texts(
     repo, config = HUB[dataset]
     try: yield from (row['text'] for row in datasets.load_dataset(repo, config, split=split, streaming=True))
     except OSError as e: raise UserError(f"cannot read {dataset} from the hub ({type(e).__name__} at {repo}); connect to a network, "
-                                         "set HF_HOME to a cache that has it, or use local files with --dataset text:PATH") from e
+                                         "set HF_HOME to a cache that has it, or use local files as text:PATH") from e
 
 # %% ../nbs/01a_corpora.ipynb #f793bd45
 def articles(

@@ -12,7 +12,7 @@ from test_cli import cwd, refused, run
     (['text:cut.txt.xz'], 'cut.txt.xz is damaged'),
     (['text:latin.txt'], 'is not UTF-8'),
     (['text:bad.jsonl'], 'line 2 of'),
-    (['wikitext-2'], 'use local files with --dataset text:PATH'),
+    (['wikitext-2'], 'use local files as text:PATH'),
     (['text:some.txt', '--config', 'tpu-small'], 'set NATIVEBIT_TOKENIZER to a folder'),
 ])
 def test_refusals(cwd, monkeypatch, args, says):
