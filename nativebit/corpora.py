@@ -76,7 +76,7 @@ def separator(
     if whole or EOT in head: return eot
     return eot + (r'|\n\s*\n' if head.count('\n\n') >= 20 else r'|\n')
 
-# %% ../nbs/01a_corpora.ipynb #2e618519
+# %% ../nbs/01a_corpora.ipynb #2d20a296
 def opened(path): return (lzma.open if path.suffix == '.xz' else open)(path, 'rt', encoding='utf-8')
 
 def from_text(path, whole=False):
@@ -92,13 +92,16 @@ def from_jsonl(path):
                 f'line {n} of {path} is not an object such as {{"text": "a document"}}; repair or remove it') from e
 
 def from_parquet(path):
-    import pyarrow.parquet as pq
+    from pyarrow import parquet as pq, types
     file = pq.ParquetFile(path)
     names = file.schema_arrow.names
     if 'text' not in names: raise UserError(f"{path} has no column 'text', only {', '.join(names)}; rename the one with the documents")
+    kind = file.schema_arrow.field('text').type
+    if not any(is_text(kind) for is_text in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_dictionary)):
+        raise UserError(f"column 'text' of {path} holds {kind} and no text; rename the one with the documents")
     for batch in file.iter_batches(256, columns=['text']): yield from filter(None, batch['text'].cast('string').to_pylist())
 
-# %% ../nbs/01a_corpora.ipynb #579e2c03
+# %% ../nbs/01a_corpora.ipynb #b00f70a7
 def file_documents(
     path,              # .txt, .jsonl (both also as .xz), .parquet; any other name is text
     whole:bool=False,  # a text without `<|endoftext|>` is one document
@@ -109,7 +112,7 @@ def file_documents(
     try: yield from (d for d in (reader(path) if reader else from_text(path, whole)) if d.strip())
     except OSError as e: raise UserError(f"cannot read the text {path}: {e.strerror or e}; give text:PATH a file that can be read") from e
     except UnicodeDecodeError as e: raise UserError(f"{path} is not UTF-8 text ({e.reason}); convert it first") from e
-    except (ValueError, NotImplementedError, EOFError, lzma.LZMAError) as e: raise UserError(f"{path} is damaged or of another kind than its name says ({e}); fetch or make it again") from e
+    except (ValueError, EOFError, lzma.LZMAError) as e: raise UserError(f"{path} is damaged or of another kind than its name says ({e}); fetch or make it again") from e
 
 # %% ../nbs/01a_corpora.ipynb #286a22d5
 def nth_split(
