@@ -36,7 +36,7 @@ test-notebooks: .venv/torch
 test-python: .venv/torch
 	$(BIN)/python -m pytest -q -n 2 tests
 
-test-slow: .venv/torch   ## the tests that CI has no time for: the demo, two processes, a full disk, Ctrl-C
+test-slow: .venv/torch   ## the tests that CI has no time for: the demo, two processes, a full disk
 	$(BIN)/python -m pytest -q -n 2 tests -m slow
 
 check-generated: .venv/ready   ## the package is what the notebooks export, and the notebooks are clean

@@ -120,11 +120,11 @@ def report(source, out, method:str, tokens=None, test_tokens=None)->list:
     got = compare_models(source.model, source.read, folder_reader(folder, source.model), tokens, test_tokens)
     return [{**rows[0], 'ppl': got['original_ppl'], 'kl': 0., 'top1': 1.}, {**rows[1], **{k: got[k] for k in ('ppl', 'kl', 'top1')}}]
 
-# %% ../nbs/18h_quantize.ipynb #aa44a2a4
+# %% ../nbs/18h_quantize.ipynb #cb1f84e2
 METHODS = ('rtn', 'kmeans', 'gptq', 'qat')
 
 def check_request(method:str, geometry:str, data, settings=()):
-    "Raise `UserError` for a method or geometry that there is not, or a method without what it reads."
+    "Raise `UserError` for a method or geometry that there is not, a method without what it reads, or settings that it would ignore."
     for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES)):
         if name not in known: raise UserError(suggest(kind, name, list(known)))
     if method in ('gptq', 'qat') and not data: raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")

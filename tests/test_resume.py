@@ -43,7 +43,7 @@ def test_kill_9_three_times(cwd):
     assert weights(cwd, 'killed') == weights(cwd, 'whole')
     assert losses(cwd, 'killed') == losses(cwd, 'whole')
 
-@pytest.mark.parametrize('sig, code', [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('sig, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_exit(cwd, sig, code):
     name = f'stopped-{code}'
     p = start(cwd, *RUN, '--name', name)
