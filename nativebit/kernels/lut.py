@@ -550,7 +550,7 @@ def run_config(
     kw = {k: v for k,v in cfg.items() if k not in ('backend', 'ms')}
     return dict(BACKENDS, decode=cuda.decode, prefill=cuda.prefill)[cfg['backend']](x, p, **kw)
 
-# %% ../../nbs/17_triton_inference.ipynb #655417ff
+# %% ../../nbs/17_triton_inference.ipynb #318c28ce
 @torch.library.custom_op('nativebit::lut_linear', mutates_args=())
 def _lut_linear(x:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:list[int], block_shape:list[int], bits:int, kind:str,
                 scale:float, activations:str)->torch.Tensor:
@@ -561,6 +561,18 @@ def _lut_linear(x:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:
 
 @_lut_linear.register_fake
 def _(x, data, codebook, shape, block_shape, bits, kind, scale, activations): return x.new_empty(*x.shape[:-1], shape[0])
+
+@torch.library.custom_op('nativebit::lut_linear_back', mutates_args=())
+def _lut_linear_back(grad:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:list[int], block_shape:list[int], bits:int, kind:str, scale:float)->torch.Tensor:
+    return grad @ dequantize(PackedMatrix(data, codebook, tuple(shape), tuple(block_shape), bits, kind, scale)).to(grad.dtype)
+
+@_lut_linear_back.register_fake
+def _(grad, data, codebook, shape, block_shape, bits, kind, scale): return grad.new_empty(*grad.shape[:-1], shape[1])
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1:3])
+    ctx.form = inputs[3:8]
+_lut_linear.register_autograd(lambda ctx, grad: (_lut_linear_back(grad, *ctx.saved_tensors, *ctx.form), *[None]*8), setup_context=_save)
 
 def _multiply(x, p, activations):
     "Pick a kernel for (M, in) activations."
