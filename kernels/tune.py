@@ -7,6 +7,7 @@ import argparse, itertools, json, shutil, sys
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, run_stages, say, write
 import torch
 from nativebit.kernels import cuda, lut
+from nativebit.kernels.layer import layer_products
 
 LIMIT = 2e-3    # relative error a configuration may have; int8 activations: 1.5e-2
 
@@ -23,7 +24,7 @@ def decode_configs(shape, M, act='float', most=28):
     for ranks, waves, wide, deep, tj in itertools.product((1, 2, 4), (1, 2), range(1, 17), (1, 2, 3, 4, 5, 7, 10, 14, 16), (1, 2)):
         c = dict(backend='decode', activations=act, clusters=132*waves//ranks, ranks=ranks, wide=wide, deep=deep, tj=tj)
         n = -(-tiles//c['clusters'])
-        if not 5 <= wide*deep <= 16 or wide > n or deep > blocks//ranks or tj > tiles//c['clusters'] or (M > 8 and deep > 2): continue
+        if not 5 <= wide*deep <= 16 or wide > n or deep > blocks//ranks or tj > tiles//c['clusters'] or (M > 8 and deep > 5): continue
         out.setdefault((ranks, waves), []).append((decode_cost(tiles, blocks, M, c), c))
     return [c for q in out.values() for _, c in sorted(q, key=lambda t: t[0])[:most//len(out)]]
 
@@ -164,6 +165,36 @@ def stage_floor(t, n=104):
             ms = graph_ms(lambda: [lut.run_config(x, p, dict(cfg, backend='decode', **change)) for p in matrices])
             write(t.out, dict(floor=list(shape), **cfg, change=change, us=1e3*ms/n)); say(f'   FLOOR {shape} {cfg} {change}: {1e3*ms/n:.2f} us a launch')
 
+def stage_layer(t, geometry='int8', context=512, others=5):
+    "Whole layers of one token, attention over `context` others included: what was best alone, then each of the next ones in its place."
+    bits, kind = GEOMETRIES[geometry]
+    D, F, N, H = (256, 384, 2, 128) if REHEARSE else (2560, 6912, 20, 128)
+    shapes, lib = [(3*D, D), (D, D), (2*F, D), (D, F)], cuda.library(bits, kind)
+    tried = [sorted(t.tried.get((s, geometry, 1, 'float', 'decode'), [(0., lut.default_config(s, 1, True), 0, 0)]), key=lambda c: c[0])[:others+1] for s in shapes]
+    half = lambda *size: torch.randn(*size, device=DEVICE).half()
+    layers = [([random_packed(s, bits, kind) for s in shapes], [half(D), half(D)], half(2, context + 8, N, H)) for _ in range(LAYERS)]
+    cos, sin, at, x = torch.ones(context + 8, H//2, device=DEVICE), torch.zeros(context + 8, H//2, device=DEVICE), torch.tensor([context], device=DEVICE), half(1, D)
+    def run(cfgs, ranks):
+        y = x
+        for p, norms, (keys, values) in layers:
+            product = lambda x, m, **kw: cuda.decode(x, m, lib=lib, **{k: v for k,v in cfgs[next(i for i in range(4) if p[i] is m)].items() if k != 'backend'}, **kw)
+            y = layer_products(y, p, norms, [None]*4, [[]]*4, [[]]*4, lambda qkv: cuda.attend(qkv, cos, sin, keys, values, at, ranks, lib=lib), 1e-5, product)
+    def timed(cfgs, ranks=8): return graph_ms(lambda: run(cfgs, ranks), reps=20)
+    cfgs = [c[0][1] for c in tried]
+    best = timed(cfgs); say(f'   LAYERS {geometry}: {best:.4f} ms')
+    for ranks in (4, 2): say(f'   LAYERS {geometry}, {ranks} blocks a head: {timed(cfgs, ranks):.4f} ms')
+    for i in range(4):
+        for _, cfg, *_ in tried[i][1:]:
+            if t.clock.left < 0: break
+            new = timed([*cfgs[:i], cfg, *cfgs[i+1:]])
+            if new < best*.998: best, cfgs = new, [*cfgs[:i], cfg, *cfgs[i+1:]]
+    say(f'   LAYERS {geometry}, refined: {best:.4f} ms {cfgs}')
+    for s, c, cfg in zip(shapes, tried, cfgs): write(t.out, dict(shape=list(s), geometry=geometry, M=1, **cfg, ms=next(m for m, k, *_ in c if k == cfg), chosen=2))
+    write(t.out, dict(layers=geometry, context=context, ms=best))
+    def products(): [[lut.run_config(half_x[m.shape[1]], m, c) for m, c in zip(p, cfgs)] for p, *_ in layers]
+    half_x = {s[1]: half(1, s[1]) for s in shapes}
+    alone = graph_ms(products, reps=20); write(t.out, dict(stack=geometry, M=1, backend='decode', act='float', change='configurations of whole layers', ms=alone)); say(f'   their products alone: {alone:.4f} ms')
+
 def stage_prefill(t, Ms=(512, 2048)):
     for M in Ms:
         bf16_stack(t.out, M)
@@ -186,7 +217,8 @@ def stage_bf16(t):
     say(f'   copy bandwidth {copy_bandwidth()/1e9:.0f} GB/s')
     for M in (1, 16): bf16_stack(t.out, M)
 
-PARTS = dict(bf16=(stage_bf16, 20), floor=(stage_floor, 5), decode=(stage_decode, 70), lutb=(lambda t: stage_decode(t, 'lut-b'), 45), prefill=(stage_prefill, 40), int=(stage_int, 15), rest=(stage_rest, 30))
+PARTS = dict(bf16=(stage_bf16, 20), floor=(stage_floor, 5), decode=(stage_decode, 70), layer=(stage_layer, 20), lutb=(lambda t: stage_decode(t, 'lut-b'), 45),
+             layer_lutb=(lambda t: stage_layer(t, 'lut-b'), 20), prefill=(stage_prefill, 40), int=(stage_int, 15), rest=(stage_rest, 30))
 
 def stage_main(t):
     "Everything of CUDA, each part within its seconds."
@@ -219,8 +251,8 @@ def table(jsonl, device):
         bits, kind = GEOMETRIES[r['geometry']]
         key = lut.config_key(tuple(r['shape']), bits, kind, r['M'], r.get('activations', 'float'))
         cfg = {k: v for k,v in r.items() if k not in ('shape', 'geometry', 'M', 'error', 'gb_s', 'chosen')}
-        ours, rank = cfg['backend'] in ('decode', 'prefill'), (r.get('chosen', False), -r['ms'])   # what was best in the stack goes before what was best alone
-        if ours and rank > best.get(key, ((False, -1e9),))[0]: best[key] = rank, dict(cfg, ms=round(r['ms'], 5))
+        ours, rank = cfg['backend'] in ('decode', 'prefill'), (int(r.get('chosen', 0)), -r['ms'])   # what was best in whole layers goes before what was best in the stack, and that before what was best alone
+        if ours and rank > best.get(key, ((0, -1e9),))[0]: best[key] = rank, dict(cfg, ms=round(r['ms'], 5))
     return dict(device=device, torch=torch.__version__, configs={k: c for k, (_, c) in sorted(best.items())})
 
 def keep(jsonl, name):

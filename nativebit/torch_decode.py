@@ -56,7 +56,7 @@ def recorded(
     with torch.cuda.graph(graph): step()
     return graph.replay
 
-# %% ../nbs/16a_torch_decode.ipynb #0dc3003b
+# %% ../nbs/16a_torch_decode.ipynb #03005500
 class Decoder:
     "A network with its cache: `begin` reads a prompt, `step` adds a token, `read` fetches it."
     def __init__(self,
@@ -66,6 +66,7 @@ class Decoder:
         backend:str='inductor',  # of torch.compile
     ):
         device = model.embed.device
+        for layer in model.layers: layer.fuse(model.dtype)
         self.model, self.cache, self.graph, self.steps = model, model.empty_cache(), graph, {}
         self.token, self.at = torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.long, device=device)
         self.noise, self.draws = torch.ones(model.cfg.vocab_size, device=device), torch.Generator(device)

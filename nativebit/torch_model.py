@@ -7,7 +7,7 @@ __all__ = ['FUSED', 'RMSNorm', 'together', 'Attention', 'SwiGLU', 'Layer', 'tabl
            'quantized_modules', 'start_params', 'requantize_params', 'compute_quant_reg', 'serve', 'set_floats',
            'from_pack']
 
-# %% ../nbs/16_torch_model.ipynb #926bc754
+# %% ../nbs/16_torch_model.ipynb #b03cbe9e
 from itertools import repeat
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .pack import Pack, read_pack
 from .torch_attention import attend, cached_attention, decode_attention, rotate, rotations
 from .torch_layers import NativeBitLinear
 from .torch_packed import as_tensor, pack_linear
+from .kernels.layer import decode_layer, fits, layer_args
 
 # %% ../nbs/16_torch_model.ipynb #a9669184
 class RMSNorm(nn.Module):
@@ -37,7 +38,7 @@ def together(
     w = torch.cat([layer.forward_weight().to(x.dtype) for layer in layers])
     return [layer.biased(y) for layer,y in zip(layers, F.linear(x, w).split([layer.weight.shape[0] for layer in layers], -1))]
 
-# %% ../nbs/16_torch_model.ipynb #669f1e64
+# %% ../nbs/16_torch_model.ipynb #949a437f
 class Attention(nn.Module):
     "Causal self-attention with rotary positions; with a cache, of new tokens over all that came before."
     def __init__(self, cfg:ModelConfig, quant):
@@ -72,9 +73,17 @@ class Layer(nn.Module):
         super().__init__()
         self.attn_norm, self.attn = RMSNorm(cfg.d_model, cfg.norm_eps), Attention(cfg, quant)
         self.mlp_norm, self.mlp = RMSNorm(cfg.d_model, cfg.norm_eps), SwiGLU(cfg, quant)
+        self.fused = None   # arguments of `decode_layer`, where one token takes it
 
-    def forward(self, x, *place):
-        x = x + self.attn(self.attn_norm(x), *place)
+    def products(self)->list: return [self.attn.qkv, self.attn.o, self.mlp.gate_up, self.mlp.down]
+
+    def fuse(self, dtype):
+        "Let a single token through in five launches (17b_decode_layer), where the layer fits."
+        self.fused = layer_args(self) if fits(self, dtype) else None
+
+    def forward(self, x, cos, sin, cache=None, at=None):
+        if self.fused and cache and x.shape[:2] == (1, 1): return decode_layer(x, **self.fused, cos=cos, sin=sin, keys=cache[0], values=cache[1], at=at)
+        x = x + self.attn(self.attn_norm(x), cos, sin, cache, at)
         return x + self.mlp(self.mlp_norm(x))
 
 # %% ../nbs/16_torch_model.ipynb #8cc00d17

@@ -19,6 +19,7 @@
 struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
 struct Dim { int x; };
+static inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
@@ -61,6 +62,7 @@ DEV float half_to_float(uint32_t v) { return to_float(v & 0xffff); }
 static inline float clamp_half(float f) { return f > 65504.f ? 65504.f : f < -65504.f ? -65504.f : f; }
 DEV uint32_t floats_to_half2(float lo, float hi) { return to_half(clamp_half(lo)) | (uint32_t)to_half(clamp_half(hi)) << 16; }
 DEV float fast_ratio(float a, float b) { return a/b; }
+DEV float fast_exp(float v) { return expf(v); }
 DEV uint16_t float_to_half(float v) { return to_half(v); }
 DEV uint16_t float_to_bf16(float v) { uint32_t u = __float_as_uint(v); return (u + 0x7fff + (u >> 16 & 1)) >> 16; }
 
@@ -103,6 +105,8 @@ DEV float shfl(float v, int lane) {
 DEV float shfl_xor(float v, int mask) { return shfl(v, lane_id() ^ mask); }
 
 DEV uint4 load_x(const void* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const uint4*)p; }
+DEV uint16_t load_u16(const uint16_t* p) { return *p; }
+DEV void fetch(const void*) {}
 struct Barrier { int arrivals, left; int64_t bytes; uint32_t phase; };
 static std::mutex barriers_lock;
 static std::unordered_map<const void*, Barrier> barriers;

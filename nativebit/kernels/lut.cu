@@ -23,7 +23,7 @@ enum Mode { FP16 = 0, INT8 = 1, INT16 = 2 };   // what the activations are multi
 
 // What a thread block holds in shared memory: a barrier a tile, then these, at multiples of 128 bytes; the host works it out
 struct Layout {
-    int steps, x, sums, parts, units, bytes;
+    int steps, x, sums, parts, squares, units, bytes;
     Layout(int tiles, int blocks, int M, int rows, int row_bytes, int ranks, int deep) {   // tiles, blocks: what the largest share has
         int at = 0;
         auto put = [&](int size) { int here = at; at += (size + 127)/128*128; return here; };
@@ -32,10 +32,13 @@ struct Layout {
         x = put(blocks*rows*row_bytes);
         sums = put(4*deep*tiles*16*M);                                   // of warps that share rows, (deep, M, 16*tiles)
         parts = put(ranks > 1 ? ranks*64*((tiles + ranks - 1)/ranks)*M : 0);   // of the cluster's blocks, for the tiles that this one writes
+        squares = put(4*16);                                             // of the activations, a warp's each
         units = put(tiles*blocks*UNIT); bytes = at;
     }
 };
-struct Args { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Layout at; };
+// what may happen on the way in and out: x·norm/rms(x) of one token, or silu(first half of x)·second half; · factor of the row's part + bias + residual
+struct Around { const void *norm, *bias, *residual; float eps; int gated, edge[2]; float factor[3]; };
+struct Args { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Around a; Layout at; };
 enum Flags { NO_PRODUCTS = 1, NO_WAIT = 2 };   // wrong results: only to see what takes how long
 
 // one lane's part of a unit: index words and table of rows g (0) and g+8 (1)
@@ -112,13 +115,29 @@ DEV float hi_half(uint32_t v) { return half_to_float(v >> 16); }
 DEV uint32_t bf16_as_half(uint32_t v) { return floats_to_half2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u)); }
 DEV float top_of(float top, uint32_t v) { return fmaxf(top, fmaxf(fabsf(lo_half(v)), fabsf(hi_half(v)))); }
 
+DEV float silu(float v) { return v/(1.f + fast_exp(-v)); }
+
 // 16 neighbouring activations as words 2i, 2i + 1 of each of four lanes
 struct Piece {
     uint32_t v[8];
-    DEV void load(const Args& p, int token, int k) {
-        const uint16_t* x = (const uint16_t*)p.x + (size_t)token*p.I + k;
-        const uint4 zero = make_uint4(0, 0, 0, 0), a = k < p.I ? load_x(x) : zero, b = k + 8 < p.I ? load_x(x + 8) : zero;
+    DEV void load(const void* row, int k, int columns) {
+        const uint16_t* x = (const uint16_t*)row + k;
+        const uint4 zero = make_uint4(0, 0, 0, 0), a = k < columns ? load_x(x) : zero, b = k + 8 < columns ? load_x(x + 8) : zero;
         v[0] = a.x; v[1] = a.y; v[2] = a.z; v[3] = a.w; v[4] = b.x; v[5] = b.y; v[6] = b.z; v[7] = b.w;
+    }
+    DEV float squares() const {
+        float t = 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++) t = fmaf(lo_half(v[i]), lo_half(v[i]), fmaf(hi_half(v[i]), hi_half(v[i]), t));
+        return t;
+    }
+    DEV void times(const Piece& w) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = floats_to_half2(lo_half(v[i])*lo_half(w.v[i]), hi_half(v[i])*hi_half(w.v[i]));
+    }
+    DEV void gates(const Piece& up) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = floats_to_half2(silu(lo_half(v[i]))*lo_half(up.v[i]), silu(hi_half(v[i]))*hi_half(up.v[i]));
     }
     DEV float top() const {
         float t = 0;
@@ -139,13 +158,14 @@ struct Piece {
         return prmt(prmt(a, b, pick), prmt(c, d, pick), 0x5410u);
     }
 };
-// where word i of lane t of a row lies: four words of a lane side by side, lanes and rows behind one another
-DEV int x_at(int rows, int b, int row, int i, int t) { return ((b*(X_WORDS/16) + i/4)*rows + row)*16 + 4*t + i%4; }
+// where word i of lane t of a row lies: four words of a lane side by side, lanes and rows behind one another; which lane comes first turns
+// from block to block, so that writers of several blocks meet in fewer banks
+DEV int x_at(int rows, int b, int row, int i, int t) { return ((b*(X_WORDS/16) + i/4)*rows + row)*16 + 4*((t + b + i/4)%4) + i%4; }
 
 template<int MODE> DEV void put_x(uint32_t* x, float* steps, Piece q, int rows, int M, int token, int b, int i, bool inside) {
     if (FLOAT) {
 #pragma unroll
-        for (int t = 0; t < 4; t++) if (inside) { x[x_at(rows, b, token, 2*i, t)] = q.v[t]; x[x_at(rows, b, token, 2*i + 1, t)] = q.v[t + 4]; }
+        for (int t = 0; t < 4; t++) if (inside) *(uint2*)(x + x_at(rows, b, token, 2*i, t)) = make_uint2(q.v[t], q.v[t + 4]);
         return;
     }
     float top = q.top();
@@ -167,7 +187,7 @@ template<int MODE, int NT> DEV void read_x(uint32_t* x, float* steps, const Args
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const int i = min(first + n*(int)blockDim.x + lane, total - 1), token = p.M == 1 ? 0 : i/8/nk;
-            q[n].load(p, token, (k0 + i/8 - token*nk)*128 + i%8*16);
+            q[n].load((const uint16_t*)p.x + (size_t)token*p.I, (k0 + i/8 - token*nk)*128 + i%8*16, p.I);
         }
 #pragma unroll
         for (int n = 0; n < N; n++) {
@@ -176,6 +196,24 @@ template<int MODE, int NT> DEV void read_x(uint32_t* x, float* steps, const Args
             put_x<MODE>(x, steps, q[n], rows, p.M, token, i/8 - token*nk, i%8, i < total);
         }
     }
+}
+
+// one token that is normed or gated first; of the norm, only the weights: what all outputs are divided by comes at the end
+template<int MODE> DEV void read_other_x(uint32_t* x, float* steps, float* squares, const Args& p, int k0, int nk) {
+    const int total = p.KB*8, lane = threadIdx.x%32;
+    float sum = 0;
+    for (int first = threadIdx.x - lane; first < total; first += blockDim.x) {
+        const int i = min(first + lane, total - 1), b = i/8 - k0, k = i*16;
+        Piece q, w;
+        q.load(p.x, k, p.I); w.load(p.a.gated ? (const uint16_t*)p.x + p.I : p.a.norm, k, p.I);
+        if (p.bf16) { q.as_half(); w.as_half(); }
+        if (p.a.gated) q.gates(w);
+        else { sum += first + lane < total ? q.squares() : 0.f; q.times(w); }
+        put_x<MODE>(x, steps, q, x_rows<MODE>(1), 1, 0, b, i%8, first + lane < total && b >= 0 && b < nk);
+    }
+#pragma unroll
+    for (int d = 16; d; d /= 2) sum += shfl_xor(sum, d);
+    if (lane == 0) squares[threadIdx.x/32] = sum;
 }
 
 // TJ tiles of 16 rows, all tokens
@@ -189,12 +227,12 @@ template<int MODE, int NT, int TJ> struct Tiles {
     DEV static int token_of(int n, int i, int t) { return MODE == INT16 ? 4*n + t : 8*n + 2*t + i%2; }
     DEV static int row_of(int i, int g) { return MODE == INT16 ? g + 8*i : g + 8*(i/2); }
 
-    DEV void step_float(const Lane* u, const uint4* x, int rows, int lane) {
+    DEV void step_float(const Lane* u, const uint4* x, int rows, int b0, int lane) {
 #pragma unroll
         for (int q = 0; q < 4; q++) {
             uint4 b[NT];
 #pragma unroll
-            for (int n = 0; n < NT; n++) b[n] = x[(q*rows + min(8*n + lane/4, rows - 1))*4 + lane%4];
+            for (int n = 0; n < NT; n++) b[n] = x[(q*rows + min(8*n + lane/4, rows - 1))*4 + (lane + b0 + q)%4];
 #pragma unroll
             for (int j = 0; j < TJ; j++)
 #pragma unroll
@@ -205,7 +243,7 @@ template<int MODE, int NT, int TJ> struct Tiles {
                 }
         }
     }
-    DEV void step_int(const Lane* u, const uint4* x, int rows, const float* steps, int M, int lane) {
+    DEV void step_int(const Lane* u, const uint4* x, int rows, int b0, const float* steps, int M, int lane) {
         int c[TJ][NT][4];
 #pragma unroll
         for (int i = 0; i < TJ*NT*4; i++) (&c[0][0][0])[i] = 0;
@@ -213,7 +251,7 @@ template<int MODE, int NT, int TJ> struct Tiles {
         for (int q = 0; q < 2; q++) {
             uint4 b[NT];
 #pragma unroll
-            for (int n = 0; n < NT; n++) b[n] = x[(q*rows + min(8*n + lane/4, rows - 1))*4 + lane%4];
+            for (int n = 0; n < NT; n++) b[n] = x[(q*rows + min(8*n + lane/4, rows - 1))*4 + (lane + b0 + q)%4];
 #pragma unroll
             for (int j = 0; j < TJ; j++)
 #pragma unroll
@@ -238,7 +276,7 @@ template<int MODE, int NT, int TJ> struct Tiles {
 #pragma unroll
         for (int j = 0; j < TJ; j++) { read_words(u[j], units + j*stride + b*UNIT, lane); read_table(u[j], units + j*stride + b*UNIT, lane, 0); }
         const uint4* mine = (const uint4*)(x + b*rows*X_WORDS);
-        if (FLOAT) step_float(u, mine, rows, lane); else step_int(u, mine, rows, steps + b*M, M, lane);
+        if (FLOAT) step_float(u, mine, rows, b, lane); else step_int(u, mine, rows, b, steps + b*M, M, lane);
     }
     DEV void store(float* sums, int tile, int size, int M, int lane) {   // sums: (M, size)
 #pragma unroll
@@ -248,11 +286,26 @@ template<int MODE, int NT, int TJ> struct Tiles {
         }
     }
 };
-DEV void write_y(const Args& p, int token, int row, float v) {
-    if (row < p.O) ((uint16_t*)p.y)[(size_t)token*p.O + row] = p.bf16 ? float_to_bf16(v*p.scale) : float_to_half(v*p.scale);
+DEV float number(const Args& p, const void* x, size_t i) {
+    const uint32_t v = load_u16((const uint16_t*)x + i);
+    return p.bf16 ? __uint_as_float(v << 16) : half_to_float(v);
+}
+DEV void write_y(const Args& p, int token, int row, float v, float factor) {   // factor: of all rows
+    if (row >= p.O) return;
+    v *= factor*p.a.factor[(row >= p.a.edge[0]) + (row >= p.a.edge[1])];
+    const size_t i = (size_t)token*p.O + row;
+    if (p.a.bias) v += number(p, p.a.bias, row);
+    if (p.a.residual) v += number(p, p.a.residual, i);
+    ((uint16_t*)p.y)[i] = p.bf16 ? float_to_bf16(v) : float_to_half(v);
+}
+DEV float factor_of(const Args& p, const float* squares) {
+    if (!p.a.norm) return p.scale;
+    float sum = 0;
+    for (int w = 0; w < (int)blockDim.x/32; w++) sum += squares[w];
+    return p.scale/sqrtf(sum/p.I + p.a.eps);
 }
 
-template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512) decode(const Args p) {
+template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512, NT == 1 ? 2 : 1) decode(const Args p) {
     SHARED_BYTES(smem);
     const int lane = threadIdx.x%32, warp = threadIdx.x/32, ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x/ranks, cluster = blockIdx.x/ranks;
     const int wide = p.wide, deep = p.deep;                              // warps side by side along the tiles, and along the input
@@ -260,7 +313,7 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512) decode
     const int k0 = part(p.KB, rank, ranks), nk = part(p.KB, rank + 1, ranks) - k0, size = 16*tiles;
     const Layout& at = p.at;
     uint64_t* bar = (uint64_t*)smem;
-    float *steps = (float*)(smem + at.steps), *sums = (float*)(smem + at.sums), *parts = (float*)(smem + at.parts);
+    float *steps = (float*)(smem + at.steps), *sums = (float*)(smem + at.sums), *parts = (float*)(smem + at.parts), *squares = (float*)(smem + at.squares);
     const int begin = part(tiles, warp%wide, wide), end = part(tiles, warp%wide + 1, wide), b0 = part(nk, warp/wide, deep), b1 = part(nk, warp/wide + 1, deep);
     if (ranks > 1) cluster_arrive();
     if (threadIdx.x < tiles) {                                           // ask for all weights
@@ -269,7 +322,8 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512) decode
     }
     grid_launch_next();                                                  // the next kernel may queue its weights behind ours
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
-    read_x<MODE, NT>((uint32_t*)(smem + at.x), steps, p, k0, nk);
+    if (p.a.norm || p.a.gated) read_other_x<MODE>((uint32_t*)(smem + at.x), steps, squares, p, k0, nk);
+    else read_x<MODE, NT>((uint32_t*)(smem + at.x), steps, p, k0, nk);
     __syncthreads();
     for (int j = begin; j < end; j += TJ) {
         const int first = max(min(j, end - TJ), 0);                      // an odd tile out goes with one that is done
@@ -280,24 +334,23 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512) decode
     }
     __syncthreads();
     const int bits = p.rank_bits, share = 16*((tiles + ranks - 1) >> bits);   // rows that a rank writes: those of every so manieth tile
+    const float factor = factor_of(p, squares);
     if (ranks > 1) cluster_wait();
-    for (int token = 0; token < p.M; token++)
-        for (int o = threadIdx.x; o < size; o += blockDim.x) {
-            float v = 0;
-            for (int w = 0; w < deep; w++) v += sums[(w*p.M + token)*size + o];
-            if (ranks == 1) write_y(p, token, tile*16 + o, v);
-            else store_in_rank(parts + (rank*p.M + token)*share + (o/16 >> bits)*16 + o%16, o/16 & (ranks - 1), v);
-        }
+    for (int i = threadIdx.x; i < p.M*size; i += blockDim.x) {
+        const int token = p.M == 1 ? 0 : i/size, o = i - token*size;
+        float v = 0;
+        for (int w = 0; w < deep; w++) v += sums[w*p.M*size + i];
+        if (ranks == 1) write_y(p, token, tile*16 + o, v, factor);
+        else store_in_rank(parts + (rank*p.M + token)*share + (o/16 >> bits)*16 + o%16, o/16 & (ranks - 1), v);
+    }
     if (ranks == 1) return;
     cluster_arrive(); cluster_wait();
-    for (int token = 0; token < p.M; token++)
-        for (int o = threadIdx.x; o < share; o += blockDim.x) {
-            const int j = (o/16 << bits) + rank;                         // of the cluster's tiles
-            if (j >= tiles) break;
-            float v = 0;
-            for (int r = 0; r < ranks; r++) v += parts[(r*p.M + token)*share + o];
-            write_y(p, token, (tile + j)*16 + o%16, v);
-        }
+    for (int i = threadIdx.x; i < p.M*share; i += blockDim.x) {
+        const int token = p.M == 1 ? 0 : i/share, o = i - token*share, j = (o/16 << bits) + rank;   // j: of the cluster's tiles
+        float v = 0;
+        for (int r = 0; r < ranks; r++) v += parts[r*p.M*share + i];
+        if (j < tiles) write_y(p, token, (tile + j)*16 + o%16, v, factor);
+    }
 }
 
 // Many tokens: tiles of 128 rows x BM tokens. One warp copies units and activations ahead; two warpgroups of 64 rows each dequantize
@@ -398,6 +451,17 @@ template<int BM> __global__ void __launch_bounds__(384, 1) prefill(const Prefill
     }
 }
 
+// bf16 to fp16, n/8 pieces of 16 bytes; a value beyond fp16 becomes its largest number
+struct HalveArgs { const void* x; void* y; int n; };
+__global__ void halve(const HalveArgs p) {
+    grid_launch_next(); grid_wait();
+    for (int i = (blockIdx.x*blockDim.x + threadIdx.x)*8; i < p.n; i += gridDim.x*blockDim.x*8) {
+        const uint4 v = load_x((const uint16_t*)p.x + i);
+        *(uint4*)((uint16_t*)p.y + i) = make_uint4(bf16_as_half(v.x), bf16_as_half(v.y), bf16_as_half(v.z), bf16_as_half(v.w));
+    }
+}
+#include "attend.cuh"
+
 // launching ----------------------------------------------------------------------------------------------------------
 typedef void (*Kernel)(const Args);
 #define EACH_BM(F) F(64) F(96) F(128) F(160) F(192) F(256)   // tokens of a tile of prefill
@@ -405,6 +469,8 @@ typedef void (*Kernel)(const Args);
 static void call(const void* kernel, void** args) {
 #define IS(BM) || kernel == (const void*)prefill<BM>
     if (false EACH_BM(IS)) ((void (*)(const PrefillArgs, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2]);
+    else if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
+    else if (kernel == (const void*)attend<64> || kernel == (const void*)attend<128>) ((void (*)(const AttendArgs))kernel)(*(AttendArgs*)args[0]);
     else ((Kernel)kernel)(*(Args*)args[0]);
 }
 #endif
@@ -419,15 +485,16 @@ static Kernel pick(int mode, int M, int tj) {
     return nullptr;
 }
 // 0, a CUDA error, or -1: no such kernel, -2: too much shared memory
-extern "C" int nativebit_decode(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int mode,
+extern "C" int nativebit_decode(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int mode, const Around* around,
                                 int clusters, int ranks, int wide, int deep, int tj, int overlap, int flags, void* stream) {
     const int tiles = (O + 15)/16, KB = (I + 127)/128, rank_bits = ranks == 2 ? 1 : ranks == 4 ? 2 : ranks == 8 ? 3 : 0;
     tj = max(1, min(tj, tiles)); clusters = min(clusters, tiles/tj);     // each has TJ tiles at least
     Kernel kernel = pick(mode, M, tj);
+    if ((around->norm || around->gated) && M > 1) return -1;
     if (!kernel || wide*deep < 1 || wide*deep > 16 || ranks > KB || ranks != 1 << rank_bits || clusters < 1 || tiles/clusters >= 32*wide*deep) return -1;
     const Layout at((tiles + clusters - 1)/clusters, (KB + ranks - 1)/ranks, M, mode == INT16 ? 2*M : M, 4*X_WORDS, ranks, deep);
     if (at.bytes > 232448 - 1024) return -2;
-    Args p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, scale, bf16, flags, at};
+    Args p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, scale, bf16, flags, *around, at};
     void* args[] = {&p};
     return launch((const void*)kernel, args, clusters*ranks, 32*wide*deep, ranks, at.bytes, overlap, stream);
 }
@@ -440,6 +507,11 @@ template<int BM> static int launch_prefill(PrefillArgs p, const void* units, con
     void* args[] = {&p, maps, maps + 1};
     return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
 }
+extern "C" int nativebit_halve(const void* x, void* y, int n, int overlap, void* stream) {
+    HalveArgs p = {x, y, n};
+    void* args[] = {&p};
+    return launch((const void*)halve, args, min((n + 2047)/2048, 8*processors()), 256, 1, 0, overlap, stream);
+}
 // x is fp16; y fp16, or bf16 where bf16 is 1
 extern "C" int nativebit_prefill(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int bm, int overlap, void* stream) {
     PrefillArgs p = {y, O, M, (I + 127)/128, 0, 0, scale, bf16};
@@ -448,5 +520,13 @@ extern "C" int nativebit_prefill(const void* units, const void* x, void* y, int 
         EACH_BM(CASE)
         default: return -1;
     }
+}
+// q, k and v of one token, in one row, both caches (S, kv_heads, H): its key and value are added at position `at`, y is what its heads attend to
+extern "C" int nativebit_attend(const void* qkv, const void* cos, const void* sin, void* keys, void* values, const void* at, void* y,
+                                int heads, int kv_heads, int H, float scale, int bf16, int ranks, int overlap, void* stream) {
+    if ((H != 64 && H != 128) || ranks < 1 || ranks > 8) return -1;
+    AttendArgs p = {qkv, cos, sin, keys, values, (const long long*)at, y, heads, kv_heads, scale, bf16};
+    void* args[] = {&p};
+    return launch(H == 64 ? (const void*)attend<64> : (const void*)attend<128>, args, heads*ranks, ATTEND_THREADS, ranks, attend_bytes(H, ranks), overlap, stream);
 }
 extern "C" int nativebit_unit_bytes() { return UNIT; }

@@ -18,6 +18,7 @@ DEV uint32_t floats_to_half2(float lo, float hi) {   // a value beyond fp16 beco
     uint32_t d; asm("cvt.rn.satfinite.f16x2.f32 %0, %2, %1;" : "=r"(d) : "f"(lo), "f"(hi)); return d;
 }
 DEV float fast_ratio(float a, float b) { return __fdividef(a, b); }
+DEV float fast_exp(float v) { return __expf(v); }
 DEV uint16_t float_to_half(float v) { return __half_as_ushort(__float2half_rn(v)); }
 DEV uint16_t float_to_bf16(float v) { uint16_t d; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(d) : "f"(v)); return d; }
 
@@ -39,6 +40,8 @@ DEV void warp_sync() { __syncwarp(); }
 DEV uint8_t* align_1024(uint8_t* p) { return p + (1024 - (uint32_t)__cvta_generic_to_shared(p)%1024)%1024; }
 DEV uint32_t saddr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 DEV uint4 load_x(const void* p) { return __ldcg((const uint4*)p); }
+DEV uint16_t load_u16(const uint16_t* p) { return __ldcg(p); }
+DEV void fetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }   // into the L2 cache
 DEV void bar_init(uint64_t* bar, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(saddr(bar)), "r"(arrivals) : "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

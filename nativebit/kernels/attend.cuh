@@ -1,0 +1,129 @@
+// Attention of one new token over a cache. A cluster is a head, its blocks share the positions; a row of H numbers is read by H/8 lanes, 16 bytes each.
+constexpr int ATTEND_THREADS = 128, AHEAD = 4;   // AHEAD: rows a lane has on their way
+struct AttendArgs { const void *qkv, *cos, *sin; void *keys, *values; const long long* at; void* y; int heads, kv_heads; float scale; int bf16; };
+static int attend_bytes(int H, int ranks) { return 4*(H + 2)*(ATTEND_THREADS/32 + ranks); }
+
+// eight neighbouring numbers of a row
+struct Eight {
+    float v[8];
+    DEV void load(const void* row, int d, int bf16) { unpack(load_x((const uint16_t*)row + d), bf16); }
+    DEV void unpack(uint4 r, int bf16) {
+        const uint32_t w[4] = {r.x, r.y, r.z, r.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            v[2*i] = bf16 ? __uint_as_float(w[i] << 16) : lo_half(w[i]);
+            v[2*i + 1] = bf16 ? __uint_as_float(w[i] & 0xffff0000u) : hi_half(w[i]);
+        }
+    }
+    DEV uint4 packed(int bf16) const {
+        uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) w[i] = bf16 ? floats_to_bf16(v[2*i], v[2*i + 1]) : floats_to_half2(v[2*i], v[2*i + 1]);
+        return make_uint4(w[0], w[1], w[2], w[3]);
+    }
+    DEV void round(int bf16) { unpack(packed(bf16), bf16); }
+    DEV float dot(const Eight& o) const {
+        float s = 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++) s = fmaf(v[i], o.v[i], s);
+        return s;
+    }
+};
+// numbers d…d+7 of a head, its pairs (i, i + H/2) turned, rounded as the cache rounds them
+template<int H> DEV Eight turned(const void* head, int d, const float* cos, const float* sin, int bf16) {
+    Eight own, other;
+    own.load(head, d, bf16); other.load(head, (d + H/2)%H, bf16);
+#pragma unroll
+    for (int i = 0; i < 8; i++) own.v[i] = own.v[i]*cos[d%(H/2) + i] + (d < H/2 ? -1.f : 1.f)*other.v[i]*sin[d%(H/2) + i];
+    own.round(bf16);
+    return own;
+}
+// a softmax under way: the largest score, the sum of exponentials, their sum of values
+struct Running {
+    float top, total; Eight sum;
+    DEV static float weight(float top, float of) { return top == -INFINITY ? 0.f : fast_exp(top - of); }
+    DEV void add(float score, const Eight& value) {
+        const float high = fmaxf(top, score), old = weight(top, high), now = weight(score, high);
+        total = total*old + now; top = high;
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum.v[i] = fmaf(now, value.v[i], sum.v[i]*old);
+    }
+    DEV void join(int mask) {   // with the lane that lies `mask` away
+        const float there = shfl_xor(top, mask), high = fmaxf(top, there), a = weight(top, high), b = weight(there, high);
+        total = total*a + shfl_xor(total, mask)*b; top = high;
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum.v[i] = sum.v[i]*a + shfl_xor(sum.v[i], mask)*b;
+    }
+};
+// n softmaxes, each H + 2 numbers: sum of values, largest score, sum of exponentials
+template<int H> DEV float joined(const float* from, int n, int d, float& top, float& total) {
+    float v = 0; top = -INFINITY; total = 0;
+    for (int i = 0; i < n; i++) top = fmaxf(top, from[i*(H + 2) + H]);
+    for (int i = 0; i < n; i++) { const float w = Running::weight(from[i*(H + 2) + H], top); v += w*from[i*(H + 2) + d]; total += w*from[i*(H + 2) + H + 1]; }
+    return v;
+}
+template<int H> DEV float dot_of(const Eight& a, const Eight& b, float scale) {
+    float s = a.dot(b)*scale;
+#pragma unroll
+    for (int m = H/16; m; m /= 2) s += shfl_xor(s, m);
+    return s;
+}
+template<int H> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const AttendArgs p) {
+    constexpr int LANES = H/8, ROWS = 32/LANES, STEP = ATTEND_THREADS/32*ROWS;   // lanes of a row, rows of a warp and of all warps
+    SHARED_BYTES(smem);
+    float *warps = (float*)smem, *ranks_parts = warps + ATTEND_THREADS/32*(H + 2);
+    const int ranks = cluster_size(), rank = cluster_rank(), head = blockIdx.x/ranks, group = p.heads/p.kv_heads, kv = head/group;
+    const int lane = threadIdx.x%32, warp = threadIdx.x/32, d = lane%LANES*8, mine = warp*ROWS + lane/LANES;
+    if (ranks > 1) cluster_arrive();
+    grid_launch_next();
+    const int pos = (int)*p.at, begin = part(pos, rank, ranks), end = part(pos, rank + 1, ranks);
+    const size_t row = (size_t)p.kv_heads*H;                              // numbers of a position
+    uint16_t *keys = (uint16_t*)p.keys + kv*H, *values = (uint16_t*)p.values + kv*H;
+    if (d%64 == 0) for (int s = begin + mine; s < end; s += STEP) { fetch(keys + s*row + d); fetch(values + s*row + d); }   // what earlier tokens wrote
+    grid_wait();
+    const uint16_t* x = (const uint16_t*)p.qkv;
+    const float *cos = (const float*)p.cos + (size_t)pos*(H/2), *sin = (const float*)p.sin + (size_t)pos*(H/2);
+    const Eight q = turned<H>(x + head*H, d, cos, sin, p.bf16), k = turned<H>(x + (p.heads + kv)*H, d, cos, sin, p.bf16);
+    Eight v; v.load(x + (p.heads + p.kv_heads + kv)*H, d, p.bf16);
+    const bool own = rank == ranks - 1 && mine == 0;                      // who has the new token
+    if (own && head%group == 0) { *(uint4*)(keys + pos*row + d) = k.packed(p.bf16); *(uint4*)(values + pos*row + d) = v.packed(p.bf16); }
+    const float score = dot_of<H>(q, k, p.scale);
+    Running r; r.top = own ? score : -INFINITY; r.total = own ? 1.f : 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) r.sum.v[i] = own ? v.v[i] : 0.f;
+    for (int s0 = begin + warp*ROWS; s0 < end; s0 += AHEAD*STEP) {
+        Eight ks[AHEAD], vs[AHEAD];
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            const int s = min(s0 + lane/LANES + n*STEP, end - 1);
+            ks[n].load(keys + s*row, d, p.bf16); vs[n].load(values + s*row, d, p.bf16);
+        }
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            const float z = dot_of<H>(q, ks[n], p.scale);
+            r.add(s0 + lane/LANES + n*STEP < end ? z : -INFINITY, vs[n]);
+        }
+    }
+#pragma unroll
+    for (int m = LANES; m < 32; m *= 2) r.join(m);
+    if (lane < LANES) {
+        float* to = warps + warp*(H + 2);
+#pragma unroll
+        for (int i = 0; i < 8; i++) to[d + i] = r.sum.v[i];
+        if (lane == 0) { to[H] = r.top; to[H + 1] = r.total; }
+    }
+    __syncthreads();
+    if (ranks > 1) cluster_wait();
+    const int i = threadIdx.x;
+    float top, total;
+    if (i < H) {
+        const float sum = joined<H>(warps, ATTEND_THREADS/32, i, top, total);
+        float* to = ranks_parts + rank*(H + 2);
+        store_in_rank(to + i, 0, sum);
+        if (i == 0) { store_in_rank(to + H, 0, top); store_in_rank(to + H + 1, 0, total); }
+    }
+    if (ranks > 1) { cluster_arrive(); cluster_wait(); } else __syncthreads();
+    if (rank || i >= H) return;
+    const float sum = joined<H>(ranks_parts, ranks, i, top, total)/total;
+    ((uint16_t*)p.y)[head*H + i] = p.bf16 ? float_to_bf16(sum) : float_to_half(sum);
+}
