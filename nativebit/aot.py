@@ -6,9 +6,8 @@
 __all__ = ['SLICES', 'UNITS', 'PEAK', 'MFU', 'tpu_devices', 'sizes', 'refusal', 'device_memory', 'product_flops', 'on_device',
            'programs', 'first_programs', 'measure', 'hours', 'knob', 'check', 'as_text', 'main']
 
-# %% ../nbs/18a_aot.ipynb #19d449dc
+# %% ../nbs/18a_aot.ipynb #68a10278
 import json, math, os, re, time
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,7 +23,6 @@ from .config import Config, get_config, need
 from .core import UserError, cli
 from .evaluate import _nll
 from .layers import quantized_params, requantize_params
-from .model import init_model
 from .sharding import check_batch, mesh_from, placing, shard_shapes, use_mesh
 from .speed import step_flops
 from .step import _compiled_step, first_state, state_shapes, structure
@@ -101,15 +99,15 @@ def programs(
     return {**out, 'requantizing': (requantize_params, (full, cfg.quant), on_device((state.opt_state, teacher))),
             'Q(w)': (quantized_params, (full, cfg.quant), on_device((state.opt_state, teacher)))}
 
-# %% ../nbs/18a_aot.ipynb #fad4bd30
+# %% ../nbs/18a_aot.ipynb #c1fa4341
 def first_programs(
     cfg:Config,  # the run
     mesh,        # as of `mesh_from`
 )->dict:         # as of `programs`
     "What a run from scratch begins with."
-    state, latent = shard_shapes(state_shapes(cfg), mesh, cfg.quant), replace(cfg, quant=replace(cfg.quant, nativebit=False))
+    state = shard_shapes(state_shapes(cfg), mesh, cfg.quant)
     program = lambda f, *args: (placing(f, mesh, cfg.quant, *args), args, 0)
-    out = {'weights': program(lambda: init_model(latent, seed=0)), 'whole state': program(partial(first_state, cfg), state.params, state.quant_state)}
+    out = {'whole state': program(partial(first_state, cfg), state.params, state.quant_state)}
     return out if not cfg.quant.nativebit else {**out, 'codebooks': program(partial(start_codebooks, cfg), state.params)}
 
 # %% ../nbs/18a_aot.ipynb #e2443349

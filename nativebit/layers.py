@@ -100,7 +100,7 @@ def split_batch(
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or x.shape[0] % mesh.size else _laid_out(x, mesh.axis_names)
 
-# %% ../nbs/08_layers.ipynb #82e21bd8
+# %% ../nbs/08_layers.ipynb #a6e62b8d
 class NativeBitDense(nnx.Module):
     "A linear layer whose weight is drawn to its codebooks: y = x (w + sg(δ))ᵀ."
     def __init__(self,
@@ -111,7 +111,7 @@ class NativeBitDense(nnx.Module):
         bias:bool=False,         # add a learned vector, zero at first
         rngs:nnx.Rngs,           # random keys
     ):
-        self.weight = nnx.Param(std*jax.random.normal(rngs.params(), (d_out, d_in)))
+        self.weight = nnx.Param(std*rngs.params.normal((d_out, d_in)))
         self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
         if quant is None or not quant.nativebit: self.delta = None; return
         for name,x in start_layer(self.weight[...], quant).items(): setattr(self, name, QuantState(x))

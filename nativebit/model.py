@@ -110,7 +110,7 @@ def recomputed(layer, x, drop):
     graph, variables = nnx.split(layer)
     return jax.checkpoint(lambda variables, x: nnx.merge(graph, variables)(x, drop))(variables, x)
 
-# %% ../nbs/09_model.ipynb #8f4fca62
+# %% ../nbs/09_model.ipynb #70f44cc1
 class NativeBitGPT(nnx.Module):
     "A decoder whose matrices hold K values a block."
     def __init__(self,
@@ -121,10 +121,10 @@ class NativeBitGPT(nnx.Module):
         rngs:nnx.Rngs,                # random keys
     ):
         self.dtype, self.vocab_size = dtype, cfg.vocab_size
-        self.embed = nnx.Param(.02*jax.random.normal(rngs.params(), (cfg.vocab_size, cfg.d_model)))
+        self.embed = nnx.Param(.02*rngs.params.normal((cfg.vocab_size, cfg.d_model)))
         self.layers = nnx.List([Layer(cfg, quant, attend, rngs=rngs) for _ in range(cfg.n_layers)])
         self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
-        self.head = None if cfg.tied else nnx.Param(.02*jax.random.normal(rngs.params(), (cfg.vocab_size, cfg.d_model)))
+        self.head = None if cfg.tied else nnx.Param(.02*rngs.params.normal((cfg.vocab_size, cfg.d_model)))
 
     def __call__(self,
         tokens:Integer[Array, "B T"],
@@ -160,13 +160,14 @@ def _cross_entropy_grad(saved, g):
 
 cross_entropy.defvjp(_cross_entropy, _cross_entropy_grad)
 
-# %% ../nbs/09_model.ipynb #14037e7f
+# %% ../nbs/09_model.ipynb #57172667
 def init_model(
     cfg:Config,   # the run
     *, seed:int,  # of the initial weights
+    rngs=nnx.Rngs,  # what draws, given a key
 )->tuple:         # (params, quant_state): the latent weights, and what the optimizer never sees
     "A fresh network as two trees."
-    return nnx.split(NativeBitGPT(cfg.model, cfg.quant, rngs=nnx.Rngs(named_key(seed, 'init'))), nnx.Param, QuantState)[1:]
+    return nnx.split(NativeBitGPT(cfg.model, cfg.quant, rngs=rngs(named_key(seed, 'init'))), nnx.Param, QuantState)[1:]
 
 # %% ../nbs/09_model.ipynb #bbec3add
 def forward_fn(

@@ -7,7 +7,7 @@ __all__ = ['check_start', 'calibration_batches', 'random_network', 'init_state',
            'check_finite', 'noted_signals', 'fit', 'probe', 'finish', 'load_tokens', 'continued', 'NoLogger',
            'begin_log', 'resumed_state', 'training_data', 'run_steps', 'train', 'main']
 
-# %% ../nbs/11_train.ipynb #566d0a2e
+# %% ../nbs/11_train.ipynb #26df455c
 import math, signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +25,7 @@ from .evaluate import token_nll
 from .gptq import gptq_params
 from .layers import compute_quant_diagnostics
 from .model import forward_fn, init_model, model_shapes
-from .sharding import anywhere, built, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
+from .sharding import PlacedRngs, anywhere, built, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, shardings, use_mesh
 from .step import TrainState, eval_params, first_state, lambda_at, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
 
 # %% ../nbs/11_train.ipynb #8b45a6f7
@@ -54,12 +54,15 @@ def calibration_batches(
     data = batches(tokens, T, B, cfg.train.seed + 1)
     return [data[i][:, :-1] for i in range(-(-cfg.train.calibration_tokens//(B*T)))]
 
-# %% ../nbs/11_train.ipynb #653257b0
+# %% ../nbs/11_train.ipynb #d995e0a7
 def random_network(cfg, mesh=None)->tuple:
     "(params, quant_state) to start from scratch with. On a mesh all codebooks of one shape are started at once: hundreds of matrices compile slowly."
-    if mesh is None or not cfg.quant.nativebit: return built(lambda: init_model(cfg, seed=cfg.train.seed), mesh, cfg.quant)
-    params, _ = random_network(replace(cfg, quant=replace(cfg.quant, nativebit=False)), mesh)
-    return params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params)
+    if mesh is None: return init_model(cfg, seed=cfg.train.seed)
+    shapes, plain = model_shapes(cfg), replace(cfg, quant=replace(cfg.quant, nativebit=False))
+    where = {x.shape: s for x,s in zip(*map(jax.tree.leaves, (shapes, shardings(shapes, mesh, cfg.quant))))}
+    params, empty = init_model(plain, seed=cfg.train.seed, rngs=partial(PlacedRngs, where=where))
+    params = shard_state(params, mesh, cfg.quant)                          # norms too, and whatever has the shape of another
+    return params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params) if cfg.quant.nativebit else empty
 
 # %% ../nbs/11_train.ipynb #86a72516
 def init_state(
