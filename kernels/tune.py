@@ -1,11 +1,12 @@
 """Search kernel configurations on this GPU and keep the fastest of each shape.
 
-    python kernels/tune.py --minutes 4 --out DIR      every timing goes to DIR/tune.jsonl, the table to kernels/configs/<gpu>.json and into the package
+    python kernels/tune.py --minutes 4 --out DIR      every timing goes to DIR/tune.jsonl, the table to nativebit/kernels/configs/<gpu>.json
     python kernels/tune.py --rehearse                 a CPU, tiny shapes, Triton's interpreter
 """
 import argparse, itertools, json, shutil, sys
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, run_stages, say, write
 import torch
+from nativebit.core import atomic_path
 from nativebit.kernels import cuda, lut
 from nativebit.kernels.layer import layer_products
 
@@ -256,14 +257,12 @@ def table(jsonl, device):
     return dict(device=device, torch=torch.__version__, configs={k: c for k, (_, c) in sorted(best.items())})
 
 def keep(jsonl, name):
-    "Write the table where people look for it, and into the package."
-    text = json.dumps(table(jsonl, name), indent=0)
+    "Write the table into the package, where `kernels/configs` points to."
     slug = next((w.lower() for w in name.split() if w[0] in 'HAB' and w[1:4].isdigit()), 'gpu')
-    for folder in (ROOT/'kernels'/'configs', ROOT/'nativebit'/'kernels'/'configs'):
-        folder.mkdir(parents=True, exist_ok=True)
-        tmp = folder/f'.{slug}.tmp'; tmp.write_text(text + '\n'); tmp.replace(folder/f'{slug}.json')
-    say(f'wrote kernels/configs/{slug}.json and the package\'s copy')
-    return ROOT/'kernels'/'configs'/f'{slug}.json'
+    out = ROOT/'nativebit'/'kernels'/'configs'/f'{slug}.json'
+    with atomic_path(out) as tmp: tmp.write_text(json.dumps(table(jsonl, name), indent=0) + '\n')
+    say(f'wrote {out.relative_to(ROOT)}')
+    return out
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
