@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['choose', 'decode_step', 'recorded', 'Decoder', 'generate']
 
-# %% ../nbs/16a_torch_decode.ipynb #7a7cbb9e
+# %% ../nbs/16a_torch_decode.ipynb #2ffe021b
 from functools import partial
 import torch
 from torch import Tensor
 from jaxtyping import Float, Integer
 from .torch_model import NativeBitGPT
+from .kernels.token import token_plan
 
 # %% ../nbs/16a_torch_decode.ipynb #f257f066
 def choose(
@@ -56,7 +57,7 @@ def recorded(
     with torch.cuda.graph(graph): step()
     return graph.replay
 
-# %% ../nbs/16a_torch_decode.ipynb #03005500
+# %% ../nbs/16a_torch_decode.ipynb #2e91ae87
 class Decoder:
     "A network with its cache: `begin` reads a prompt, `step` adds a token, `read` fetches it."
     def __init__(self,
@@ -64,10 +65,13 @@ class Decoder:
         *, compile:bool=False,   # with torch.compile
         graph:bool=False,        # replay a CUDA graph
         backend:str='inductor',  # of torch.compile
+        one_launch:bool=False,   # take a token through all layers in one launch, where they fit (17c_one_launch)
     ):
         device = model.embed.device
         for layer in model.layers: layer.fuse(model.dtype)
         self.model, self.cache, self.graph, self.steps = model, model.empty_cache(), graph, {}
+        self.plan = token_plan(model, self.cache) if one_launch else None
+        model.plan = self.plan and id(self.plan)
         self.token, self.at = torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.long, device=device)
         self.noise, self.draws = torch.ones(model.cfg.vocab_size, device=device), torch.Generator(device)
         self.host = torch.zeros(1, 1, dtype=torch.long, pin_memory=device.type == 'cuda')

@@ -7,7 +7,7 @@ __all__ = ['FUSED', 'RMSNorm', 'together', 'Attention', 'SwiGLU', 'Layer', 'tabl
            'quantized_modules', 'start_params', 'requantize_params', 'compute_quant_reg', 'serve', 'set_floats',
            'from_pack']
 
-# %% ../nbs/16_torch_model.ipynb #b03cbe9e
+# %% ../nbs/16_torch_model.ipynb #1c0c77f9
 from itertools import repeat
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from .torch_attention import attend, cached_attention, decode_attention, rotate,
 from .torch_layers import NativeBitLinear
 from .torch_packed import as_tensor, pack_linear
 from .kernels.layer import decode_layer, fits, layer_args
+from .kernels.token import decode_token
 
 # %% ../nbs/16_torch_model.ipynb #a9669184
 class RMSNorm(nn.Module):
@@ -106,7 +107,7 @@ def table_scores(
     else: y = F.linear(x, table.to(x.dtype)).float()
     return y if scale is None else y*scale
 
-# %% ../nbs/16_torch_model.ipynb #40de648e
+# %% ../nbs/16_torch_model.ipynb #df265fb1
 class NativeBitGPT(nn.Module):
     "A decoder whose matrices hold K values a block."
     def __init__(self,
@@ -118,7 +119,7 @@ class NativeBitGPT(nn.Module):
         self.cfg, self.dtype = cfg, dtype
         table = lambda: nn.Parameter(.02*torch.randn(cfg.vocab_size, cfg.d_model))
         self.embed, self.head = table(), None if cfg.tied else table()
-        self.embed_scale = self.head_scale = None
+        self.embed_scale = self.head_scale = self.plan = None   # plan: of `decode_token`, where one token takes it
         self.layers, self.norm = nn.ModuleList([Layer(cfg, quant) for _ in range(cfg.n_layers)]), RMSNorm(cfg.d_model, cfg.norm_eps)
         for name,x in zip(('cos', 'sin'), rotations(cfg, cfg.context_len)): self.register_buffer(name, x, persistent=False)
 
@@ -128,6 +129,7 @@ class NativeBitGPT(nn.Module):
         at=None,                   # (T,) positions of the tokens in the cache
     )->Float[Tensor, "B T D"]:     # normed, in front of the head
         x = table_rows(self.embed, self.embed_scale, tokens, self.dtype)
+        if self.plan and cache and tokens.shape == (1, 1): return self.norm(decode_token(x, [k for k,_ in cache], [v for _,v in cache], at, self.plan))
         for layer,kv in zip(self.layers, cache or repeat(None)): x = layer(x, self.cos, self.sin, kv, at)
         return self.norm(x)
 

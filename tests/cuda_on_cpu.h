@@ -30,7 +30,7 @@ static inline void need(bool ok, const char* what) { if (!ok) { fprintf(stderr, 
 // where a thread is: its warp's exchange area, its block's shared memory, its cluster's blocks
 struct Warp { pthread_barrier_t sync; uint32_t in[32][8]; };
 struct Cluster;
-struct Block { uint8_t* shared; pthread_barrier_t sync; std::vector<Warp> warps; Cluster* cluster; int rank; };
+struct Block { uint8_t* shared; pthread_barrier_t sync, some; std::vector<Warp> warps; Cluster* cluster; int rank; };
 struct Cluster { pthread_barrier_t sync; std::vector<Block> blocks; };
 static thread_local Block* here;
 static thread_local Dim threadIdx, blockIdx, blockDim, gridDim;
@@ -40,6 +40,7 @@ static inline int lane_id() { return threadIdx.x%32; }
 static inline void meet() { pthread_barrier_wait(&warp().sync); }
 static inline void __syncthreads() { pthread_barrier_wait(&here->sync); }
 DEV void warp_sync() { meet(); }
+DEV void sync_some(int) { pthread_barrier_wait(&here->some); }   // the block's threads but for its last warp
 
 DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
     uint64_t v = (uint64_t)b << 32 | a; uint32_t d = 0;
@@ -107,6 +108,9 @@ DEV float shfl_xor(float v, int mask) { return shfl(v, lane_id() ^ mask); }
 DEV uint4 load_x(const void* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const uint4*)p; }
 DEV uint16_t load_u16(const uint16_t* p) { return *p; }
 DEV void fetch(const void*) {}
+DEV float load_float(const float* p) { return *p; }
+DEV uint32_t add_release(unsigned* p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
+DEV uint32_t load_acquire(const unsigned* p) { std::this_thread::yield(); return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 struct Barrier { int arrivals, left; int64_t bytes; uint32_t phase; };
 static std::mutex barriers_lock;
 static std::unordered_map<const void*, Barrier> barriers;
@@ -203,7 +207,7 @@ static int launch(const void* kernel, void** args, int blocks, int threads, int 
             Block& b = c.blocks[r];
             b.shared = (uint8_t*)aligned_alloc(1024, (bytes + guard + 1023)/1024*1024); memset(b.shared, 0xff, bytes + guard);
             b.rank = r; b.cluster = &c; b.warps.resize(threads/32);
-            pthread_barrier_init(&b.sync, nullptr, threads);
+            pthread_barrier_init(&b.sync, nullptr, threads); pthread_barrier_init(&b.some, nullptr, threads > 32 ? threads - 32 : 1);
             for (auto& w : b.warps) pthread_barrier_init(&w.sync, nullptr, 32);
         }
         for (int r = 0; r < ranks; r++) for (int t = 0; t < threads; t++) all.emplace_back([=, &c] {

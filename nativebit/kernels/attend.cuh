@@ -56,10 +56,10 @@ struct Running {
     }
 };
 // n softmaxes, each H + 2 numbers: sum of values, largest score, sum of exponentials
-template<int H> DEV float joined(const float* from, int n, int d, float& top, float& total) {
+template<int H, class F> DEV float joined(F from, int n, int d, float& top, float& total) {
     float v = 0; top = -INFINITY; total = 0;
-    for (int i = 0; i < n; i++) top = fmaxf(top, from[i*(H + 2) + H]);
-    for (int i = 0; i < n; i++) { const float w = Running::weight(from[i*(H + 2) + H], top); v += w*from[i*(H + 2) + d]; total += w*from[i*(H + 2) + H + 1]; }
+    for (int i = 0; i < n; i++) top = fmaxf(top, from(i*(H + 2) + H));
+    for (int i = 0; i < n; i++) { const float w = Running::weight(from(i*(H + 2) + H), top); v += w*from(i*(H + 2) + d); total += w*from(i*(H + 2) + H + 1); }
     return v;
 }
 template<int H> DEV float dot_of(const Eight& a, const Eight& b, float scale) {
@@ -67,6 +67,45 @@ template<int H> DEV float dot_of(const Eight& a, const Eight& b, float scale) {
 #pragma unroll
     for (int m = H/16; m; m /= 2) s += shfl_xor(s, m);
     return s;
+}
+// what a thread block knows of one head: its query, and key and value of the new token, all turned
+template<int H> struct Head {
+    Eight q, k, v;
+    DEV void load(const uint16_t* x, int heads, int kv_heads, int head, int kv, int d, const float* cos, const float* sin, int bf16) {
+        q = turned<H>(x + head*H, d, cos, sin, bf16); k = turned<H>(x + (heads + kv)*H, d, cos, sin, bf16);
+        v.load(x + (heads + kv_heads + kv)*H, d, bf16);
+    }
+};
+// a warp's share of positions begin…end, `step` rows apart; `own`: the new token too. Every group of H/8 lanes ends with the whole warp's softmax.
+template<int H> DEV Running attend_over(const Head<H>& h, const uint16_t* keys, const uint16_t* values, size_t row, int begin, int end, int step, bool own, float scale, int bf16) {
+    constexpr int LANES = H/8;
+    const int lane = threadIdx.x%32, d = lane%LANES*8;
+    const float score = dot_of<H>(h.q, h.k, scale);
+    Running r; r.top = own ? score : -INFINITY; r.total = own ? 1.f : 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) r.sum.v[i] = own ? h.v.v[i] : 0.f;
+    for (int s0 = begin; s0 < end; s0 += AHEAD*step) {
+        Eight ks[AHEAD], vs[AHEAD];
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            const int s = min(s0 + lane/LANES + n*step, end - 1);
+            ks[n].load(keys + s*row, d, bf16); vs[n].load(values + s*row, d, bf16);
+        }
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            const float z = dot_of<H>(h.q, ks[n], scale);
+            r.add(s0 + lane/LANES + n*step < end ? z : -INFINITY, vs[n]);
+        }
+    }
+#pragma unroll
+    for (int m = LANES; m < 32; m *= 2) r.join(m);
+    return r;
+}
+template<int H> DEV void keep(float* to, const Running& r, int lane) {   // of a warp
+    if (lane >= H/8) return;
+#pragma unroll
+    for (int i = 0; i < 8; i++) to[lane*8 + i] = r.sum.v[i];
+    if (lane == 0) { to[H] = r.top; to[H + 1] = r.total; }
 }
 template<int H> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const AttendArgs p) {
     constexpr int LANES = H/8, ROWS = 32/LANES, STEP = ATTEND_THREADS/32*ROWS;   // lanes of a row, rows of a warp and of all warps
@@ -81,49 +120,22 @@ template<int H> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const A
     uint16_t *keys = (uint16_t*)p.keys + kv*H, *values = (uint16_t*)p.values + kv*H;
     if (d%64 == 0) for (int s = begin + mine; s < end; s += STEP) { fetch(keys + s*row + d); fetch(values + s*row + d); }   // what earlier tokens wrote
     grid_wait();
-    const uint16_t* x = (const uint16_t*)p.qkv;
-    const float *cos = (const float*)p.cos + (size_t)pos*(H/2), *sin = (const float*)p.sin + (size_t)pos*(H/2);
-    const Eight q = turned<H>(x + head*H, d, cos, sin, p.bf16), k = turned<H>(x + (p.heads + kv)*H, d, cos, sin, p.bf16);
-    Eight v; v.load(x + (p.heads + p.kv_heads + kv)*H, d, p.bf16);
+    Head<H> h; h.load((const uint16_t*)p.qkv, p.heads, p.kv_heads, head, kv, d, (const float*)p.cos + (size_t)pos*(H/2), (const float*)p.sin + (size_t)pos*(H/2), p.bf16);
     const bool own = rank == ranks - 1 && mine == 0;                      // who has the new token
-    if (own && head%group == 0) { *(uint4*)(keys + pos*row + d) = k.packed(p.bf16); *(uint4*)(values + pos*row + d) = v.packed(p.bf16); }
-    const float score = dot_of<H>(q, k, p.scale);
-    Running r; r.top = own ? score : -INFINITY; r.total = own ? 1.f : 0.f;
-#pragma unroll
-    for (int i = 0; i < 8; i++) r.sum.v[i] = own ? v.v[i] : 0.f;
-    for (int s0 = begin + warp*ROWS; s0 < end; s0 += AHEAD*STEP) {
-        Eight ks[AHEAD], vs[AHEAD];
-#pragma unroll
-        for (int n = 0; n < AHEAD; n++) {
-            const int s = min(s0 + lane/LANES + n*STEP, end - 1);
-            ks[n].load(keys + s*row, d, p.bf16); vs[n].load(values + s*row, d, p.bf16);
-        }
-#pragma unroll
-        for (int n = 0; n < AHEAD; n++) {
-            const float z = dot_of<H>(q, ks[n], p.scale);
-            r.add(s0 + lane/LANES + n*STEP < end ? z : -INFINITY, vs[n]);
-        }
-    }
-#pragma unroll
-    for (int m = LANES; m < 32; m *= 2) r.join(m);
-    if (lane < LANES) {
-        float* to = warps + warp*(H + 2);
-#pragma unroll
-        for (int i = 0; i < 8; i++) to[d + i] = r.sum.v[i];
-        if (lane == 0) { to[H] = r.top; to[H + 1] = r.total; }
-    }
+    if (own && head%group == 0) { *(uint4*)(keys + pos*row + d) = h.k.packed(p.bf16); *(uint4*)(values + pos*row + d) = h.v.packed(p.bf16); }
+    keep<H>(warps + warp*(H + 2), attend_over<H>(h, keys, values, row, begin + warp*ROWS, end, STEP, own, p.scale, p.bf16), lane);
     __syncthreads();
     if (ranks > 1) cluster_wait();
     const int i = threadIdx.x;
     float top, total;
     if (i < H) {
-        const float sum = joined<H>(warps, ATTEND_THREADS/32, i, top, total);
+        const float sum = joined<H>([=](int j) { return warps[j]; }, ATTEND_THREADS/32, i, top, total);
         float* to = ranks_parts + rank*(H + 2);
         store_in_rank(to + i, 0, sum);
         if (i == 0) { store_in_rank(to + H, 0, top); store_in_rank(to + H + 1, 0, total); }
     }
     if (ranks > 1) { cluster_arrive(); cluster_wait(); } else __syncthreads();
     if (rank || i >= H) return;
-    const float sum = joined<H>(ranks_parts, ranks, i, top, total)/total;
+    const float sum = joined<H>([=](int j) { return ranks_parts[j]; }, ranks, i, top, total)/total;
     ((uint16_t*)p.y)[head*H + i] = p.bf16 ? float_to_bf16(sum) : float_to_half(sum);
 }

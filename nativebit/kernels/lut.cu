@@ -461,6 +461,7 @@ __global__ void halve(const HalveArgs p) {
     }
 }
 #include "attend.cuh"
+#include "token.cuh"
 
 // launching ----------------------------------------------------------------------------------------------------------
 typedef void (*Kernel)(const Args);
@@ -469,6 +470,8 @@ typedef void (*Kernel)(const Args);
 static void call(const void* kernel, void** args) {
 #define IS(BM) || kernel == (const void*)prefill<BM>
     if (false EACH_BM(IS)) ((void (*)(const PrefillArgs, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2]);
+#define IS_TOKEN(MODE, H) else if (kernel == (const void*)token<MODE, H>) token<MODE, H>(*(TokenArgs*)args[0], *(TokenLayout*)args[1]);
+    IS_TOKEN(FP16*E4M3 + INT16*!E4M3, 64) IS_TOKEN(FP16*E4M3 + INT16*!E4M3, 128)
     else if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
     else if (kernel == (const void*)attend<64> || kernel == (const void*)attend<128>) ((void (*)(const AttendArgs))kernel)(*(AttendArgs*)args[0]);
     else ((Kernel)kernel)(*(Args*)args[0]);
@@ -528,5 +531,23 @@ extern "C" int nativebit_attend(const void* qkv, const void* cos, const void* si
     AttendArgs p = {qkv, cos, sin, keys, values, (const long long*)at, y, heads, kv_heads, scale, bf16};
     void* args[] = {&p};
     return launch(H == 64 ? (const void*)attend<64> : (const void*)attend<128>, args, heads*ranks, ATTEND_THREADS, ranks, attend_bytes(H, ranks), overlap, stream);
+}
+// all layers of a network for one token; what matrices hold is split into m[].ranks parts of the input, one for q k v and for gate, up
+extern "C" int nativebit_token(const TokenArgs* args, int ctas, int warps, int overlap, void* stream) {
+    constexpr int mode = E4M3 ? FP16 : INT16, rows = E4M3 ? 1 : 2;
+    TokenArgs p = *args;
+    const void* kernel = pick_token<mode>(p.H);
+    if (!kernel || warps < 1 || warps > 16 || p.m[0].ranks != 1 || p.m[2].ranks != 1 || p.m[1].ranks > ctas || p.m[3].ranks > ctas || p.n_heads*p.splits > ctas) return -1;
+    p.slots = 0;
+    p.slots = min(16*(warps + 1), (232448 - 2048 - TokenLayout(p, ctas, warps, rows).bytes)/(PIECE*UNIT + 16));
+    if (args->slots) p.slots = min(p.slots, args->slots);
+    TokenLayout at(p, ctas, warps, rows);
+    if (p.slots < 2 || at.bytes > 232448 - 1024) return -2;
+    void* a[] = {&p, &at};
+#ifdef ON_CPU
+    return launch(kernel, a, ctas, 32*(warps + 1), ctas, at.bytes, overlap, stream);   // all blocks at once: they wait for each other
+#else
+    return launch(kernel, a, ctas, 32*(warps + 1), 1, at.bytes, overlap, stream);
+#endif
 }
 extern "C" int nativebit_unit_bytes() { return UNIT; }

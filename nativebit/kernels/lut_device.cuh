@@ -35,12 +35,16 @@ DEV void mma_s8(int* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
 }
 DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
+DEV void sync_some(int threads) { asm volatile("bar.sync 1, %0;" :: "r"(threads) : "memory"); }   // of the block's first threads
 
 // memory: bulk copies that count down a barrier in shared memory, and loads that see what another kernel has just written
 DEV uint8_t* align_1024(uint8_t* p) { return p + (1024 - (uint32_t)__cvta_generic_to_shared(p)%1024)%1024; }
 DEV uint32_t saddr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 DEV uint4 load_x(const void* p) { return __ldcg((const uint4*)p); }
 DEV uint16_t load_u16(const uint16_t* p) { return __ldcg(p); }
+DEV float load_float(const float* p) { return __ldcg(p); }
+DEV uint32_t add_release(unsigned* p, unsigned v) { uint32_t old; asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory"); return old; }
+DEV uint32_t load_acquire(const unsigned* p) { uint32_t v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
 DEV void fetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }   // into the L2 cache
 DEV void bar_init(uint64_t* bar, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(saddr(bar)), "r"(arrivals) : "memory");

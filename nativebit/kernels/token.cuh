@@ -1,0 +1,236 @@
+// One token through all layers in one launch. A thread block per processor stays; one warp of it copies the weights of all layers, one piece after the
+// other, into a ring, and never waits for activations; the others do, five times a layer: they compute q k v | attention | o | gate, up | down, and
+// between two of those every block waits until all have written.
+constexpr int PIECE = 5;                                                 // units of a row of tiles that are copied, and multiplied by a warp, at a time
+struct Matrix { int tiles, KB, ranks; };                                 // ranks: parts of the input, each another block's
+struct LayerArgs { const uint8_t* units[4]; const void *norm[2], *bias[4]; void *keys, *values; float factor[4][3]; };   // q k v, o, gate and up, down
+struct TokenArgs {
+    const LayerArgs* layers; const void* x; void* y; const float *cos, *sin; const long long* at;
+    float *stream, *o, *down, *heads; uint16_t *qkv, *gate_up; unsigned* sync;   // the residual stream twice (2, D); parts of sums (ranks, D); of softmaxes (heads, splits, H + 2)
+    Matrix m[4]; int n_layers, D, F, n_heads, kv_heads, H, splits, edge[4][2]; float eps, scale; int bf16, slots, flags;
+};
+enum TokenFlags { NO_ATTENTION = 4 };
+struct Share { int tile, tiles, k0, nk, pieces; };                       // pieces: of a tile
+DEV Share share_of(const Matrix& m) {
+    const int groups = gridDim.x/m.ranks, group = blockIdx.x/m.ranks, rank = blockIdx.x%m.ranks;
+    Share s;
+    s.tile = part(m.tiles, group, groups); s.tiles = group < groups ? part(m.tiles, group + 1, groups) - s.tile : 0;
+    s.k0 = part(m.KB, rank, m.ranks); s.nk = part(m.KB, rank + 1, m.ranks) - s.k0; s.pieces = (s.nk + PIECE - 1)/PIECE;
+    return s;
+}
+struct TokenLayout {   // of shared memory, in bytes
+    int row, x, steps, sums, warps, ring, bytes;
+    TokenLayout(const TokenArgs& p, int ctas, int warps_, int rows) {
+        int at = 16*p.slots, nk = 0, sums_ = 0;
+        auto put = [&](int size) { int here = at; at += (size + 127)/128*128; return here; };
+        at = (at + 127)/128*128;
+        for (const Matrix& m : p.m) {
+            const int n = (m.KB + m.ranks - 1)/m.ranks;
+            nk = n > nk ? n : nk; sums_ = max(sums_, (m.tiles + ctas/m.ranks - 1)/(ctas/m.ranks)*((n + PIECE - 1)/PIECE)*16);
+        }
+        row = put(nk*256); x = put(nk*rows*4*X_WORDS); steps = put(4*nk); sums = put(4*sums_);
+        warps = put(4*(warps_*(p.H + 2) + 32)); ring = at; bytes = at + p.slots*PIECE*UNIT;
+    }
+};
+DEV void copy_weights(const TokenArgs& p, const TokenLayout& at, uint8_t* smem) {
+    uint64_t *full = (uint64_t*)smem, *empty = full + p.slots;
+    int n = 0;
+    for (int l = 0; l < p.n_layers; l++)
+        for (int m = 0; m < 4; m++) {
+            const Share s = share_of(p.m[m]);
+            const uint8_t* units = p.layers[l].units[m];
+            for (int t = 0; t < s.tiles; t++)
+                for (int b = 0; b < s.nk; b += PIECE, n++) {
+                    const int slot = n%p.slots, bytes = min(PIECE, s.nk - b)*UNIT;
+                    if (n >= p.slots) bar_wait(empty + slot, (n/p.slots - 1) & 1);
+                    bar_expect(full + slot, bytes);
+                    bulk_load(smem + at.ring + slot*PIECE*UNIT, units + ((size_t)(s.tile + t)*p.m[m].KB + s.k0 + b)*UNIT, bytes, full + slot);
+                }
+        }
+}
+DEV float number16(const void* x, size_t i, int bf16) {
+    const uint32_t v = load_u16((const uint16_t*)x + i);
+    return bf16 ? __uint_as_float(v << 16) : half_to_float(v);
+}
+// the block's consumers
+template<int MODE, int H> struct Consumer {
+    const TokenArgs& p; const TokenLayout& at; uint8_t* smem;
+    int threads, lane, warp, warps, done, phase;                         // done: pieces used so far; phase: waits of all blocks so far
+    float *steps, *sums, *parts, *squares; uint16_t* row; uint32_t* x;
+
+    DEV Consumer(const TokenArgs& p_, const TokenLayout& at_, uint8_t* smem_) : p(p_), at(at_), smem(smem_) {
+        threads = blockDim.x - 32; lane = threadIdx.x%32; warp = threadIdx.x/32; warps = threads/32; done = phase = 0;
+        steps = (float*)(smem + at.steps); sums = (float*)(smem + at.sums); parts = (float*)(smem + at.warps); squares = parts + warps*(H + 2);
+        row = (uint16_t*)(smem + at.row); x = (uint32_t*)(smem + at.x);
+    }
+    DEV void meet() { sync_some(threads); }
+    DEV void all_meet() {                                                // of all blocks
+        meet();
+        phase++;
+        if (threadIdx.x == 0 && !(p.flags & NO_WAIT)) { add_release(p.sync, 1); while (load_acquire(p.sync) < phase*gridDim.x) {} }
+        meet();
+    }
+    DEV void put_row(int k, float v) { row[k] = float_to_half(fminf(fmaxf(v, -65504.f), 65504.f)); }   // of this block's part of the input
+    DEV void quantize(const Share& s) {                                  // the row as the products want it
+        meet();
+        const int total = s.nk*8;
+        for (int first = threadIdx.x - lane; first < total; first += threads) {
+            const int i = min(first + lane, total - 1);
+            Piece q; const uint4 *r = (const uint4*)(row + i*16), a = r[0], b = r[1];
+            q.v[0] = a.x; q.v[1] = a.y; q.v[2] = a.z; q.v[3] = a.w; q.v[4] = b.x; q.v[5] = b.y; q.v[6] = b.z; q.v[7] = b.w;
+            put_x<MODE>(x, steps, q, x_rows<MODE>(1), 1, 0, i/8, i%8, first + lane < total);
+        }
+        meet();
+    }
+    // sums of 16 rows a piece; then `write(row of the matrix, sum)` for every row of the block's tiles
+    template<class F> DEV void multiply(const Share& s, F write) {
+        uint64_t *full = (uint64_t*)smem, *empty = full + p.slots;
+        const int total = s.tiles*s.pieces;
+        for (int j = warp; j < total; j += warps) {
+            const int n = done + j, slot = n%p.slots, b0 = j%s.pieces*PIECE, b1 = min(b0 + PIECE, s.nk);
+            const uint8_t* units = smem + at.ring + slot*PIECE*UNIT;
+            Tiles<MODE, 1, 1> t; t.clear();
+            bar_wait(full + slot, (n/p.slots) & 1); warp_sync();
+            if (p.flags & NO_PRODUCTS) {}
+            else if (b1 - b0 == PIECE) {
+#pragma unroll
+                for (int b = 0; b < PIECE; b++) t.step(units - b0*UNIT, 0, x, steps, b0 + b, 1, lane);
+            }
+            else for (int b = b0; b < b1; b++) t.step(units - b0*UNIT, 0, x, steps, b, 1, lane);
+            t.store(sums + j*16, 0, 16, 1, lane);
+            warp_sync();
+            if (lane == 0) bar_arrive(empty + slot);
+        }
+        done += total;
+        meet();
+        for (int i = threadIdx.x; i < s.tiles*16; i += threads) {
+            float v = 0;
+            for (int b = 0; b < s.pieces; b++) v += sums[(i/16*s.pieces + b)*16 + i%16];
+            write(s.tile*16 + i, v);
+        }
+    }
+    // x plus what the layer's last matrix added: kept for the next addition, times the norm's weights in the row
+    DEV void normed(const float* stream, float* next, const float* added, int ranks, const void* bias, const void* norm) {
+        float sum = 0;
+        for (int k = threadIdx.x; k < p.D; k += threads) {
+            float v = stream ? load_float(stream + k) : number16(p.x, k, p.bf16);
+            for (int r = 0; r < ranks; r++) v += load_float(added + r*p.D + k);
+            if (bias) v += number16(bias, k, p.bf16);
+            if (k/threads%(int)gridDim.x == (int)blockIdx.x) next[k] = v;
+            sum = fmaf(v, v, sum);
+            put_row(k, v*number16(norm, k, p.bf16));
+        }
+        for (int k = p.D + threadIdx.x; k < (p.D + 127)/128*128; k += threads) put_row(k, 0.f);
+#pragma unroll
+        for (int d = 16; d; d /= 2) sum += shfl_xor(sum, d);
+        if (lane == 0) squares[warp] = sum;
+    }
+    DEV float factor() const {
+        float sum = 0;
+        for (int w = 0; w < warps; w++) sum += squares[w];
+        return 1.f/sqrtf(sum/p.D + p.eps);
+    }
+    DEV void outputs(int m, const LayerArgs& a, const Share& s, uint16_t* to, int O) {   // finished ones, of q k v or gate, up
+        const float f = factor();
+        multiply(s, [&](int o, float v) {
+            if (o >= O) return;
+            v *= f*a.factor[m][(o >= p.edge[m][0]) + (o >= p.edge[m][1])];
+            if (a.bias[m]) v += number16(a.bias[m], o, p.bf16);
+            to[o] = p.bf16 ? float_to_bf16(v) : float_to_half(v);
+        });
+    }
+    DEV void sums_of(int m, const LayerArgs& a, const Share& s, float* to) {             // a part of them, of o or down
+        const int rank = blockIdx.x%p.m[m].ranks;
+        multiply(s, [&](int o, float v) { if (o < p.D) to[rank*p.D + o] = v*a.factor[m][0]; });
+    }
+    DEV void attention(const LayerArgs& a) {
+        constexpr int LANES = H/8, ROWS = 32/LANES;
+        const int head = blockIdx.x/p.splits, split = blockIdx.x%p.splits, pos = (int)*p.at;
+        if (head >= p.n_heads || p.flags & NO_ATTENTION) return;
+        const int group = p.n_heads/p.kv_heads, kv = head/group, d = lane%LANES*8, begin = part(pos, split, p.splits), end = part(pos, split + 1, p.splits);
+        const size_t width = (size_t)p.kv_heads*H;
+        uint16_t *keys = (uint16_t*)a.keys + kv*H, *values = (uint16_t*)a.values + kv*H;
+        Head<H> h; h.load(p.qkv, p.n_heads, p.kv_heads, head, kv, d, p.cos + (size_t)pos*(H/2), p.sin + (size_t)pos*(H/2), p.bf16);
+        const bool own = split == p.splits - 1 && warp == 0 && lane < LANES;
+        if (own && head%group == 0) { *(uint4*)(keys + pos*width + d) = h.k.packed(p.bf16); *(uint4*)(values + pos*width + d) = h.v.packed(p.bf16); }
+        keep<H>(parts + warp*(H + 2), attend_over<H>(h, keys, values, width, begin + warp*ROWS, end, warps*ROWS, own, p.scale, p.bf16), lane);
+        meet();
+        float top, total, *to = p.heads + (size_t)(head*p.splits + split)*(H + 2);
+        for (int i = threadIdx.x; i < H; i += threads) {
+            to[i] = joined<H>([this](int j) { return parts[j]; }, warps, i, top, total);
+            if (i == 0) { to[H] = top; to[H + 1] = total; }
+        }
+    }
+    DEV void fetch_norms(int l) const {                                  // into L2: this layer's second, the next one's first
+        if ((int)blockIdx.x != l%(int)gridDim.x) return;
+        for (int k = threadIdx.x*64; k < p.D; k += threads*64) {
+            fetch((const uint16_t*)p.layers[l].norm[1] + k);
+            if (l + 1 < p.n_layers) fetch((const uint16_t*)p.layers[l + 1].norm[0] + k);
+        }
+    }
+    DEV void fetch_cache(const LayerArgs& a) const {                     // into L2, long before attention
+        const int head = blockIdx.x/p.splits, split = blockIdx.x%p.splits, pos = (int)*p.at;
+        if (head >= p.n_heads || p.flags & NO_ATTENTION) return;
+        const int kv = head/(p.n_heads/p.kv_heads), begin = part(pos, split, p.splits), n = part(pos, split + 1, p.splits) - begin;
+        for (int i = threadIdx.x; i < n*(H/64); i += threads) {
+            const size_t k = ((size_t)(begin + i/(H/64))*p.kv_heads + kv)*H + i%(H/64)*64;
+            fetch((const uint16_t*)a.keys + k); fetch((const uint16_t*)a.values + k);
+        }
+    }
+    DEV void heads_row(const Share& s) {                                 // attention's result
+        for (int k = threadIdx.x; k < s.nk*128; k += threads) {
+            const int i = s.k0*128 + k, head = i/H;
+            float top, total, v = 0;
+            if (head < p.n_heads) { const float* from = p.heads + (size_t)head*p.splits*(H + 2); v = joined<H>([=](int j) { return load_float(from + j); }, p.splits, i%H, top, total); v /= total; }
+            put_row(k, p.flags & NO_ATTENTION ? 0.f : v);
+        }
+    }
+    DEV void gated_row(const Share& s) {
+        for (int k = threadIdx.x; k < s.nk*128; k += threads) {
+            const int i = s.k0*128 + k;
+            put_row(k, i < p.F ? silu(number16(p.gate_up, i, p.bf16))*number16(p.gate_up, p.F + i, p.bf16) : 0.f);
+        }
+    }
+    DEV void layer(int l) {
+        const LayerArgs& a = p.layers[l];
+        float *first = p.stream, *second = p.stream + p.D;
+        fetch_cache(a); fetch_norms(l);
+        Share s = share_of(p.m[0]);
+        normed(l ? second : nullptr, first, p.down, l ? p.m[3].ranks : 0, l ? p.layers[l-1].bias[3] : nullptr, a.norm[0]);
+        quantize(s); outputs(0, a, s, p.qkv, (p.n_heads + 2*p.kv_heads)*H);
+        all_meet();
+        attention(a);
+        all_meet();
+        s = share_of(p.m[1]);
+        heads_row(s); quantize(s); sums_of(1, a, s, p.o);
+        all_meet();
+        s = share_of(p.m[2]);
+        normed(first, second, p.o, p.m[1].ranks, a.bias[1], a.norm[1]);
+        quantize(s); outputs(2, a, s, p.gate_up, 2*p.F);
+        all_meet();
+        s = share_of(p.m[3]);
+        gated_row(s); quantize(s); sums_of(3, a, s, p.down);
+        all_meet();
+    }
+    DEV void finish() {
+        const void* bias = p.layers[p.n_layers - 1].bias[3];
+        for (int k = blockIdx.x*threads + threadIdx.x; k < p.D; k += gridDim.x*threads) {
+            float v = load_float(p.stream + p.D + k);
+            for (int r = 0; r < p.m[3].ranks; r++) v += load_float(p.down + r*p.D + k);
+            if (bias) v += number16(bias, k, p.bf16);
+            ((uint16_t*)p.y)[k] = p.bf16 ? float_to_bf16(v) : float_to_half(v);
+        }
+        if (threadIdx.x == 0 && add_release(p.sync + 1, 1) == gridDim.x - 1) { p.sync[0] = 0; p.sync[1] = 0; }   // the last one leaves it as it was
+    }
+};
+template<int MODE, int H> __global__ void __launch_bounds__(544, 1) token(const TokenArgs p, const TokenLayout at) {
+    SHARED_BYTES(smem);
+    if (threadIdx.x < 2*p.slots) bar_init((uint64_t*)smem + threadIdx.x, 1);
+    __syncthreads();
+    if (threadIdx.x/32 == blockDim.x/32 - 1) { if (threadIdx.x%32 == 0) copy_weights(p, at, smem); return; }
+    grid_wait();
+    Consumer<MODE, H> c(p, at, smem);
+    for (int l = 0; l < p.n_layers; l++) c.layer(l);
+    c.finish();
+}
+template<int MODE> static const void* pick_token(int H) { return H == 64 ? (const void*)token<MODE, 64> : H == 128 ? (const void*)token<MODE, 128> : nullptr; }
