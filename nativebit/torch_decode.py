@@ -30,17 +30,18 @@ def choose(
         z = z.masked_fill(z < order.masked_fill(~kept, float('inf')).min(), float('-inf'))
     return (z.softmax(0)/noise).argmax()
 
-# %% ../nbs/16a_torch_decode.ipynb #a64bd029
+# %% ../nbs/16a_torch_decode.ipynb #ee109582
 def decode_step(
     model:NativeBitGPT,
     cache:list,     # as of `empty_cache`, changed in place
+    plan,           # as of `hidden`
     token:Tensor,   # (1, 1) the last one chosen, replaced by the next
     at:Tensor,      # (1,) its position, one more afterwards
     noise:Tensor,   # as of `choose`
     *how,           # temperature, top_k, top_p
 ):
     "Put a token into the cache and choose the next."
-    chosen = choose(model.scores(model.hidden(token, cache, at)[0, 0]), noise, *how)
+    chosen = choose(model.scores(model.hidden(token, cache, at, plan)[0, 0]), noise, *how)
     token.copy_(chosen)
     at.add_(1)
 
@@ -57,7 +58,7 @@ def recorded(
     with torch.cuda.graph(graph): step()
     return graph.replay
 
-# %% ../nbs/16a_torch_decode.ipynb #2e91ae87
+# %% ../nbs/16a_torch_decode.ipynb #0ecdfe57
 class Decoder:
     "A network with its cache: `begin` reads a prompt, `step` adds a token, `read` fetches it."
     def __init__(self,
@@ -71,7 +72,6 @@ class Decoder:
         for layer in model.layers: layer.fuse(model.dtype)
         self.model, self.cache, self.graph, self.steps = model, model.empty_cache(), graph, {}
         self.plan = token_plan(model, self.cache) if one_launch else None
-        model.plan = self.plan and id(self.plan)
         self.token, self.at = torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.long, device=device)
         self.noise, self.draws = torch.ones(model.cfg.vocab_size, device=device), torch.Generator(device)
         self.host = torch.zeros(1, 1, dtype=torch.long, pin_memory=device.type == 'cuda')
@@ -81,7 +81,7 @@ class Decoder:
         "The step for these options, recorded where it should be."
         if how not in self.steps:
             self.at.zero_()
-            step = partial(self.run, self.model, self.cache, self.token, self.at, self.noise, *how)
+            step = partial(self.run, self.model, self.cache, self.plan and id(self.plan), self.token, self.at, self.noise, *how)
             self.steps[how] = recorded(step) if self.graph else step
         return self.steps[how]
 

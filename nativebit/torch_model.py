@@ -107,7 +107,7 @@ def table_scores(
     else: y = F.linear(x, table.to(x.dtype)).float()
     return y if scale is None else y*scale
 
-# %% ../nbs/16_torch_model.ipynb #df265fb1
+# %% ../nbs/16_torch_model.ipynb #11e56f96
 class NativeBitGPT(nn.Module):
     "A decoder whose matrices hold K values a block."
     def __init__(self,
@@ -119,7 +119,7 @@ class NativeBitGPT(nn.Module):
         self.cfg, self.dtype = cfg, dtype
         table = lambda: nn.Parameter(.02*torch.randn(cfg.vocab_size, cfg.d_model))
         self.embed, self.head = table(), None if cfg.tied else table()
-        self.embed_scale = self.head_scale = self.plan = None   # plan: of `decode_token`, where one token takes it
+        self.embed_scale = self.head_scale = None
         self.layers, self.norm = nn.ModuleList([Layer(cfg, quant) for _ in range(cfg.n_layers)]), RMSNorm(cfg.d_model, cfg.norm_eps)
         for name,x in zip(('cos', 'sin'), rotations(cfg, cfg.context_len)): self.register_buffer(name, x, persistent=False)
 
@@ -127,9 +127,10 @@ class NativeBitGPT(nn.Module):
         tokens:Integer[Tensor, "B T"],
         cache=None,                # as of `empty_cache`, changed in place; None: the tokens are a text from its beginning
         at=None,                   # (T,) positions of the tokens in the cache
+        plan=None,                 # number of the cache's `TokenPlan`: a single token takes all layers in one launch (17c_one_launch)
     )->Float[Tensor, "B T D"]:     # normed, in front of the head
         x = table_rows(self.embed, self.embed_scale, tokens, self.dtype)
-        if self.plan and cache and tokens.shape == (1, 1): return self.norm(decode_token(x, [k for k,_ in cache], [v for _,v in cache], at, self.plan))
+        if plan and tokens.shape == (1, 1): return self.norm(decode_token(x, [k for k,_ in cache], [v for _,v in cache], at, plan))
         for layer,kv in zip(self.layers, cache or repeat(None)): x = layer(x, self.cos, self.sin, kv, at)
         return self.norm(x)
 

@@ -38,17 +38,20 @@ def test_full_disk(cwd):
     assert not [f for f in (cwd/'cache').rglob('*') if f.is_file() and f.suffix != '.lock']
 
 SLOW = """
-import time
+import os, time
+from pathlib import Path
 from nativebit import core, data
 class Slow(data.ByteTokenizer):
-    def encode_batch(self, texts): time.sleep(.01); return super().encode_batch(texts)
+    def encode_batch(self, texts):
+        time.sleep(.5 if 'WAIT' in os.environ and len(list(Path('cache').glob('*/train-*.npy'))) >= 3 else .01)   # time to be killed in
+        return super().encode_batch(texts)
 data.in_batches = lambda docs: ([doc] for doc in docs)
 with core.one_sentence(): data.prepare('text:some.txt', Slow(), shard_tokens=500)
 """
 
 @pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGKILL])
 def test_killed_and_resumed(cwd, monkeypatch, sign):
-    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
+    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu', WAIT='1')
     p = subprocess.Popen([sys.executable, '-c', SLOW], cwd=cwd, env=env, stderr=subprocess.PIPE, text=True)
     while p.poll() is None and len(list(cwd.glob('cache/*/train-*.npy'))) < 3: time.sleep(.01)
     p.send_signal(sign)
