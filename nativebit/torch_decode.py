@@ -58,7 +58,7 @@ def recorded(
     with torch.cuda.graph(graph): step()
     return graph.replay
 
-# %% ../nbs/16a_torch_decode.ipynb #0ecdfe57
+# %% ../nbs/16a_torch_decode.ipynb #ba013e1a
 class Decoder:
     "A network with its cache: `begin` reads a prompt, `step` adds a token, `read` fetches it."
     def __init__(self,
@@ -81,7 +81,7 @@ class Decoder:
         "The step for these options, recorded where it should be."
         if how not in self.steps:
             self.at.zero_()
-            step = partial(self.run, self.model, self.cache, self.plan and id(self.plan), self.token, self.at, self.noise, *how)
+            step = partial(self.run, self.model, self.cache, self.plan and self.plan.number, self.token, self.at, self.noise, *how)
             self.steps[how] = recorded(step) if self.graph else step
         return self.steps[how]
 

@@ -46,7 +46,7 @@ def random_network(
         return (x, torch.full(shape[:1], 3e-4)) if embed == 'int8' else (x.to(dtype)*3e-4, None)
     return set_floats(serve(cfg.model, make, dtype), floats, device)
 
-# %% ../nbs/16b_torch_speed.ipynb #1f6c6751
+# %% ../nbs/16b_torch_speed.ipynb #4a209874
 def dequantized(
     model:NativeBitGPT,
     dtype=torch.bfloat16,  # of the weights and activations
@@ -54,6 +54,7 @@ def dequantized(
     "The same network, every matrix and table looked up."
     other = copy.deepcopy(model, {id(m): m.dense(dtype) for m in model.modules() if isinstance(m, PackedLinear)})
     other.dtype = dtype
+    for layer in other.layers: layer.fused = None
     for m in other.modules():
         if isinstance(m, DenseLinear): m.weight = m.weight.to(dtype)
     for name in ('embed', 'head'):

@@ -18,6 +18,7 @@
 
 struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
+struct float4 { float x, y, z, w; };
 struct Dim { int x; };
 static inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
@@ -108,7 +109,10 @@ DEV float shfl_xor(float v, int mask) { return shfl(v, lane_id() ^ mask); }
 DEV uint4 load_x(const void* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const uint4*)p; }
 DEV uint16_t load_u16(const uint16_t* p) { return *p; }
 DEV void fetch(const void*) {}
+DEV long long load_i64(const long long* p) { return *p; }
 DEV float load_float(const float* p) { return *p; }
+DEV float4 load_float4(const float* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const float4*)p; }
+DEV void signal_release(unsigned* p) { __atomic_fetch_add(p, 1, __ATOMIC_RELEASE); }
 DEV uint32_t add_release(unsigned* p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
 DEV uint32_t load_acquire(const unsigned* p) { std::this_thread::yield(); return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 struct Barrier { int arrivals, left; int64_t bytes; uint32_t phase; };
@@ -191,6 +195,7 @@ DEV void grid_wait() {}
 DEV void grid_launch_next() {}
 DEV uint32_t cluster_size() { return here->cluster->blocks.size(); }
 DEV uint32_t cluster_rank() { return here->rank; }
+DEV void cluster_arrive_first() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() { pthread_barrier_wait(&here->cluster->sync); }
 DEV void store_in_rank(float* p, uint32_t rank, float v) { *(float*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)) = v; }
@@ -199,6 +204,7 @@ DEV void store_in_rank(float* p, uint32_t rank, float v) { *(float*)(here->clust
 static void call(const void* kernel, void** args);   // defined behind the kernels: knows their parameters
 static int launch(const void* kernel, void** args, int blocks, int threads, int ranks, int bytes, int, void*) {
     const int guard = 256;
+    if (!ranks) ranks = blocks;                                          // all at once: they wait for each other
     for (int first = 0; first < blocks; first += ranks) {
         Cluster c; c.blocks.resize(ranks);
         pthread_barrier_init(&c.sync, nullptr, ranks*threads);

@@ -1,7 +1,9 @@
 // Attention of one new token over a cache. A cluster is a head, its blocks share the positions; a row of H numbers is read by H/8 lanes, 16 bytes each.
 constexpr int ATTEND_THREADS = 128, AHEAD = 4;   // AHEAD: rows a lane has on their way
 struct AttendArgs { const void *qkv, *cos, *sin; void *keys, *values; const long long* at; void* y; int heads, kv_heads; float scale; int bf16; };
-static int attend_bytes(int H, int ranks) { return 4*(H + 2)*(ATTEND_THREADS/32 + ranks); }
+// a softmax in memory: sum of values, largest score, sum of exponentials, up to 16 bytes
+template<int H> constexpr int WIDTH = H + 4;
+static int attend_bytes(int H, int ranks) { return 4*(H + 4)*(ATTEND_THREADS/32 + ranks); }
 
 // eight neighbouring numbers of a row
 struct Eight {
@@ -22,6 +24,11 @@ struct Eight {
         return make_uint4(w[0], w[1], w[2], w[3]);
     }
     DEV void round(int bf16) { unpack(packed(bf16), bf16); }
+    DEV void set(float4 a, float4 b) { v[0] = a.x; v[1] = a.y; v[2] = a.z; v[3] = a.w; v[4] = b.x; v[5] = b.y; v[6] = b.z; v[7] = b.w; }
+    DEV void plus(const Eight& o) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] += o.v[i];
+    }
     DEV float dot(const Eight& o) const {
         float s = 0;
 #pragma unroll
@@ -30,9 +37,9 @@ struct Eight {
     }
 };
 // numbers d…d+7 of a head, its pairs (i, i + H/2) turned, rounded as the cache rounds them
-template<int H> DEV Eight turned(const void* head, int d, const float* cos, const float* sin, int bf16) {
+template<int H> DEV Eight turned(uint4 own_, uint4 other_, int d, const float* cos, const float* sin, int bf16) {
     Eight own, other;
-    own.load(head, d, bf16); other.load(head, (d + H/2)%H, bf16);
+    own.unpack(own_, bf16); other.unpack(other_, bf16);
 #pragma unroll
     for (int i = 0; i < 8; i++) own.v[i] = own.v[i]*cos[d%(H/2) + i] + (d < H/2 ? -1.f : 1.f)*other.v[i]*sin[d%(H/2) + i];
     own.round(bf16);
@@ -55,11 +62,11 @@ struct Running {
         for (int i = 0; i < 8; i++) sum.v[i] = sum.v[i]*a + shfl_xor(sum.v[i], mask)*b;
     }
 };
-// n softmaxes, each H + 2 numbers: sum of values, largest score, sum of exponentials
+// n softmaxes as one
 template<int H, class F> DEV float joined(F from, int n, int d, float& top, float& total) {
     float v = 0; top = -INFINITY; total = 0;
-    for (int i = 0; i < n; i++) top = fmaxf(top, from(i*(H + 2) + H));
-    for (int i = 0; i < n; i++) { const float w = Running::weight(from(i*(H + 2) + H), top); v += w*from(i*(H + 2) + d); total += w*from(i*(H + 2) + H + 1); }
+    for (int i = 0; i < n; i++) top = fmaxf(top, from(i*WIDTH<H> + H));
+    for (int i = 0; i < n; i++) { const float w = Running::weight(from(i*WIDTH<H> + H), top); v += w*from(i*WIDTH<H> + d); total += w*from(i*WIDTH<H> + H + 1); }
     return v;
 }
 template<int H> DEV float dot_of(const Eight& a, const Eight& b, float scale) {
@@ -72,8 +79,10 @@ template<int H> DEV float dot_of(const Eight& a, const Eight& b, float scale) {
 template<int H> struct Head {
     Eight q, k, v;
     DEV void load(const uint16_t* x, int heads, int kv_heads, int head, int kv, int d, const float* cos, const float* sin, int bf16) {
-        q = turned<H>(x + head*H, d, cos, sin, bf16); k = turned<H>(x + (heads + kv)*H, d, cos, sin, bf16);
-        v.load(x + (heads + kv_heads + kv)*H, d, bf16);
+        const uint16_t *xq = x + head*H, *xk = x + (heads + kv)*H, *xv = x + (heads + kv_heads + kv)*H;
+        const int e = (d + H/2)%H;
+        const uint4 q0 = load_x(xq + d), q1 = load_x(xq + e), k0 = load_x(xk + d), k1 = load_x(xk + e), v0 = load_x(xv + d);   // all on their way at once
+        q = turned<H>(q0, q1, d, cos, sin, bf16); k = turned<H>(k0, k1, d, cos, sin, bf16); v.unpack(v0, bf16);
     }
 };
 // a warp's share of positions begin…end, `step` rows apart; `own`: the new token too. Every group of H/8 lanes ends with the whole warp's softmax.
@@ -110,27 +119,28 @@ template<int H> DEV void keep(float* to, const Running& r, int lane) {   // of a
 template<int H> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const AttendArgs p) {
     constexpr int LANES = H/8, ROWS = 32/LANES, STEP = ATTEND_THREADS/32*ROWS;   // lanes of a row, rows of a warp and of all warps
     SHARED_BYTES(smem);
-    float *warps = (float*)smem, *ranks_parts = warps + ATTEND_THREADS/32*(H + 2);
+    float *warps = (float*)smem, *ranks_parts = warps + ATTEND_THREADS/32*WIDTH<H>;
     const int ranks = cluster_size(), rank = cluster_rank(), head = blockIdx.x/ranks, group = p.heads/p.kv_heads, kv = head/group;
     const int lane = threadIdx.x%32, warp = threadIdx.x/32, d = lane%LANES*8, mine = warp*ROWS + lane/LANES;
-    if (ranks > 1) cluster_arrive();
+    if (ranks > 1) cluster_arrive_first();
     grid_launch_next();
-    const int pos = (int)*p.at, begin = part(pos, rank, ranks), end = part(pos, rank + 1, ranks);
+    int pos = (int)*p.at, begin = part(pos, rank, ranks), end = part(pos, rank + 1, ranks);
     const size_t row = (size_t)p.kv_heads*H;                              // numbers of a position
     uint16_t *keys = (uint16_t*)p.keys + kv*H, *values = (uint16_t*)p.values + kv*H;
     if (d%64 == 0) for (int s = begin + mine; s < end; s += STEP) { fetch(keys + s*row + d); fetch(values + s*row + d); }   // what earlier tokens wrote
     grid_wait();
+    pos = (int)load_i64(p.at); begin = part(pos, rank, ranks); end = part(pos, rank + 1, ranks);   // now for sure
     Head<H> h; h.load((const uint16_t*)p.qkv, p.heads, p.kv_heads, head, kv, d, (const float*)p.cos + (size_t)pos*(H/2), (const float*)p.sin + (size_t)pos*(H/2), p.bf16);
     const bool own = rank == ranks - 1 && mine == 0;                      // who has the new token
     if (own && head%group == 0) { *(uint4*)(keys + pos*row + d) = h.k.packed(p.bf16); *(uint4*)(values + pos*row + d) = h.v.packed(p.bf16); }
-    keep<H>(warps + warp*(H + 2), attend_over<H>(h, keys, values, row, begin + warp*ROWS, end, STEP, own, p.scale, p.bf16), lane);
+    keep<H>(warps + warp*WIDTH<H>, attend_over<H>(h, keys, values, row, begin + warp*ROWS, end, STEP, own, p.scale, p.bf16), lane);
     __syncthreads();
     if (ranks > 1) cluster_wait();
     const int i = threadIdx.x;
     float top, total;
     if (i < H) {
         const float sum = joined<H>([=](int j) { return warps[j]; }, ATTEND_THREADS/32, i, top, total);
-        float* to = ranks_parts + rank*(H + 2);
+        float* to = ranks_parts + rank*WIDTH<H>;
         store_in_rank(to + i, 0, sum);
         if (i == 0) { store_in_rank(to + H, 0, top); store_in_rank(to + H + 1, 0, total); }
     }

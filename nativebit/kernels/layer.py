@@ -47,7 +47,7 @@ def decode_layer(x:Tensor, data:list[Tensor], shapes:list[int], scales:list[floa
 @decode_layer.register_fake
 def _(x, data, shapes, scales, bits, kind, norms, biases, sizes, factors, cos, sin, keys, values, at, eps): return torch.empty_like(x)
 
-# %% ../../nbs/17b_decode_layer.ipynb #e3065594
+# %% ../../nbs/17b_decode_layer.ipynb #43edf840
 def fits(
     layer,  # of a `NativeBitGPT`
     dtype,  # of activations
@@ -55,6 +55,8 @@ def fits(
     "Whether `decode_layer` can stand for this layer."
     packed = [getattr(m, 'packed', None) for m in layer.products()]
     if None in packed or layer.attn.q_norm or layer.attn.head_dim not in (64, 128) or dtype not in (torch.float16, torch.bfloat16): return False
+    floats = [layer.attn_norm.weight, layer.mlp_norm.weight, *(m.bias for m in layer.products() if m.bias is not None)]
+    if any(t.dtype != dtype or t.device != packed[0].data.device for t in floats): return False
     return len({(p.bits, p.kind) for p in packed}) == 1 and packed[0].kind != 'float' and packed[0].data.is_cuda and cuda.library(packed[0].bits, packed[0].kind) is not None
 
 def layer_args(layer)->dict:

@@ -115,7 +115,7 @@ DEV float hi_half(uint32_t v) { return half_to_float(v >> 16); }
 DEV uint32_t bf16_as_half(uint32_t v) { return floats_to_half2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u)); }
 DEV float top_of(float top, uint32_t v) { return fmaxf(top, fmaxf(fabsf(lo_half(v)), fabsf(hi_half(v)))); }
 
-DEV float silu(float v) { return v/(1.f + fast_exp(-v)); }
+DEV float silu(float v) { return fast_ratio(v, 1.f + fast_exp(-v)); }
 
 // 16 neighbouring activations as words 2i, 2i + 1 of each of four lanes
 struct Piece {
@@ -315,7 +315,7 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512, NT == 
     uint64_t* bar = (uint64_t*)smem;
     float *steps = (float*)(smem + at.steps), *sums = (float*)(smem + at.sums), *parts = (float*)(smem + at.parts), *squares = (float*)(smem + at.squares);
     const int begin = part(tiles, warp%wide, wide), end = part(tiles, warp%wide + 1, wide), b0 = part(nk, warp/wide, deep), b1 = part(nk, warp/wide + 1, deep);
-    if (ranks > 1) cluster_arrive();
+    if (ranks > 1) cluster_arrive_first();
     if (threadIdx.x < tiles) {                                           // ask for all weights
         bar_init(bar + threadIdx.x, 1); bar_expect(bar + threadIdx.x, nk*UNIT);
         bulk_load(smem + at.units + threadIdx.x*nk*UNIT, p.units + ((size_t)(tile + threadIdx.x)*p.KB + k0)*UNIT, nk*UNIT, bar + threadIdx.x);
@@ -533,21 +533,20 @@ extern "C" int nativebit_attend(const void* qkv, const void* cos, const void* si
     return launch(H == 64 ? (const void*)attend<64> : (const void*)attend<128>, args, heads*ranks, ATTEND_THREADS, ranks, attend_bytes(H, ranks), overlap, stream);
 }
 // all layers of a network for one token; what matrices hold is split into m[].ranks parts of the input, one for q k v and for gate, up
-extern "C" int nativebit_token(const TokenArgs* args, int ctas, int warps, int overlap, void* stream) {
+extern "C" int nativebit_token(const TokenArgs* args, int ctas, int warps, void* stream) {
     constexpr int mode = E4M3 ? FP16 : INT16, rows = E4M3 ? 1 : 2;
     TokenArgs p = *args;
     const void* kernel = pick_token<mode>(p.H);
-    if (!kernel || warps < 1 || warps > 16 || p.m[0].ranks != 1 || p.m[2].ranks != 1 || p.m[1].ranks > ctas || p.m[3].ranks > ctas || p.n_heads*p.splits > ctas) return -1;
+    if (!kernel || warps < 1 || warps > 16 || p.m[0].ranks != 1 || p.m[2].ranks != 1 || p.m[1].ranks > ctas || p.m[3].ranks > ctas || max(p.m[1].ranks, p.m[3].ranks) > MOST_PARTS || p.splits > MOST_SPLITS || p.n_heads*p.splits > ctas || p.D%8 || p.F%8) return -1;
     p.slots = 0;
     p.slots = min(16*(warps + 1), (232448 - 2048 - TokenLayout(p, ctas, warps, rows).bytes)/(PIECE*UNIT + 16));
     if (args->slots) p.slots = min(p.slots, args->slots);
+    int most = 0;                                                        // pieces of a stage; where one slot holds two of them, both must be the same warp's
+    for (const Matrix& m : p.m) most = max(most, (m.tiles + ctas/m.ranks - 1)/(ctas/m.ranks)*(((m.KB + m.ranks - 1)/m.ranks + PIECE - 1)/PIECE));
+    if (p.slots < most) p.slots -= p.slots%warps;
     TokenLayout at(p, ctas, warps, rows);
-    if (p.slots < 2 || at.bytes > 232448 - 1024) return -2;
+    if (p.slots < min(most, warps) || at.bytes > 232448 - 1024) return -2;
     void* a[] = {&p, &at};
-#ifdef ON_CPU
-    return launch(kernel, a, ctas, 32*(warps + 1), ctas, at.bytes, overlap, stream);   // all blocks at once: they wait for each other
-#else
-    return launch(kernel, a, ctas, 32*(warps + 1), 1, at.bytes, overlap, stream);
-#endif
+    return launch(kernel, a, ctas, 32*(warps + 1), 0, at.bytes, 0, stream);
 }
 extern "C" int nativebit_unit_bytes() { return UNIT; }

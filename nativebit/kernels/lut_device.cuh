@@ -42,7 +42,10 @@ DEV uint8_t* align_1024(uint8_t* p) { return p + (1024 - (uint32_t)__cvta_generi
 DEV uint32_t saddr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 DEV uint4 load_x(const void* p) { return __ldcg((const uint4*)p); }
 DEV uint16_t load_u16(const uint16_t* p) { return __ldcg(p); }
+DEV long long load_i64(const long long* p) { return __ldcg(p); }
 DEV float load_float(const float* p) { return __ldcg(p); }
+DEV float4 load_float4(const float* p) { return __ldcg((const float4*)p); }
+DEV void signal_release(unsigned* p) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(p) : "memory"); }
 DEV uint32_t add_release(unsigned* p, unsigned v) { uint32_t old; asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory"); return old; }
 DEV uint32_t load_acquire(const unsigned* p) { uint32_t v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
 DEV void fetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }   // into the L2 cache
@@ -70,6 +73,7 @@ DEV void grid_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 DEV void grid_launch_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 DEV uint32_t cluster_size() { uint32_t v; asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v)); return v; }
 DEV uint32_t cluster_rank() { uint32_t v; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v)); return v; }
+DEV void cluster_arrive_first() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }   // says only that this block has started
 DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 DEV void store_in_rank(float* p, uint32_t rank, float v) {
@@ -141,13 +145,15 @@ static int processors() { int d = 0, n = 0; cudaGetDevice(&d); cudaDeviceGetAttr
 
 #define SHARED_BYTES(name) extern __shared__ __align__(128) uint8_t name[]
 
-// start a kernel; overlap: it may begin while the one before it still runs, and waits for it in grid_wait
+// start a kernel; overlap: it may begin while the one before it still runs, and waits for it in grid_wait (each must: whoever has ended has waited for all
+// before it); ranks: blocks of a cluster, 0: blocks that wait for each other, which must all be there at once
 static int launch(const void* kernel, void** args, int blocks, int threads, int ranks, int bytes, int overlap, void* stream) {
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (e) { cudaGetLastError(); return e; }
     cudaLaunchAttribute attr[2]; int n = 0;
     if (overlap) { attr[n].id = cudaLaunchAttributeProgrammaticStreamSerialization; attr[n++].val.programmaticStreamSerializationAllowed = 1; }
     if (ranks > 1) { attr[n].id = cudaLaunchAttributeClusterDimension; attr[n].val.clusterDim.x = ranks; attr[n].val.clusterDim.y = attr[n].val.clusterDim.z = 1; n++; }
+    if (ranks == 0) { attr[n].id = cudaLaunchAttributeCooperative; attr[n++].val.cooperative = 1; }
     cudaLaunchConfig_t cfg = {};
     cfg.gridDim = dim3(blocks); cfg.blockDim = dim3(threads); cfg.dynamicSmemBytes = bytes; cfg.stream = (cudaStream_t)stream; cfg.attrs = attr; cfg.numAttrs = n;
     e = cudaLaunchKernelExC(&cfg, kernel, args);

@@ -1,12 +1,13 @@
 // One token through all layers in one launch. A thread block per processor stays; one warp of it copies the weights of all layers, one piece after the
 // other, into a ring, and never waits for activations; the others do, five times a layer: they compute q k v | attention | o | gate, up | down, and
 // between two of those every block waits until all have written.
+constexpr int MOST_PARTS = 4, MOST_SPLITS = 8;                          // of an input; of a head's positions
 constexpr int PIECE = 5;                                                 // units of a row of tiles that are copied, and multiplied by a warp, at a time
 struct Matrix { int tiles, KB, ranks; };                                 // ranks: parts of the input, each another block's
 struct LayerArgs { const uint8_t* units[4]; const void *norm[2], *bias[4]; void *keys, *values; float factor[4][3]; };   // q k v, o, gate and up, down
 struct TokenArgs {
     const LayerArgs* layers; const void* x; void* y; const float *cos, *sin; const long long* at;
-    float *stream, *o, *down, *heads; uint16_t *qkv, *gate_up; unsigned* sync;   // the residual stream twice (2, D); parts of sums (ranks, D); of softmaxes (heads, splits, H + 2)
+    float *stream, *o, *down, *heads; uint16_t *qkv, *gate_up; unsigned* sync;   // the residual stream twice (2, D); parts of sums (ranks, D); of softmaxes (heads, splits, H + 4)
     Matrix m[4]; int n_layers, D, F, n_heads, kv_heads, H, splits, edge[4][2]; float eps, scale; int bf16, slots, flags;
 };
 enum TokenFlags { NO_ATTENTION = 4 };
@@ -19,7 +20,7 @@ DEV Share share_of(const Matrix& m) {
     return s;
 }
 struct TokenLayout {   // of shared memory, in bytes
-    int row, x, steps, sums, warps, ring, bytes;
+    int shares, row, x, steps, sums, warps, ring, bytes;
     TokenLayout(const TokenArgs& p, int ctas, int warps_, int rows) {
         int at = 16*p.slots, nk = 0, sums_ = 0;
         auto put = [&](int size) { int here = at; at += (size + 127)/128*128; return here; };
@@ -28,8 +29,8 @@ struct TokenLayout {   // of shared memory, in bytes
             const int n = (m.KB + m.ranks - 1)/m.ranks;
             nk = n > nk ? n : nk; sums_ = max(sums_, (m.tiles + ctas/m.ranks - 1)/(ctas/m.ranks)*((n + PIECE - 1)/PIECE)*16);
         }
-        row = put(nk*256); x = put(nk*rows*4*X_WORDS); steps = put(4*nk); sums = put(4*sums_);
-        warps = put(4*(warps_*(p.H + 2) + 32)); ring = at; bytes = at + p.slots*PIECE*UNIT;
+        shares = put(4*sizeof(Share)); row = put(nk*256); x = put(nk*rows*4*X_WORDS); steps = put(4*nk); sums = put(4*sums_);
+        warps = put(4*(warps_*(p.H + 4) + 32)); ring = at; bytes = at + p.slots*PIECE*UNIT;
     }
 };
 DEV void copy_weights(const TokenArgs& p, const TokenLayout& at, uint8_t* smem) {
@@ -52,25 +53,34 @@ DEV float number16(const void* x, size_t i, int bf16) {
     const uint32_t v = load_u16((const uint16_t*)x + i);
     return bf16 ? __uint_as_float(v << 16) : half_to_float(v);
 }
+struct Ends { float top, total; };
 // the block's consumers
 template<int MODE, int H> struct Consumer {
-    const TokenArgs& p; const TokenLayout& at; uint8_t* smem;
-    int threads, lane, warp, warps, done, phase;                         // done: pieces used so far; phase: waits of all blocks so far
-    float *steps, *sums, *parts, *squares; uint16_t* row; uint32_t* x;
+    const TokenArgs& p; uint8_t *smem, *ring;
+    int threads, lane, warp, warps, done, phase, pos, head, split;       // done: pieces used so far; phase: waits of all blocks so far
+    float *steps, *sums, *parts, *squares; uint16_t* row; uint32_t* x; Share* shares;
 
-    DEV Consumer(const TokenArgs& p_, const TokenLayout& at_, uint8_t* smem_) : p(p_), at(at_), smem(smem_) {
+    DEV Consumer(const TokenArgs& p_, const TokenLayout& at, uint8_t* smem_) : p(p_), smem(smem_) {
         threads = blockDim.x - 32; lane = threadIdx.x%32; warp = threadIdx.x/32; warps = threads/32; done = phase = 0;
-        steps = (float*)(smem + at.steps); sums = (float*)(smem + at.sums); parts = (float*)(smem + at.warps); squares = parts + warps*(H + 2);
-        row = (uint16_t*)(smem + at.row); x = (uint32_t*)(smem + at.x);
+        steps = (float*)(smem + at.steps); sums = (float*)(smem + at.sums); parts = (float*)(smem + at.warps); squares = parts + warps*WIDTH<H>;
+        row = (uint16_t*)(smem + at.row); x = (uint32_t*)(smem + at.x); ring = smem + at.ring; shares = (Share*)(smem + at.shares);
+        pos = (int)load_i64(p.at); head = blockIdx.x/p.splits; split = blockIdx.x%p.splits;
+        if (threadIdx.x < 4) shares[threadIdx.x] = share_of(p.m[threadIdx.x]);
     }
     DEV void meet() { sync_some(threads); }
-    DEV void all_meet() {                                                // of all blocks
+    template<class F> DEV void all_meet(F meanwhile) {                   // of all blocks
         meet();
         phase++;
-        if (threadIdx.x == 0 && !(p.flags & NO_WAIT)) { add_release(p.sync, 1); while (load_acquire(p.sync) < phase*gridDim.x) {} }
+        if (threadIdx.x == 0) signal_release(p.sync);
+        meanwhile();
+        if (threadIdx.x == 0 && !(p.flags & NO_WAIT)) while (load_acquire(p.sync) < phase*gridDim.x) {}
         meet();
     }
-    DEV void put_row(int k, float v) { row[k] = float_to_half(fminf(fmaxf(v, -65504.f), 65504.f)); }   // of this block's part of the input
+    DEV void all_meet() { all_meet([] {}); }
+    DEV void put_row(int k, const Eight& v) { *(uint4*)(row + k) = v.packed(0); }   // of this block's part of the input, as fp16
+    DEV void put_zeros(int from, int to) {
+        for (int k = from + 8*threadIdx.x; k < to; k += 8*threads) *(uint4*)(row + k) = make_uint4(0, 0, 0, 0);
+    }
     DEV void quantize(const Share& s) {                                  // the row as the products want it
         meet();
         const int total = s.nk*8;
@@ -88,15 +98,15 @@ template<int MODE, int H> struct Consumer {
         const int total = s.tiles*s.pieces;
         for (int j = warp; j < total; j += warps) {
             const int n = done + j, slot = n%p.slots, b0 = j%s.pieces*PIECE, b1 = min(b0 + PIECE, s.nk);
-            const uint8_t* units = smem + at.ring + slot*PIECE*UNIT;
+            const uint8_t* units = ring + slot*PIECE*UNIT - b0*UNIT;
             Tiles<MODE, 1, 1> t; t.clear();
             bar_wait(full + slot, (n/p.slots) & 1); warp_sync();
             if (p.flags & NO_PRODUCTS) {}
             else if (b1 - b0 == PIECE) {
 #pragma unroll
-                for (int b = 0; b < PIECE; b++) t.step(units - b0*UNIT, 0, x, steps, b0 + b, 1, lane);
+                for (int b = 0; b < PIECE; b++) t.step(units, 0, x, steps, b0 + b, 1, lane);
             }
-            else for (int b = b0; b < b1; b++) t.step(units - b0*UNIT, 0, x, steps, b, 1, lane);
+            else for (int b = b0; b < b1; b++) t.step(units, 0, x, steps, b, 1, lane);
             t.store(sums + j*16, 0, 16, 1, lane);
             warp_sync();
             if (lane == 0) bar_arrive(empty + slot);
@@ -109,18 +119,32 @@ template<int MODE, int H> struct Consumer {
             write(s.tile*16 + i, v);
         }
     }
-    // x plus what the layer's last matrix added: kept for the next addition, times the norm's weights in the row
+    // the stream plus what the layer's last matrix added: kept for the next addition, times the norm's weights in the row; its squares in `squares`
     DEV void normed(const float* stream, float* next, const float* added, int ranks, const void* bias, const void* norm) {
         float sum = 0;
-        for (int k = threadIdx.x; k < p.D; k += threads) {
-            float v = stream ? load_float(stream + k) : number16(p.x, k, p.bf16);
-            for (int r = 0; r < ranks; r++) v += load_float(added + r*p.D + k);
-            if (bias) v += number16(bias, k, p.bf16);
-            if (k/threads%(int)gridDim.x == (int)blockIdx.x) next[k] = v;
-            sum = fmaf(v, v, sum);
-            put_row(k, v*number16(norm, k, p.bf16));
+        int n = 0;
+        for (int k = 8*threadIdx.x; k < p.D; k += 8*threads, n++) {
+            const uint4 w_ = load_x((const uint16_t*)norm + k), b_ = bias ? load_x((const uint16_t*)bias + k) : make_uint4(0, 0, 0, 0);
+            float4 more[MOST_PARTS][2];
+#pragma unroll
+            for (int r = 0; r < MOST_PARTS; r++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) if (r < ranks) more[r][i] = load_float4(added + r*p.D + k + 4*i); else more[r][i] = {0.f, 0.f, 0.f, 0.f};
+            Eight v, w, b;
+            if (stream) v.set(load_float4(stream + k), load_float4(stream + k + 4)); else v.load(p.x, k, p.bf16);
+            w.unpack(w_, p.bf16); b.unpack(b_, p.bf16);
+#pragma unroll
+            for (int r = 0; r < MOST_PARTS; r++) { Eight m; m.set(more[r][0], more[r][1]); v.plus(m); }
+            v.plus(b);
+            if (n%(int)gridDim.x == (int)blockIdx.x)
+#pragma unroll
+                for (int i = 0; i < 8; i++) next[k + i] = v.v[i];
+            sum += v.dot(v);
+#pragma unroll
+            for (int i = 0; i < 8; i++) v.v[i] *= w.v[i];
+            put_row(k, v);
         }
-        for (int k = p.D + threadIdx.x; k < (p.D + 127)/128*128; k += threads) put_row(k, 0.f);
+        put_zeros(p.D, (p.D + 127)/128*128);
 #pragma unroll
         for (int d = 16; d; d /= 2) sum += shfl_xor(sum, d);
         if (lane == 0) squares[warp] = sum;
@@ -130,22 +154,24 @@ template<int MODE, int H> struct Consumer {
         for (int w = 0; w < warps; w++) sum += squares[w];
         return 1.f/sqrtf(sum/p.D + p.eps);
     }
+    DEV float factor_at(int m, const LayerArgs& a, int o) const { return a.factor[m][(o >= p.edge[m][0]) + (o >= p.edge[m][1])]; }
+    DEV float bias_at(int m, const LayerArgs& a, int o, int O) const { return a.bias[m] && o < O ? number16(a.bias[m], o, p.bf16) : 0.f; }
     DEV void outputs(int m, const LayerArgs& a, const Share& s, uint16_t* to, int O) {   // finished ones, of q k v or gate, up
-        const float f = factor();
+        const int mine = s.tile*16 + threadIdx.x;                        // the row this thread will write, if there are no more than threads
+        const float f = factor(), its = factor_at(m, a, mine), its_bias = bias_at(m, a, mine, O);
         multiply(s, [&](int o, float v) {
             if (o >= O) return;
-            v *= f*a.factor[m][(o >= p.edge[m][0]) + (o >= p.edge[m][1])];
-            if (a.bias[m]) v += number16(a.bias[m], o, p.bf16);
+            v = v*f*(o == mine ? its : factor_at(m, a, o)) + (o == mine ? its_bias : bias_at(m, a, o, O));
             to[o] = p.bf16 ? float_to_bf16(v) : float_to_half(v);
         });
     }
     DEV void sums_of(int m, const LayerArgs& a, const Share& s, float* to) {             // a part of them, of o or down
         const int rank = blockIdx.x%p.m[m].ranks;
-        multiply(s, [&](int o, float v) { if (o < p.D) to[rank*p.D + o] = v*a.factor[m][0]; });
+        const float f = a.factor[m][0];
+        multiply(s, [&](int o, float v) { if (o < p.D) to[rank*p.D + o] = v*f; });
     }
     DEV void attention(const LayerArgs& a) {
         constexpr int LANES = H/8, ROWS = 32/LANES;
-        const int head = blockIdx.x/p.splits, split = blockIdx.x%p.splits, pos = (int)*p.at;
         if (head >= p.n_heads || p.flags & NO_ATTENTION) return;
         const int group = p.n_heads/p.kv_heads, kv = head/group, d = lane%LANES*8, begin = part(pos, split, p.splits), end = part(pos, split + 1, p.splits);
         const size_t width = (size_t)p.kv_heads*H;
@@ -153,64 +179,76 @@ template<int MODE, int H> struct Consumer {
         Head<H> h; h.load(p.qkv, p.n_heads, p.kv_heads, head, kv, d, p.cos + (size_t)pos*(H/2), p.sin + (size_t)pos*(H/2), p.bf16);
         const bool own = split == p.splits - 1 && warp == 0 && lane < LANES;
         if (own && head%group == 0) { *(uint4*)(keys + pos*width + d) = h.k.packed(p.bf16); *(uint4*)(values + pos*width + d) = h.v.packed(p.bf16); }
-        keep<H>(parts + warp*(H + 2), attend_over<H>(h, keys, values, width, begin + warp*ROWS, end, warps*ROWS, own, p.scale, p.bf16), lane);
+        keep<H>(parts + warp*WIDTH<H>, attend_over<H>(h, keys, values, width, begin + warp*ROWS, end, warps*ROWS, own, p.scale, p.bf16), lane);
         meet();
-        float top, total, *to = p.heads + (size_t)(head*p.splits + split)*(H + 2);
+        float top, total, *to = p.heads + (size_t)(head*p.splits + split)*WIDTH<H>;
         for (int i = threadIdx.x; i < H; i += threads) {
             to[i] = joined<H>([this](int j) { return parts[j]; }, warps, i, top, total);
             if (i == 0) { to[H] = top; to[H + 1] = total; }
         }
     }
-    DEV void fetch_norms(int l) const {                                  // into L2: this layer's second, the next one's first
-        if ((int)blockIdx.x != l%(int)gridDim.x) return;
-        for (int k = threadIdx.x*64; k < p.D; k += threads*64) {
-            fetch((const uint16_t*)p.layers[l].norm[1] + k);
-            if (l + 1 < p.n_layers) fetch((const uint16_t*)p.layers[l + 1].norm[0] + k);
-        }
-    }
-    DEV void fetch_cache(const LayerArgs& a) const {                     // into L2, long before attention
-        const int head = blockIdx.x/p.splits, split = blockIdx.x%p.splits, pos = (int)*p.at;
+    DEV void fetch_ahead(int l) const {                                  // into L2: a layer's norms, and what attention will read of its cache
+        if (l >= p.n_layers) return;
+        const LayerArgs& a = p.layers[l];
+        if ((int)blockIdx.x == l%(int)gridDim.x) for (int k = threadIdx.x*64; k < p.D; k += threads*64) { fetch((const uint16_t*)a.norm[0] + k); fetch((const uint16_t*)a.norm[1] + k); }
         if (head >= p.n_heads || p.flags & NO_ATTENTION) return;
         const int kv = head/(p.n_heads/p.kv_heads), begin = part(pos, split, p.splits), n = part(pos, split + 1, p.splits) - begin;
+        const uint16_t *keys = (const uint16_t*)a.keys, *values = (const uint16_t*)a.values;
         for (int i = threadIdx.x; i < n*(H/64); i += threads) {
             const size_t k = ((size_t)(begin + i/(H/64))*p.kv_heads + kv)*H + i%(H/64)*64;
-            fetch((const uint16_t*)a.keys + k); fetch((const uint16_t*)a.values + k);
+            fetch(keys + k); fetch(values + k);
         }
     }
-    DEV void heads_row(const Share& s) {                                 // attention's result
-        for (int k = threadIdx.x; k < s.nk*128; k += threads) {
-            const int i = s.k0*128 + k, head = i/H;
-            float top, total, v = 0;
-            if (head < p.n_heads) { const float* from = p.heads + (size_t)head*p.splits*(H + 2); v = joined<H>([=](int j) { return load_float(from + j); }, p.splits, i%H, top, total); v /= total; }
-            put_row(k, p.flags & NO_ATTENTION ? 0.f : v);
+    DEV void heads_row(const Share& s) {                                 // attention's result: the parts of its softmaxes, joined
+        for (int k = 4*threadIdx.x; k < s.nk*128; k += 4*threads) {
+            const int i = s.k0*128 + k;
+            const float* from = p.heads + (size_t)(i/H)*p.splits*WIDTH<H>;
+            const bool there = i/H < p.n_heads && !(p.flags & NO_ATTENTION);
+            float4 v[MOST_SPLITS]; Ends end[MOST_SPLITS];
+#pragma unroll
+            for (int n = 0; n < MOST_SPLITS; n++) {                      // all loads on their way at once
+                const bool is = there && n < p.splits;
+                if (is) { v[n] = load_float4(from + n*WIDTH<H> + i%H); end[n] = {load_float(from + n*WIDTH<H> + H), load_float(from + n*WIDTH<H> + H + 1)}; }
+                else { v[n] = {0.f, 0.f, 0.f, 0.f}; end[n] = {-INFINITY, 0.f}; }
+            }
+            float top = -INFINITY, total = 0; float4 sum = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+            for (int n = 0; n < MOST_SPLITS; n++) top = fmaxf(top, end[n].top);
+#pragma unroll
+            for (int n = 0; n < MOST_SPLITS; n++) {
+                const float w = Running::weight(end[n].top, top);
+                total += w*end[n].total; sum.x += w*v[n].x; sum.y += w*v[n].y; sum.z += w*v[n].z; sum.w += w*v[n].w;
+            }
+            const float r = there ? 1.f/total : 0.f;
+            *(uint2*)(row + k) = make_uint2(floats_to_half2(sum.x*r, sum.y*r), floats_to_half2(sum.z*r, sum.w*r));
         }
     }
     DEV void gated_row(const Share& s) {
-        for (int k = threadIdx.x; k < s.nk*128; k += threads) {
+        for (int k = 8*threadIdx.x; k < s.nk*128; k += 8*threads) {
             const int i = s.k0*128 + k;
-            put_row(k, i < p.F ? silu(number16(p.gate_up, i, p.bf16))*number16(p.gate_up, p.F + i, p.bf16) : 0.f);
+            if (i >= p.F) { *(uint4*)(row + k) = make_uint4(0, 0, 0, 0); continue; }
+            const uint4 g_ = load_x(p.gate_up + i), u_ = load_x(p.gate_up + p.F + i);
+            Eight g, u; g.unpack(g_, p.bf16); u.unpack(u_, p.bf16);
+#pragma unroll
+            for (int j = 0; j < 8; j++) g.v[j] = silu(g.v[j])*u.v[j];
+            put_row(k, g);
         }
     }
     DEV void layer(int l) {
         const LayerArgs& a = p.layers[l];
         float *first = p.stream, *second = p.stream + p.D;
-        fetch_cache(a); fetch_norms(l);
-        Share s = share_of(p.m[0]);
         normed(l ? second : nullptr, first, p.down, l ? p.m[3].ranks : 0, l ? p.layers[l-1].bias[3] : nullptr, a.norm[0]);
-        quantize(s); outputs(0, a, s, p.qkv, (p.n_heads + 2*p.kv_heads)*H);
+        quantize(shares[0]); outputs(0, a, shares[0], p.qkv, (p.n_heads + 2*p.kv_heads)*H);
         all_meet();
         attention(a);
         all_meet();
-        s = share_of(p.m[1]);
-        heads_row(s); quantize(s); sums_of(1, a, s, p.o);
+        heads_row(shares[1]); quantize(shares[1]); sums_of(1, a, shares[1], p.o);
         all_meet();
-        s = share_of(p.m[2]);
         normed(first, second, p.o, p.m[1].ranks, a.bias[1], a.norm[1]);
-        quantize(s); outputs(2, a, s, p.gate_up, 2*p.F);
+        quantize(shares[2]); outputs(2, a, shares[2], p.gate_up, 2*p.F);
         all_meet();
-        s = share_of(p.m[3]);
-        gated_row(s); quantize(s); sums_of(3, a, s, p.down);
-        all_meet();
+        gated_row(shares[3]); quantize(shares[3]); sums_of(3, a, shares[3], p.down);
+        all_meet([&] { fetch_ahead(l + 1); });
     }
     DEV void finish() {
         const void* bias = p.layers[p.n_layers - 1].bias[3];
@@ -230,6 +268,7 @@ template<int MODE, int H> __global__ void __launch_bounds__(544, 1) token(const 
     if (threadIdx.x/32 == blockDim.x/32 - 1) { if (threadIdx.x%32 == 0) copy_weights(p, at, smem); return; }
     grid_wait();
     Consumer<MODE, H> c(p, at, smem);
+    c.fetch_ahead(0); c.meet();
     for (int l = 0; l < p.n_layers; l++) c.layer(l);
     c.finish();
 }

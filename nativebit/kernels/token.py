@@ -13,7 +13,7 @@ from torch import Tensor
 from . import cuda
 from .layer import fits
 
-# %% ../../nbs/17c_one_launch.ipynb #e744e68b
+# %% ../../nbs/17c_one_launch.ipynb #447e08df
 class Matrix(ctypes.Structure): _fields_ = [(n, c_int) for n in ('tiles', 'KB', 'ranks')]
 
 class LayerArgs(ctypes.Structure):
@@ -24,6 +24,10 @@ class TokenArgs(ctypes.Structure):
                 *((n, c_int) for n in 'n_layers D F n_heads kv_heads H splits'.split()), ('edge', (c_int*2)*4), ('eps', c_float), ('scale', c_float),
                 ('bf16', c_int), ('slots', c_int), ('flags', c_int)]
 
+def _tensors(layer)->list:
+    "What a layer's pointers point to, but for the cache."
+    return [t for m in layer.products() for t in (m.data, m.bias) if t is not None] + [layer.attn_norm.weight, layer.mlp_norm.weight]
+
 def _layer_args(layer, keys, values)->LayerArgs:
     "What one layer's matrices, norms and cache are."
     a = LayerArgs(keys=keys.data_ptr(), values=values.data_ptr())
@@ -33,9 +37,9 @@ def _layer_args(layer, keys, values)->LayerArgs:
     a.norm[:] = [n.weight.data_ptr() for n in (layer.attn_norm, layer.mlp_norm)]
     return a
 
-# %% ../../nbs/17c_one_launch.ipynb #a2ece1d7
+# %% ../../nbs/17c_one_launch.ipynb #a9adaa1a
 class TokenPlan:
-    "A network's pointers and the memory its stages share; `run` takes a token through all layers."
+    "A network's pointers and the memory its stages share, for one stream at a time; `run` takes a token through all layers. A network that is moved needs another."
     def __init__(self,
         model,            # `NativeBitGPT` whose layers are packed
         cache:list,       # as of `empty_cache`; the plan writes into it
@@ -46,11 +50,12 @@ class TokenPlan:
         lib=None,         # the library; None: that of the layers' geometry
     ):
         c, products, device = model.cfg, model.layers[0].products(), model.embed.device
-        self.blocks, self.warps, self.kept = blocks or torch.cuda.get_device_properties(device).multi_processor_count, warps, (model.layers, cache)
-        self.lib, splits = lib or cuda.library(products[0].packed.bits, products[0].packed.kind), splits or max(1, (blocks or self.blocks)//c.n_heads)
+        self.blocks, self.warps, self.cache = blocks or torch.cuda.get_device_properties(device).multi_processor_count, warps, cache
+        self.lib, splits = lib or cuda.library(products[0].packed.bits, products[0].packed.kind), splits or max(1, min(8, self.blocks//c.n_heads))
+        self.kept = [model.cos, model.sin, *itertools.chain(*map(_tensors, model.layers))]   # the table holds their addresses
         table = (LayerArgs*c.n_layers)(*[_layer_args(l, *kv) for l,kv in zip(model.layers, cache)])
         self.table = torch.frombuffer(bytearray(table), dtype=torch.uint8).to(device)
-        floats, halves = [2*c.d_model, ranks[1]*c.d_model, ranks[3]*c.d_model, c.n_heads*splits*(c.head_dim + 2)], [sum(products[0].sizes), 2*c.d_ff]
+        floats, halves = [2*c.d_model, ranks[1]*c.d_model, ranks[3]*c.d_model, c.n_heads*splits*(c.head_dim + 4)], [sum(products[0].sizes), 2*c.d_ff]
         self.floats = [torch.empty(n, device=device) for n in floats]
         self.halves = [torch.empty(n, dtype=torch.int16, device=device) for n in halves]
         self.sync = torch.zeros(2, dtype=torch.int32, device=device)
@@ -71,16 +76,18 @@ class TokenPlan:
         a.x, a.y, a.at, a.bf16, a.flags = x.data_ptr(), y.data_ptr(), at.data_ptr(), int(x.dtype == torch.bfloat16), flags
         stream = torch.cuda.current_stream().cuda_stream if x.is_cuda else None
         if stream is None: self.lib.cuda_on_cpu_range(None, ctypes.c_int64(2**62))
-        cuda._checked(self.lib.nativebit_token(ctypes.byref(a), self.blocks, self.warps, 0, c_void_p(stream)), f'one launch of {self.blocks} blocks')
+        cuda._checked(self.lib.nativebit_token(ctypes.byref(a), self.blocks, self.warps, c_void_p(stream)), f'one launch of {self.blocks} blocks')
         return y
 
-# %% ../../nbs/17c_one_launch.ipynb #68e9c9c5
-PLANS = weakref.WeakValueDictionary()
+# %% ../../nbs/17c_one_launch.ipynb #0e0fa2e1
+PLANS, _numbers = weakref.WeakValueDictionary(), itertools.count(1)
 
 @torch.library.custom_op('nativebit::decode_token', mutates_args=('keys', 'values'))
 def decode_token(x:Tensor, keys:list[Tensor], values:list[Tensor], at:Tensor, plan:int)->Tensor:
     "One token through all layers, (1, 1, D) to (1, 1, D); `keys` and `values` are the cache that plan number `plan` was made for."
-    return PLANS[plan].run(x, at)
+    p = PLANS[plan]
+    if any(a.data_ptr() != b.data_ptr() for given,own in zip((keys, values), zip(*p.cache)) for a,b in zip(given, own)): raise RuntimeError("this is not the cache of the plan, or a copy of it")
+    return p.run(x, at)
 
 @decode_token.register_fake
 def _(x, keys, values, at, plan): return torch.empty_like(x)
@@ -90,8 +97,10 @@ def token_plan(
     cache,  # as of `empty_cache`
 ):          # `TokenPlan`, to be kept as long as it is used; None where a layer doesn't fit, or the layers are not alike
     "Prepare a network for `decode_token`."
-    forms = {tuple((*p.shape, p.bits, p.kind) for p in (m.packed for m in l.products())) for l in model.layers if fits(l, model.dtype)}
-    if len(forms) != 1 or not all(fits(l, model.dtype) for l in model.layers): return None
+    if not all(fits(l, model.dtype) for l in model.layers): return None
+    forms = {tuple((*p.shape, p.bits, p.kind) for p in (m.packed for m in l.products())) for l in model.layers}
+    if len(forms) > 1 or torch.cuda.get_device_properties(model.embed.device).multi_processor_count < model.cfg.n_heads: return None
     plan = TokenPlan(model, cache)
-    PLANS[id(plan)] = plan
+    plan.number = next(_numbers)
+    PLANS[plan.number] = plan
     return plan
