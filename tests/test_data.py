@@ -52,7 +52,8 @@ with core.one_sentence(): data.prepare('text:some.txt', Slow(), shard_tokens=500
 @pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGKILL])
 def test_killed_and_resumed(cwd, monkeypatch, sign):
     env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu', WAIT='1')
-    p = subprocess.Popen([sys.executable, '-c', SLOW], cwd=cwd, env=env, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)   # a shell's background jobs ignore it
+    p = subprocess.Popen([sys.executable, '-c', SLOW], cwd=cwd, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while p.poll() is None and len(list(cwd.glob('cache/*/train-*.npy'))) < 3: time.sleep(.01)
     p.send_signal(sign)
     err = p.communicate(timeout=60)[1]
