@@ -286,16 +286,16 @@ template<int MODE, int NT, int TJ> struct Tiles {
         }
     }
 };
-DEV float number(const Args& p, const void* x, size_t i) {
+DEV float number(const void* x, size_t i, int bf16) {
     const uint32_t v = load_u16((const uint16_t*)x + i);
-    return p.bf16 ? __uint_as_float(v << 16) : half_to_float(v);
+    return bf16 ? __uint_as_float(v << 16) : half_to_float(v);
 }
 DEV void write_y(const Args& p, int token, int row, float v, float factor) {   // factor: of all rows
     if (row >= p.O) return;
     v *= factor*p.a.factor[(row >= p.a.edge[0]) + (row >= p.a.edge[1])];
     const size_t i = (size_t)token*p.O + row;
-    if (p.a.bias) v += number(p, p.a.bias, row);
-    if (p.a.residual) v += number(p, p.a.residual, i);
+    if (p.a.bias) v += number(p.a.bias, row, p.bf16);
+    if (p.a.residual) v += number(p.a.residual, i, p.bf16);
     ((uint16_t*)p.y)[i] = p.bf16 ? float_to_bf16(v) : float_to_half(v);
 }
 DEV float factor_of(const Args& p, const float* squares) {

@@ -49,10 +49,6 @@ DEV void copy_weights(const TokenArgs& p, const TokenLayout& at, uint8_t* smem) 
                 }
         }
 }
-DEV float number16(const void* x, size_t i, int bf16) {
-    const uint32_t v = load_u16((const uint16_t*)x + i);
-    return bf16 ? __uint_as_float(v << 16) : half_to_float(v);
-}
 struct Ends { float top, total; };
 // the block's consumers
 template<int MODE, int H> struct Consumer {
@@ -155,7 +151,7 @@ template<int MODE, int H> struct Consumer {
         return 1.f/sqrtf(sum/p.D + p.eps);
     }
     DEV float factor_at(int m, const LayerArgs& a, int o) const { return a.factor[m][(o >= p.edge[m][0]) + (o >= p.edge[m][1])]; }
-    DEV float bias_at(int m, const LayerArgs& a, int o, int O) const { return a.bias[m] && o < O ? number16(a.bias[m], o, p.bf16) : 0.f; }
+    DEV float bias_at(int m, const LayerArgs& a, int o, int O) const { return a.bias[m] && o < O ? number(a.bias[m], o, p.bf16) : 0.f; }
     DEV void outputs(int m, const LayerArgs& a, const Share& s, uint16_t* to, int O) {   // finished ones, of q k v or gate, up
         const int mine = s.tile*16 + threadIdx.x;                        // the row this thread will write, if there are no more than threads
         const float f = factor(), its = factor_at(m, a, mine), its_bias = bias_at(m, a, mine, O);
@@ -255,7 +251,7 @@ template<int MODE, int H> struct Consumer {
         for (int k = blockIdx.x*threads + threadIdx.x; k < p.D; k += gridDim.x*threads) {
             float v = load_float(p.stream + p.D + k);
             for (int r = 0; r < p.m[3].ranks; r++) v += load_float(p.down + r*p.D + k);
-            if (bias) v += number16(bias, k, p.bf16);
+            if (bias) v += number(bias, k, p.bf16);
             ((uint16_t*)p.y)[k] = p.bf16 ? float_to_bf16(v) : float_to_half(v);
         }
         if (threadIdx.x == 0 && add_release(p.sync + 1, 1) == gridDim.x - 1) { p.sync[0] = 0; p.sync[1] = 0; }   // the last one leaves it as it was
