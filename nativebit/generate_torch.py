@@ -47,7 +47,7 @@ def open_file(
     tok = tokenizer_for(pack.config, pack.meta.get('tokenizer', {}))
     return from_pack(pack, device, dtype, packed or None), pack.config, tok
 
-# %% ../nbs/16c_generate_torch.ipynb #c39bb607
+# %% ../nbs/16c_generate_torch.ipynb #1e774542
 def continue_text(
     decoder:Decoder, tok,
     text:str,        # the prompt
@@ -76,7 +76,6 @@ def main(
     benchmark:bool=False,    # print the speed afterwards, beside that of dense bfloat16; on a GPU compiled and recorded
     compile:bool=False,      # compile the decode step
     cuda_graph:bool=False,   # record the decode step and replay it
-    one_launch:bool=False,   # all layers in one launch, where they fit; an experiment
     context:int=512,         # tokens in front of the ones a benchmark times
     random:str=None,         # instead of a file: a preset such as tpu-2b, in random weights, for a benchmark
     geometry:str='int8',     # of the random weights: published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
@@ -94,8 +93,8 @@ def main(
         else:
             (model, cfg, tok), name = open_file(file, packed, d, dtype), Path(file).name
             how = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-            continue_text(Decoder(model, compile=compile, graph=cuda_graph, one_launch=one_launch), tok, read_prompt(prompt), max_tokens, **how)
+            continue_text(Decoder(model, compile=compile, graph=cuda_graph), tok, read_prompt(prompt), max_tokens, **how)
         if benchmark or random:
             n = min(max(64, max_tokens), model.cfg.context_len//2)
-            run_benchmark(name, model, min(context, model.cfg.context_len-n), n, out, compile=compile or gpu, graph=cuda_graph or gpu, one_launch=one_launch)
+            run_benchmark(name, model, min(context, model.cfg.context_len-n), n, out, compile=compile or gpu, graph=cuda_graph or gpu)
     except torch.OutOfMemoryError as e: raise UserError("the GPU has too little memory for this network; use --device cpu, or close what else runs on it") from e

@@ -7,7 +7,7 @@ __all__ = ['FUSED', 'RMSNorm', 'together', 'Attention', 'SwiGLU', 'Layer', 'tabl
            'quantized_modules', 'start_params', 'requantize_params', 'compute_quant_reg', 'serve', 'set_floats',
            'from_pack']
 
-# %% ../nbs/16_torch_model.ipynb #1c0c77f9
+# %% ../nbs/16_torch_model.ipynb #ced48def
 from itertools import repeat
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from .pack import Pack, read_pack
 from .torch_attention import attend, cached_attention, decode_attention, rotate, rotations
 from .torch_layers import NativeBitLinear
 from .torch_packed import as_tensor, pack_linear
-from .kernels.layer import decode_layer, fits, layer_args
+from .kernels.layer import decode_layer, fits, fits_head, head_scores, layer_args
 from .kernels.token import decode_token
 
 # %% ../nbs/16_torch_model.ipynb #a9669184
@@ -107,7 +107,7 @@ def table_scores(
     else: y = F.linear(x, table.to(x.dtype)).float()
     return y if scale is None else y*scale
 
-# %% ../nbs/16_torch_model.ipynb #11e56f96
+# %% ../nbs/16_torch_model.ipynb #14a510db
 class NativeBitGPT(nn.Module):
     "A decoder whose matrices hold K values a block."
     def __init__(self,
@@ -136,7 +136,9 @@ class NativeBitGPT(nn.Module):
 
     def scores(self, x:Float[Tensor, "... D"])->Float[Tensor, "... V"]:
         "Logits, in float32."
-        return table_scores(x, *((self.embed, self.embed_scale) if self.head is None else (self.head, self.head_scale)))
+        table, scale = (self.embed, self.embed_scale) if self.head is None else (self.head, self.head_scale)
+        if fits_head(x, scale, fused := self.layers[0].fused): return head_scores(x, table, scale, fused['bits'], fused['kind'])
+        return table_scores(x, table, scale)
 
     def forward(self, tokens, cache=None, at=None)->Float[Tensor, "B T V"]: return self.scores(self.hidden(tokens, cache, at))
 

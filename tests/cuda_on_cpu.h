@@ -65,6 +65,7 @@ static inline float clamp_half(float f) { return f > 65504.f ? 65504.f : f < -65
 DEV uint32_t floats_to_half2(float lo, float hi) { return to_half(clamp_half(lo)) | (uint32_t)to_half(clamp_half(hi)) << 16; }
 DEV float fast_ratio(float a, float b) { return a/b; }
 DEV float fast_exp(float v) { return expf(v); }
+DEV float inverse_sqrt(float v) { return 1.f/sqrtf(v); }
 DEV uint16_t float_to_half(float v) { return to_half(v); }
 DEV uint16_t float_to_bf16(float v) { uint32_t u = __float_as_uint(v); return (u + 0x7fff + (u >> 16 & 1)) >> 16; }
 
@@ -107,6 +108,7 @@ DEV float shfl(float v, int lane) {
 DEV float shfl_xor(float v, int mask) { return shfl(v, lane_id() ^ mask); }
 
 DEV uint4 load_x(const void* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const uint4*)p; }
+DEV uint4 load_once(const void* p) { return load_x(p); }
 DEV uint16_t load_u16(const uint16_t* p) { return *p; }
 DEV void fetch(const void*) {}
 DEV long long load_i64(const long long* p) { return *p; }

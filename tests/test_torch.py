@@ -154,9 +154,17 @@ def test_on_a_gpu(packs, name, dtype):
     agree = next((i for i,(a,b) in enumerate(zip(plain, compiled)) if a != b), 64)   # sums in another order: a near tie may fall otherwise
     assert agree >= 8
 
+def near_tie(path, ids, text, margin=.02):
+    "The first token of a greedy text whose score a rounding could turn: the runner-up is within a margin."
+    model = from_pack(path)
+    top = model(torch.tensor([[*ids, *text[:-1]]]))[0, len(ids)-1:].topk(2).values
+    return next((i for i,m in enumerate((top[:, 0] - top[:, 1]).tolist()) if m < margin), len(text))
+
 @on_gpu
-def test_greedy_text_is_jaxs_on_a_gpu(packs):
-    for g in ('lut-b', 'int8'):
-        model, _, tok = open_file(packs[0]/f'stdlib-{g}', True, 'cuda', torch.float16)
-        want, got = packs[1][f'stdlib-{g} text'].astype(int).tolist(), list(generate(Decoder(model, graph=True), [int(i) for i in tok.encode(PROMPT)], 256))
-        assert got[:32] == want[:32], f'{g}: differs at token {next(i for i,(a,b) in enumerate(zip(got, want)) if a != b)}'
+@pytest.mark.parametrize('geometry', ['lut-b', 'int8'])
+def test_greedy_text_is_jaxs_on_a_gpu(packs, geometry):
+    path, want = packs[0]/f'stdlib-{geometry}', packs[1][f'stdlib-{geometry} text'].astype(int).tolist()
+    model, _, tok = open_file(path, True, 'cuda', torch.float16)
+    ids = [int(i) for i in tok.encode(PROMPT)]
+    n = near_tie(path, ids, want)
+    assert n >= 16 and list(generate(Decoder(model, graph=True), ids, 256))[:n] == want[:n]

@@ -1,5 +1,5 @@
 // Attention of one new token over a cache. A cluster is a head, its blocks share the positions; a row of H numbers is read by H/8 lanes, 16 bytes each.
-constexpr int ATTEND_THREADS = 128, AHEAD = 4;   // AHEAD: rows a lane has on their way
+constexpr int ATTEND_THREADS = 128, AHEAD = 4;   // AHEAD: rows a lane of `attend` has on their way
 struct AttendArgs { const void *qkv, *cos, *sin; void *keys, *values; const long long* at; void* y; int heads, kv_heads; float scale; int bf16; };
 // a softmax in memory: sum of values, largest score, sum of exponentials, up to 16 bytes
 template<int H> constexpr int WIDTH = H + 4;
@@ -65,7 +65,9 @@ struct Running {
 // n softmaxes as one
 template<int H, class F> DEV float joined(F from, int n, int d, float& top, float& total) {
     float v = 0; top = -INFINITY; total = 0;
+#pragma unroll 8
     for (int i = 0; i < n; i++) top = fmaxf(top, from(i*WIDTH<H> + H));
+#pragma unroll 8
     for (int i = 0; i < n; i++) { const float w = Running::weight(from(i*WIDTH<H> + H), top); v += w*from(i*WIDTH<H> + d); total += w*from(i*WIDTH<H> + H + 1); }
     return v;
 }
@@ -75,35 +77,47 @@ template<int H> DEV float dot_of(const Eight& a, const Eight& b, float scale) {
     for (int m = H/16; m; m /= 2) s += shfl_xor(s, m);
     return s;
 }
-// what a thread block knows of one head: its query, and key and value of the new token, all turned
+// what a warp knows of one head: its query and, if it is the one that has the newest token, key and value of that one, all turned
 template<int H> struct Head {
-    Eight q, k, v;
-    DEV void load(const uint16_t* x, int heads, int kv_heads, int head, int kv, int d, const float* cos, const float* sin, int bf16) {
+    Eight q, k, v; bool newest;
+    DEV void load(const uint16_t* x, int heads, int kv_heads, int head, int kv, int d, const float* cos, const float* sin, int bf16, bool newest_) {
         const uint16_t *xq = x + head*H, *xk = x + (heads + kv)*H, *xv = x + (heads + kv_heads + kv)*H;
         const int e = (d + H/2)%H;
         const uint4 q0 = load_x(xq + d), q1 = load_x(xq + e), k0 = load_x(xk + d), k1 = load_x(xk + e), v0 = load_x(xv + d);   // all on their way at once
-        q = turned<H>(q0, q1, d, cos, sin, bf16); k = turned<H>(k0, k1, d, cos, sin, bf16); v.unpack(v0, bf16);
+        q = turned<H>(q0, q1, d, cos, sin, bf16); newest = newest_;
+        if (newest) { k = turned<H>(k0, k1, d, cos, sin, bf16); v.unpack(v0, bf16); }
     }
 };
-// a warp's share of positions begin…end, `step` rows apart; `own`: the new token too. Every group of H/8 lanes ends with the whole warp's softmax.
-template<int H> DEV Running attend_over(const Head<H>& h, const uint16_t* keys, const uint16_t* values, size_t row, int begin, int end, int step, bool own, float scale, int bf16) {
-    constexpr int LANES = H/8;
-    const int lane = threadIdx.x%32, d = lane%LANES*8;
-    const float score = dot_of<H>(h.q, h.k, scale);
-    Running r; r.top = own ? score : -INFINITY; r.total = own ? 1.f : 0.f;
+// a lane's next N rows of both caches, `step` apart, on their way
+template<int H, int N> struct Rows {
+    uint4 k[N], v[N];
+    DEV void load(const uint16_t* keys, const uint16_t* values, size_t row, int s0, int end, int step) {
+        const int lane = threadIdx.x%32, d = lane%(H/8)*8;
 #pragma unroll
-    for (int i = 0; i < 8; i++) r.sum.v[i] = own ? h.v.v[i] : 0.f;
-    for (int s0 = begin; s0 < end; s0 += AHEAD*step) {
-        Eight ks[AHEAD], vs[AHEAD];
-#pragma unroll
-        for (int n = 0; n < AHEAD; n++) {
-            const int s = min(s0 + lane/LANES + n*step, end - 1);
-            ks[n].load(keys + s*row, d, bf16); vs[n].load(values + s*row, d, bf16);
+        for (int n = 0; n < N; n++) {
+            const int s = max(0, min(s0 + lane/(H/8) + n*step, end - 1));
+            k[n] = load_x(keys + s*row + d); v[n] = load_x(values + s*row + d);
         }
+    }
+};
+// a warp's share of positions begin…end, `step` rows apart, of which `rows` holds the first. Every group of H/8 lanes ends with the whole warp's softmax.
+template<int H, int N> DEV Running attend_over(const Head<H>& h, Rows<H, N> rows, const uint16_t* keys, const uint16_t* values, size_t row, int begin, int end, int step, float scale, int bf16) {
+    constexpr int LANES = H/8;
+    const int lane = threadIdx.x%32;
+    Running r; r.top = -INFINITY; r.total = 0.f;
 #pragma unroll
-        for (int n = 0; n < AHEAD; n++) {
-            const float z = dot_of<H>(h.q, ks[n], scale);
-            r.add(s0 + lane/LANES + n*step < end ? z : -INFINITY, vs[n]);
+    for (int i = 0; i < 8; i++) r.sum.v[i] = 0.f;
+    if (h.newest) {
+        const float score = dot_of<H>(h.q, h.k, scale);
+        if (lane < LANES) { r.top = score; r.total = 1.f; r.sum = h.v; }
+    }
+    for (int s0 = begin; s0 < end; s0 += N*step) {
+        if (s0 > begin) rows.load(keys, values, row, s0, end, step);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            Eight k, v; k.unpack(rows.k[n], bf16); v.unpack(rows.v[n], bf16);
+            const float z = dot_of<H>(h.q, k, scale);
+            r.add(s0 + lane/LANES + n*step < end ? z : -INFINITY, v);
         }
     }
 #pragma unroll
@@ -130,10 +144,10 @@ template<int H> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const A
     if (d%64 == 0) for (int s = begin + mine; s < end; s += STEP) { fetch(keys + s*row + d); fetch(values + s*row + d); }   // what earlier tokens wrote
     grid_wait();
     pos = (int)load_i64(p.at); begin = part(pos, rank, ranks); end = part(pos, rank + 1, ranks);   // now for sure
-    Head<H> h; h.load((const uint16_t*)p.qkv, p.heads, p.kv_heads, head, kv, d, (const float*)p.cos + (size_t)pos*(H/2), (const float*)p.sin + (size_t)pos*(H/2), p.bf16);
-    const bool own = rank == ranks - 1 && mine == 0;                      // who has the new token
-    if (own && head%group == 0) { *(uint4*)(keys + pos*row + d) = h.k.packed(p.bf16); *(uint4*)(values + pos*row + d) = h.v.packed(p.bf16); }
-    keep<H>(warps + warp*WIDTH<H>, attend_over<H>(h, keys, values, row, begin + warp*ROWS, end, STEP, own, p.scale, p.bf16), lane);
+    Head<H> h; h.load((const uint16_t*)p.qkv, p.heads, p.kv_heads, head, kv, d, (const float*)p.cos + (size_t)pos*(H/2), (const float*)p.sin + (size_t)pos*(H/2), p.bf16, rank == ranks - 1 && warp == 0);
+    if (h.newest && lane < LANES && head%group == 0) { *(uint4*)(keys + pos*row + d) = h.k.packed(p.bf16); *(uint4*)(values + pos*row + d) = h.v.packed(p.bf16); }
+    Rows<H, AHEAD> rows; rows.load(keys, values, row, begin + warp*ROWS, end, STEP);
+    keep<H>(warps + warp*WIDTH<H>, attend_over(h, rows, keys, values, row, begin + warp*ROWS, end, STEP, p.scale, p.bf16), lane);
     __syncthreads();
     if (ranks > 1) cluster_wait();
     const int i = threadIdx.x;

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 import torch
 
-# %% ../../nbs/17a_cuda_decode.ipynb #d706cf45
+# %% ../../nbs/17a_cuda_decode.ipynb #6cbb26fc
 def find_nvcc()->str|None:
     "NVIDIA's compiler: on the path, or where CUDA_HOME says."
     homes = [os.environ.get('CUDA_HOME'), '/usr/local/cuda']
@@ -23,7 +23,7 @@ def cache_dir()->Path:
     "Where compiled kernels are kept: NATIVEBIT_CACHE, else the user's cache folder."
     return Path(os.environ.get('NATIVEBIT_CACHE') or Path.home()/'.cache'/'nativebit')/'kernels'
 
-SOURCES = 'lut.cu', 'lut_device.cuh', 'attend.cuh', 'token.cuh'
+SOURCES = 'lut.cu', 'lut_device.cuh', 'attend.cuh', 'head.cuh', 'token.cuh'
 NVCC_FLAGS = ['-std=c++17', '-O3', '-gencode=arch=compute_90a,code=sm_90a', '-shared', '-Xcompiler', '-fPIC']
 
 def build(

@@ -461,6 +461,7 @@ __global__ void halve(const HalveArgs p) {
     }
 }
 #include "attend.cuh"
+#include "head.cuh"
 #include "token.cuh"
 
 // launching ----------------------------------------------------------------------------------------------------------
@@ -470,9 +471,10 @@ typedef void (*Kernel)(const Args);
 static void call(const void* kernel, void** args) {
 #define IS(BM) || kernel == (const void*)prefill<BM>
     if (false EACH_BM(IS)) ((void (*)(const PrefillArgs, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2]);
-#define IS_TOKEN(MODE, H) else if (kernel == (const void*)token<MODE, H>) token<MODE, H>(*(TokenArgs*)args[0], *(TokenLayout*)args[1]);
-    IS_TOKEN(FP16*E4M3 + INT16*!E4M3, 64) IS_TOKEN(FP16*E4M3 + INT16*!E4M3, 128)
+#define IS_TOKEN(H, BF16) else if (kernel == (const void*)token<TOKEN_MODE, H, BF16>) token<TOKEN_MODE, H, BF16>(*(TokenArgs*)args[0], *(TokenLayout*)args[1]);
+    IS_TOKEN(64, 0) IS_TOKEN(64, 1) IS_TOKEN(128, 0) IS_TOKEN(128, 1)
     else if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
+    else if (kernel == (const void*)head) head(*(HeadArgs*)args[0]);
     else if (kernel == (const void*)attend<64> || kernel == (const void*)attend<128>) ((void (*)(const AttendArgs))kernel)(*(AttendArgs*)args[0]);
     else ((Kernel)kernel)(*(Args*)args[0]);
 }
@@ -532,12 +534,19 @@ extern "C" int nativebit_attend(const void* qkv, const void* cos, const void* si
     void* args[] = {&p};
     return launch(H == 64 ? (const void*)attend<64> : (const void*)attend<128>, args, heads*ranks, ATTEND_THREADS, ranks, attend_bytes(H, ranks), overlap, stream);
 }
+// y (V,) float: x (D,) times the rows of an int8 table (V, D), times a scale (V,) each
+extern "C" int nativebit_head(const void* table, const void* scales, const void* x, void* y, int V, int D, int bf16, int overlap, void* stream) {
+    if (D%16 || head_bytes(D) > 48*1024) return -1;
+    HeadArgs p = {(const uint8_t*)table, (const float*)scales, x, (float*)y, V, D, bf16};
+    void* args[] = {&p};
+    return launch((const void*)head, args, min((V + 31)/32, 4*processors()), HEAD_THREADS, 1, head_bytes(D), overlap, stream);
+}
 // all layers of a network for one token; what matrices hold is split into m[].ranks parts of the input, one for q k v and for gate, up
 extern "C" int nativebit_token(const TokenArgs* args, int ctas, int warps, void* stream) {
-    constexpr int mode = E4M3 ? FP16 : INT16, rows = E4M3 ? 1 : 2;
+    constexpr int mode = TOKEN_MODE, rows = E4M3 ? 1 : 2;
     TokenArgs p = *args;
-    const void* kernel = pick_token<mode>(p.H);
-    if (!kernel || warps < 1 || warps > 16 || p.m[0].ranks != 1 || p.m[2].ranks != 1 || p.m[1].ranks > ctas || p.m[3].ranks > ctas || max(p.m[1].ranks, p.m[3].ranks) > MOST_PARTS || p.splits > MOST_SPLITS || p.n_heads*p.splits > ctas || p.D%8 || p.F%8) return -1;
+    const void* kernel = pick_token<mode>(p.H, p.bf16);
+    if (!kernel || warps < 1 || warps > 19 || p.m[0].ranks != 1 || p.m[2].ranks != 1 || p.m[1].ranks > ctas || p.m[3].ranks > ctas || max(p.m[1].ranks, p.m[3].ranks) > MOST_PARTS || p.splits > MOST_SPLITS || p.n_heads*p.splits > ctas || p.D%8 || p.F%8) return -1;
     p.slots = 0;
     p.slots = min(16*(warps + 1), (232448 - 2048 - TokenLayout(p, ctas, warps, rows).bytes)/(PIECE*UNIT + 16));
     if (args->slots) p.slots = min(p.slots, args->slots);

@@ -19,6 +19,7 @@ DEV uint32_t floats_to_half2(float lo, float hi) {   // a value beyond fp16 beco
 }
 DEV float fast_ratio(float a, float b) { return __fdividef(a, b); }
 DEV float fast_exp(float v) { return __expf(v); }
+DEV float inverse_sqrt(float v) { return rsqrtf(v); }
 DEV uint16_t float_to_half(float v) { return __half_as_ushort(__float2half_rn(v)); }
 DEV uint16_t float_to_bf16(float v) { uint16_t d; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(d) : "f"(v)); return d; }
 
@@ -41,6 +42,7 @@ DEV void sync_some(int threads) { asm volatile("bar.sync 1, %0;" :: "r"(threads)
 DEV uint8_t* align_1024(uint8_t* p) { return p + (1024 - (uint32_t)__cvta_generic_to_shared(p)%1024)%1024; }
 DEV uint32_t saddr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 DEV uint4 load_x(const void* p) { return __ldcg((const uint4*)p); }
+DEV uint4 load_once(const void* p) { return __ldcs((const uint4*)p); }   // first to leave the caches
 DEV uint16_t load_u16(const uint16_t* p) { return __ldcg(p); }
 DEV long long load_i64(const long long* p) { return __ldcg(p); }
 DEV float load_float(const float* p) { return __ldcg(p); }

@@ -1,6 +1,7 @@
 // One token through all layers in one launch. A thread block per processor stays; one warp of it copies the weights of all layers, one piece after the
 // other, into a ring, and never waits for activations; the others do, five times a layer: they compute q k v | attention | o | gate, up | down, and
 // between two of those every block waits until all have written.
+constexpr int TOKEN_MODE = E4M3 ? FP16 : INT16;
 constexpr int MOST_PARTS = 4, MOST_SPLITS = 8;                          // of an input; of a head's positions
 constexpr int PIECE = 5;                                                 // units of a row of tiles that are copied, and multiplied by a warp, at a time
 struct Matrix { int tiles, KB, ranks; };                                 // ranks: parts of the input, each another block's
@@ -11,16 +12,19 @@ struct TokenArgs {
     Matrix m[4]; int n_layers, D, F, n_heads, kv_heads, H, splits, edge[4][2]; float eps, scale; int bf16, slots, flags;
 };
 enum TokenFlags { NO_ATTENTION = 4 };
-struct Share { int tile, tiles, k0, nk, pieces; };                       // pieces: of a tile
+struct Share {                                                           // of a matrix: a block's
+    int tile, tiles, k0, nk, pieces, inverse;                            // pieces: of a tile; inverse: of their number, times 2^20
+    DEV int tile_of(int piece) const { return piece*inverse >> 20; }     // a division takes thirty instructions
+};
 DEV Share share_of(const Matrix& m) {
     const int groups = gridDim.x/m.ranks, group = blockIdx.x/m.ranks, rank = blockIdx.x%m.ranks;
     Share s;
     s.tile = part(m.tiles, group, groups); s.tiles = group < groups ? part(m.tiles, group + 1, groups) - s.tile : 0;
-    s.k0 = part(m.KB, rank, m.ranks); s.nk = part(m.KB, rank + 1, m.ranks) - s.k0; s.pieces = (s.nk + PIECE - 1)/PIECE;
+    s.k0 = part(m.KB, rank, m.ranks); s.nk = part(m.KB, rank + 1, m.ranks) - s.k0; s.pieces = (s.nk + PIECE - 1)/PIECE; s.inverse = ((1 << 20) + s.pieces - 1)/max(s.pieces, 1);
     return s;
 }
 struct TokenLayout {   // of shared memory, in bytes
-    int shares, row, x, steps, sums, warps, ring, bytes;
+    int shares, layers, row, x, steps, sums, warps, ring, bytes;
     TokenLayout(const TokenArgs& p, int ctas, int warps_, int rows) {
         int at = 16*p.slots, nk = 0, sums_ = 0;
         auto put = [&](int size) { int here = at; at += (size + 127)/128*128; return here; };
@@ -29,7 +33,7 @@ struct TokenLayout {   // of shared memory, in bytes
             const int n = (m.KB + m.ranks - 1)/m.ranks;
             nk = n > nk ? n : nk; sums_ = max(sums_, (m.tiles + ctas/m.ranks - 1)/(ctas/m.ranks)*((n + PIECE - 1)/PIECE)*16);
         }
-        shares = put(4*sizeof(Share)); row = put(nk*256); x = put(nk*rows*4*X_WORDS); steps = put(4*nk); sums = put(4*sums_);
+        shares = put(4*sizeof(Share)); layers = put(p.n_layers*sizeof(LayerArgs)); row = put(nk*256); x = put(nk*rows*4*X_WORDS); steps = put(4*nk); sums = put(4*sums_);
         warps = put(4*(warps_*(p.H + 4) + 32)); ring = at; bytes = at + p.slots*PIECE*UNIT;
     }
 };
@@ -51,17 +55,18 @@ DEV void copy_weights(const TokenArgs& p, const TokenLayout& at, uint8_t* smem) 
 }
 struct Ends { float top, total; };
 // the block's consumers
-template<int MODE, int H> struct Consumer {
+template<int MODE, int H, int BF16> struct Consumer {
     const TokenArgs& p; uint8_t *smem, *ring;
-    int threads, lane, warp, warps, done, phase, pos, head, split;       // done: pieces used so far; phase: waits of all blocks so far
-    float *steps, *sums, *parts, *squares; uint16_t* row; uint32_t* x; Share* shares;
+    int threads, lane, warp, warps, slot, turn, phase, pos, head, split, kv, begin, end; bool first_of_kv;   // slot, turn: of the ring, where the next pieces are; phase: waits of all blocks so far
+    float *steps, *sums, *parts, *squares; uint16_t* row; uint32_t* x; Share* shares; LayerArgs* layers;
 
     DEV Consumer(const TokenArgs& p_, const TokenLayout& at, uint8_t* smem_) : p(p_), smem(smem_) {
-        threads = blockDim.x - 32; lane = threadIdx.x%32; warp = threadIdx.x/32; warps = threads/32; done = phase = 0;
+        threads = blockDim.x - 32; lane = threadIdx.x%32; warp = threadIdx.x/32; warps = threads/32; slot = turn = phase = 0;
         steps = (float*)(smem + at.steps); sums = (float*)(smem + at.sums); parts = (float*)(smem + at.warps); squares = parts + warps*WIDTH<H>;
-        row = (uint16_t*)(smem + at.row); x = (uint32_t*)(smem + at.x); ring = smem + at.ring; shares = (Share*)(smem + at.shares);
-        pos = (int)load_i64(p.at); head = blockIdx.x/p.splits; split = blockIdx.x%p.splits;
+        row = (uint16_t*)(smem + at.row); x = (uint32_t*)(smem + at.x); ring = smem + at.ring; shares = (Share*)(smem + at.shares); layers = (LayerArgs*)(smem + at.layers);
+        pos = (int)load_i64(p.at); head = blockIdx.x/p.splits; kv = head/(p.n_heads/p.kv_heads); first_of_kv = head%(p.n_heads/p.kv_heads) == 0; split = blockIdx.x%p.splits; begin = part(pos, split, p.splits) + warp*(256/H); end = part(pos, split + 1, p.splits);
         if (threadIdx.x < 4) shares[threadIdx.x] = share_of(p.m[threadIdx.x]);
+        for (int i = threadIdx.x; i < p.n_layers*(int)sizeof(LayerArgs)/4; i += threads) ((uint32_t*)layers)[i] = ((const uint32_t*)p.layers)[i];
     }
     DEV void meet() { sync_some(threads); }
     template<class F> DEV void all_meet(F meanwhile) {                   // of all blocks
@@ -92,11 +97,13 @@ template<int MODE, int H> struct Consumer {
     template<class F> DEV void multiply(const Share& s, F write) {
         uint64_t *full = (uint64_t*)smem, *empty = full + p.slots;
         const int total = s.tiles*s.pieces;
-        for (int j = warp; j < total; j += warps) {
-            const int n = done + j, slot = n%p.slots, b0 = j%s.pieces*PIECE, b1 = min(b0 + PIECE, s.nk);
-            const uint8_t* units = ring + slot*PIECE*UNIT - b0*UNIT;
+        int mine = slot + warp, its_turn = turn;                         // no more warps than slots: one lap at most between two pieces
+        for (int j = warp; j < total; j += warps, mine += warps) {
+            if (mine >= p.slots) { mine -= p.slots; its_turn ^= 1; }
+            const int b0 = (j - s.tile_of(j)*s.pieces)*PIECE, b1 = min(b0 + PIECE, s.nk);
+            const uint8_t* units = ring + mine*PIECE*UNIT - b0*UNIT;
             Tiles<MODE, 1, 1> t; t.clear();
-            bar_wait(full + slot, (n/p.slots) & 1); warp_sync();
+            bar_wait(full + mine, its_turn); warp_sync();
             if (p.flags & NO_PRODUCTS) {}
             else if (b1 - b0 == PIECE) {
 #pragma unroll
@@ -105,9 +112,9 @@ template<int MODE, int H> struct Consumer {
             else for (int b = b0; b < b1; b++) t.step(units, 0, x, steps, b, 1, lane);
             t.store(sums + j*16, 0, 16, 1, lane);
             warp_sync();
-            if (lane == 0) bar_arrive(empty + slot);
+            if (lane == 0) bar_arrive(empty + mine);
         }
-        done += total;
+        for (slot += total; slot >= p.slots; slot -= p.slots) turn ^= 1;
         meet();
         for (int i = threadIdx.x; i < s.tiles*16; i += threads) {
             float v = 0;
@@ -127,12 +134,12 @@ template<int MODE, int H> struct Consumer {
 #pragma unroll
                 for (int i = 0; i < 2; i++) if (r < ranks) more[r][i] = load_float4(added + r*p.D + k + 4*i); else more[r][i] = {0.f, 0.f, 0.f, 0.f};
             Eight v, w, b;
-            if (stream) v.set(load_float4(stream + k), load_float4(stream + k + 4)); else v.load(p.x, k, p.bf16);
-            w.unpack(w_, p.bf16); b.unpack(b_, p.bf16);
+            if (stream) v.set(load_float4(stream + k), load_float4(stream + k + 4)); else v.load(p.x, k, BF16);
+            w.unpack(w_, BF16); b.unpack(b_, BF16);
 #pragma unroll
             for (int r = 0; r < MOST_PARTS; r++) { Eight m; m.set(more[r][0], more[r][1]); v.plus(m); }
             v.plus(b);
-            if (n%(int)gridDim.x == (int)blockIdx.x)
+            if (min(n, (int)gridDim.x - 1) == (int)blockIdx.x)
 #pragma unroll
                 for (int i = 0; i < 8; i++) next[k + i] = v.v[i];
             sum += v.dot(v);
@@ -145,20 +152,21 @@ template<int MODE, int H> struct Consumer {
         for (int d = 16; d; d /= 2) sum += shfl_xor(sum, d);
         if (lane == 0) squares[warp] = sum;
     }
-    DEV float factor() const {
+    DEV float factor() const {                                           // of a row, by the norm
         float sum = 0;
+#pragma unroll 4
         for (int w = 0; w < warps; w++) sum += squares[w];
-        return 1.f/sqrtf(sum/p.D + p.eps);
+        return inverse_sqrt(sum/p.D + p.eps);
     }
     DEV float factor_at(int m, const LayerArgs& a, int o) const { return a.factor[m][(o >= p.edge[m][0]) + (o >= p.edge[m][1])]; }
-    DEV float bias_at(int m, const LayerArgs& a, int o, int O) const { return a.bias[m] && o < O ? number(a.bias[m], o, p.bf16) : 0.f; }
+    DEV float bias_at(int m, const LayerArgs& a, int o, int O) const { return a.bias[m] && o < O ? number(a.bias[m], o, BF16) : 0.f; }
     DEV void outputs(int m, const LayerArgs& a, const Share& s, uint16_t* to, int O) {   // finished ones, of q k v or gate, up
         const int mine = s.tile*16 + threadIdx.x;                        // the row this thread will write, if there are no more than threads
-        const float f = factor(), its = factor_at(m, a, mine), its_bias = bias_at(m, a, mine, O);
+        const float its = factor_at(m, a, mine), its_bias = bias_at(m, a, mine, O);
         multiply(s, [&](int o, float v) {
             if (o >= O) return;
-            v = v*f*(o == mine ? its : factor_at(m, a, o)) + (o == mine ? its_bias : bias_at(m, a, o, O));
-            to[o] = p.bf16 ? float_to_bf16(v) : float_to_half(v);
+            v = v*factor()*(o == mine ? its : factor_at(m, a, o)) + (o == mine ? its_bias : bias_at(m, a, o, O));
+            to[o] = BF16 ? float_to_bf16(v) : float_to_half(v);
         });
     }
     DEV void sums_of(int m, const LayerArgs& a, const Share& s, float* to) {             // a part of them, of o or down
@@ -166,16 +174,21 @@ template<int MODE, int H> struct Consumer {
         const float f = a.factor[m][0];
         multiply(s, [&](int o, float v) { if (o < p.D) to[rank*p.D + o] = v*f; });
     }
-    DEV void attention(const LayerArgs& a) {
-        constexpr int LANES = H/8, ROWS = 32/LANES;
-        if (head >= p.n_heads || p.flags & NO_ATTENTION) return;
-        const int group = p.n_heads/p.kv_heads, kv = head/group, d = lane%LANES*8, begin = part(pos, split, p.splits), end = part(pos, split + 1, p.splits);
+    typedef Rows<H, 3> First;                                            // more would not fit the registers
+    DEV bool attends() const { return head < p.n_heads && !(p.flags & NO_ATTENTION); }
+    DEV void first_rows(const LayerArgs& a, First& rows) const {      // what earlier tokens wrote needs no waiting for this one's
+        if (!attends()) return;
+        rows.load((uint16_t*)a.keys + kv*H, (uint16_t*)a.values + kv*H, (size_t)p.kv_heads*H, begin, end, warps*(256/H));
+    }
+    DEV void attention(const LayerArgs& a, const First& rows) {
+        constexpr int LANES = H/8;
+        if (!attends()) return;
+        const int d = lane%LANES*8;
         const size_t width = (size_t)p.kv_heads*H;
         uint16_t *keys = (uint16_t*)a.keys + kv*H, *values = (uint16_t*)a.values + kv*H;
-        Head<H> h; h.load(p.qkv, p.n_heads, p.kv_heads, head, kv, d, p.cos + (size_t)pos*(H/2), p.sin + (size_t)pos*(H/2), p.bf16);
-        const bool own = split == p.splits - 1 && warp == 0 && lane < LANES;
-        if (own && head%group == 0) { *(uint4*)(keys + pos*width + d) = h.k.packed(p.bf16); *(uint4*)(values + pos*width + d) = h.v.packed(p.bf16); }
-        keep<H>(parts + warp*WIDTH<H>, attend_over<H>(h, keys, values, width, begin + warp*ROWS, end, warps*ROWS, own, p.scale, p.bf16), lane);
+        Head<H> h; h.load(p.qkv, p.n_heads, p.kv_heads, head, kv, d, p.cos + (size_t)pos*(H/2), p.sin + (size_t)pos*(H/2), BF16, split == p.splits - 1 && warp == 0);
+        if (h.newest && lane < LANES && first_of_kv) { *(uint4*)(keys + pos*width + d) = h.k.packed(BF16); *(uint4*)(values + pos*width + d) = h.v.packed(BF16); }
+        keep<H>(parts + warp*WIDTH<H>, attend_over(h, rows, keys, values, width, begin, end, warps*(256/H), p.scale, BF16), lane);
         meet();
         float top, total, *to = p.heads + (size_t)(head*p.splits + split)*WIDTH<H>;
         for (int i = threadIdx.x; i < H; i += threads) {
@@ -185,10 +198,10 @@ template<int MODE, int H> struct Consumer {
     }
     DEV void fetch_ahead(int l) const {                                  // into L2: a layer's norms, and what attention will read of its cache
         if (l >= p.n_layers) return;
-        const LayerArgs& a = p.layers[l];
+        const LayerArgs& a = layers[l];
         if ((int)blockIdx.x == l%(int)gridDim.x) for (int k = threadIdx.x*64; k < p.D; k += threads*64) { fetch((const uint16_t*)a.norm[0] + k); fetch((const uint16_t*)a.norm[1] + k); }
-        if (head >= p.n_heads || p.flags & NO_ATTENTION) return;
-        const int kv = head/(p.n_heads/p.kv_heads), begin = part(pos, split, p.splits), n = part(pos, split + 1, p.splits) - begin;
+        if (!attends()) return;
+        const int begin = part(pos, split, p.splits), n = end - begin;
         const uint16_t *keys = (const uint16_t*)a.keys, *values = (const uint16_t*)a.values;
         for (int i = threadIdx.x; i < n*(H/64); i += threads) {
             const size_t k = ((size_t)(begin + i/(H/64))*p.kv_heads + kv)*H + i%(H/64)*64;
@@ -224,19 +237,20 @@ template<int MODE, int H> struct Consumer {
             const int i = s.k0*128 + k;
             if (i >= p.F) { *(uint4*)(row + k) = make_uint4(0, 0, 0, 0); continue; }
             const uint4 g_ = load_x(p.gate_up + i), u_ = load_x(p.gate_up + p.F + i);
-            Eight g, u; g.unpack(g_, p.bf16); u.unpack(u_, p.bf16);
+            Eight g, u; g.unpack(g_, BF16); u.unpack(u_, BF16);
 #pragma unroll
             for (int j = 0; j < 8; j++) g.v[j] = silu(g.v[j])*u.v[j];
             put_row(k, g);
         }
     }
     DEV void layer(int l) {
-        const LayerArgs& a = p.layers[l];
+        const LayerArgs& a = layers[l];
         float *first = p.stream, *second = p.stream + p.D;
-        normed(l ? second : nullptr, first, p.down, l ? p.m[3].ranks : 0, l ? p.layers[l-1].bias[3] : nullptr, a.norm[0]);
+        normed(l ? second : nullptr, first, p.down, l ? p.m[3].ranks : 0, l ? layers[l-1].bias[3] : nullptr, a.norm[0]);
         quantize(shares[0]); outputs(0, a, shares[0], p.qkv, (p.n_heads + 2*p.kv_heads)*H);
-        all_meet();
-        attention(a);
+        First rows;
+        all_meet([&] { first_rows(a, rows); });
+        attention(a, rows);
         all_meet();
         heads_row(shares[1]); quantize(shares[1]); sums_of(1, a, shares[1], p.o);
         all_meet();
@@ -247,25 +261,26 @@ template<int MODE, int H> struct Consumer {
         all_meet([&] { fetch_ahead(l + 1); });
     }
     DEV void finish() {
-        const void* bias = p.layers[p.n_layers - 1].bias[3];
+        const void* bias = layers[p.n_layers - 1].bias[3];
         for (int k = blockIdx.x*threads + threadIdx.x; k < p.D; k += gridDim.x*threads) {
             float v = load_float(p.stream + p.D + k);
             for (int r = 0; r < p.m[3].ranks; r++) v += load_float(p.down + r*p.D + k);
-            if (bias) v += number(bias, k, p.bf16);
-            ((uint16_t*)p.y)[k] = p.bf16 ? float_to_bf16(v) : float_to_half(v);
+            if (bias) v += number(bias, k, BF16);
+            ((uint16_t*)p.y)[k] = BF16 ? float_to_bf16(v) : float_to_half(v);
         }
         if (threadIdx.x == 0 && add_release(p.sync + 1, 1) == gridDim.x - 1) { p.sync[0] = 0; p.sync[1] = 0; }   // the last one leaves it as it was
     }
 };
-template<int MODE, int H> __global__ void __launch_bounds__(544, 1) token(const TokenArgs p, const TokenLayout at) {
+template<int MODE, int H, int BF16> __global__ void __launch_bounds__(640, 1) token(const TokenArgs p, const TokenLayout at) {
     SHARED_BYTES(smem);
     if (threadIdx.x < 2*p.slots) bar_init((uint64_t*)smem + threadIdx.x, 1);
     __syncthreads();
     if (threadIdx.x/32 == blockDim.x/32 - 1) { if (threadIdx.x%32 == 0) copy_weights(p, at, smem); return; }
     grid_wait();
-    Consumer<MODE, H> c(p, at, smem);
-    c.fetch_ahead(0); c.meet();
+    Consumer<MODE, H, BF16> c(p, at, smem);
+    c.meet(); c.fetch_ahead(0);
     for (int l = 0; l < p.n_layers; l++) c.layer(l);
     c.finish();
 }
-template<int MODE> static const void* pick_token(int H) { return H == 64 ? (const void*)token<MODE, 64> : H == 128 ? (const void*)token<MODE, 128> : nullptr; }
+template<int MODE, int H> static const void* pick_token(int bf16) { return bf16 ? (const void*)token<MODE, H, 1> : (const void*)token<MODE, H, 0>; }
+template<int MODE> static const void* pick_token(int H, int bf16) { return H == 64 ? pick_token<MODE, 64>(bf16) : H == 128 ? pick_token<MODE, 128>(bf16) : nullptr; }
