@@ -14,12 +14,12 @@ from jaxtyping import Float, Integer
 from .torch_model import NativeBitGPT
 from .kernels.token import token_plan
 
-# %% ../nbs/16a_torch_decode.ipynb #7788a092
+# %% ../nbs/16a_torch_decode.ipynb #082d7a81
 def likeliest(logits:Float[Tensor, "V"])->Integer[Tensor, ""]:
     "The index of the largest, in two steps: one reduction over a vocabulary keeps one processor busy and the others waiting."
     best, where = logits.view(math.gcd(len(logits), 128), -1).max(-1)
     row = best.argmax()
-    return row*(len(logits)//len(best)) + where.take(row)
+    return row*(len(logits)//len(best)) + where.gather(0, row[None])[0]
 
 def choose(
     logits:Float[Tensor, "V"],

@@ -5,7 +5,10 @@ import pytest
 os.environ.setdefault('TRITON_INTERPRET', '1')   # before Triton is imported
 torch, triton = pytest.importorskip('torch', reason='the kernels need the extra `torch`'), pytest.importorskip('triton', reason='no Triton for this system')
 from hypothesis import given, settings, strategies as st
-from nativebit.kernels import cuda, lut
+from nativebit import torch_decode, torch_model
+from nativebit.config import get_config
+from nativebit.kernels import cuda, lut, token
+from nativebit.torch_speed import random_network
 
 ROOT = Path(__file__).resolve().parent.parent
 GXX = ['g++', '-std=c++17', '-O1', '-DON_CPU', f'-I{ROOT/"tests"}', '-x', 'c++', '-shared', '-fPIC', '-pthread']
@@ -104,6 +107,23 @@ def test_operator():
     assert lut.lut_linear(x, p).shape == (2, 3, 32) and lut.lut_linear(x[:0], p).shape == (0, 3, 32)
     with pytest.raises(ValueError, match='takes 256 inputs'): lut.lut_linear(x[..., :8], p)
     with pytest.raises(ValueError, match="choose 'float' or 'int8'"): lut.lut_linear(x, p, 'int4')
+
+def test_a_compiled_step_takes_the_operators(monkeypatch):
+    "All layers in one launch, the head and the choice as a GPU runs them, compiled and lane by lane: the same text as operation by operation."
+    lib, calls = on_cpu(3, 'int8'), []
+    torch.manual_seed(0)
+    net = random_network(get_config('tiny', geometry='int8', n_layers=2, d_model=256, n_heads=2, n_kv_heads=1, head_size=128, d_ff=384, tied=False, context_len=32), dtype=torch.float16, embed='int8')
+    for t in (net.embed, net.head): t.data = torch.randint_like(t, -127, 128)
+    want = list(torch_decode.generate(torch_decode.Decoder(net), [1, 2, 3], 6))
+    def plan(model, cache):
+        token.PLANS[10**6] = p = token.TokenPlan(model, cache, blocks=4, warps=3, lib=lib)
+        p.number = 10**6
+        return p
+    monkeypatch.setattr(torch_decode, 'token_plan', plan)
+    monkeypatch.setattr(torch_model, 'fits', lambda *a: True)
+    monkeypatch.setattr(cuda, 'library', lambda *a: calls.append(a) or lib)
+    assert list(torch_decode.generate(torch_decode.Decoder(net, compile=True), [1, 2, 3], 6)) == want and len(set(want)) > 2
+    assert len(calls) == 6                                              # the head of the prompt's last token and of five more
 
 AHEAD = '''
 from nativebit.kernels import lut

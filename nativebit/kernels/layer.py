@@ -68,7 +68,7 @@ def layer_args(layer)->dict:
                 norms=[n.weight for n in norms], biases=[bias(m) for m in modules], sizes=[n for m in modules for n in m.sizes],
                 factors=[float(f) for m in modules for f in m.factors], eps=layer.attn_norm.eps)
 
-# %% ../../nbs/17b_decode_layer.ipynb #06dcaba5
+# %% ../../nbs/17b_decode_layer.ipynb #eadfe30f
 def scores(
     x,        # (D,) float16 or bfloat16
     table,    # (V, D) int8, contiguous; D a multiple of 16, 12,288 at most
@@ -95,4 +95,4 @@ def fits_head(
     fused,  # as of `layer_args`, or None: there is no library
 )->bool:
     "Whether `head_scores` can give these scores."
-    return bool(fused) and scale is not None and x.dim() == 1 and len(x)%16 == 0 and len(x) <= 12288
+    return fused is not None and scale is not None and x.dim() == 1 and len(x)%16 == 0 and len(x) <= 12288
