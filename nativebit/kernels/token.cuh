@@ -11,7 +11,7 @@ struct TokenArgs {
     float *stream, *o, *down, *heads; uint16_t *qkv, *gate_up; unsigned* sync;   // the residual stream twice (2, D); parts of sums (ranks, D); of softmaxes (heads, splits, H + 4)
     Matrix m[4]; int n_layers, D, F, n_heads, kv_heads, H, splits, edge[4][2]; float eps, scale; int bf16, slots, flags;
 };
-enum TokenFlags { NO_ATTENTION = 4 };
+enum TokenFlags { NO_ATTENTION = 4, NO_WEIGHTS = 8 };                   // NO_WEIGHTS: nobody copies them, nobody waits for them
 struct Share {                                                           // of a matrix: a block's
     int tile, tiles, k0, nk, pieces, inverse;                            // pieces: of a tile; inverse: of their number, times 2^20
     DEV int tile_of(int piece) const { return piece*inverse >> 20; }     // a division takes thirty instructions
@@ -39,17 +39,22 @@ struct TokenLayout {   // of shared memory, in bytes
 };
 DEV void copy_weights(const TokenArgs& p, const TokenLayout& at, uint8_t* smem) {
     uint64_t *full = (uint64_t*)smem, *empty = full + p.slots;
-    int n = 0;
+    int slot = 0, turn = 1;                                              // in the first lap nothing has to be waited for
+    Share shares[4];
+#pragma unroll
+    for (int m = 0; m < 4; m++) shares[m] = share_of(p.m[m]);
     for (int l = 0; l < p.n_layers; l++)
+#pragma unroll
         for (int m = 0; m < 4; m++) {
-            const Share s = share_of(p.m[m]);
-            const uint8_t* units = p.layers[l].units[m];
-            for (int t = 0; t < s.tiles; t++)
-                for (int b = 0; b < s.nk; b += PIECE, n++) {
-                    const int slot = n%p.slots, bytes = min(PIECE, s.nk - b)*UNIT;
-                    if (n >= p.slots) bar_wait(empty + slot, (n/p.slots - 1) & 1);
+            const Share& s = shares[m];
+            const uint8_t* units = p.layers[l].units[m] + ((size_t)s.tile*p.m[m].KB + s.k0)*UNIT;
+            for (int t = 0; t < s.tiles; t++, units += (size_t)p.m[m].KB*UNIT)
+                for (int b = 0; b < s.nk; b += PIECE) {
+                    const int bytes = min(PIECE, s.nk - b)*UNIT;
+                    bar_wait(empty + slot, turn);
                     bar_expect(full + slot, bytes);
-                    bulk_load(smem + at.ring + slot*PIECE*UNIT, units + ((size_t)(s.tile + t)*p.m[m].KB + s.k0 + b)*UNIT, bytes, full + slot);
+                    bulk_load(smem + at.ring + slot*PIECE*UNIT, units + b*UNIT, bytes, full + slot);
+                    if (++slot == p.slots) { slot = 0; turn ^= 1; }
                 }
         }
 }
@@ -103,7 +108,8 @@ template<int MODE, int H, int BF16> struct Consumer {
             const int b0 = (j - s.tile_of(j)*s.pieces)*PIECE, b1 = min(b0 + PIECE, s.nk);
             const uint8_t* units = ring + mine*PIECE*UNIT - b0*UNIT;
             Tiles<MODE, 1, 1> t; t.clear();
-            bar_wait(full + mine, its_turn); warp_sync();
+            if (!(p.flags & NO_WEIGHTS)) bar_wait(full + mine, its_turn);
+            warp_sync();
             if (p.flags & NO_PRODUCTS) {}
             else if (b1 - b0 == PIECE) {
 #pragma unroll
@@ -112,7 +118,7 @@ template<int MODE, int H, int BF16> struct Consumer {
             else for (int b = b0; b < b1; b++) t.step(units, 0, x, steps, b, 1, lane);
             t.store(sums + j*16, 0, 16, 1, lane);
             warp_sync();
-            if (lane == 0) bar_arrive(empty + mine);
+            if (lane == 0 && !(p.flags & NO_WEIGHTS)) bar_arrive(empty + mine);
         }
         for (slot += total; slot >= p.slots; slot -= p.slots) turn ^= 1;
         meet();
@@ -275,7 +281,7 @@ template<int MODE, int H, int BF16> __global__ void __launch_bounds__(640, 1) to
     SHARED_BYTES(smem);
     if (threadIdx.x < 2*p.slots) bar_init((uint64_t*)smem + threadIdx.x, 1);
     __syncthreads();
-    if (threadIdx.x/32 == blockDim.x/32 - 1) { if (threadIdx.x%32 == 0) copy_weights(p, at, smem); return; }
+    if (threadIdx.x/32 == blockDim.x/32 - 1) { if (threadIdx.x%32 == 0 && !(p.flags & NO_WEIGHTS)) copy_weights(p, at, smem); return; }
     grid_wait();
     Consumer<MODE, H, BF16> c(p, at, smem);
     c.meet(); c.fetch_ahead(0);

@@ -37,7 +37,7 @@ def _layer_args(layer, keys, values)->LayerArgs:
     a.norm[:] = [n.weight.data_ptr() for n in (layer.attn_norm, layer.mlp_norm)]
     return a
 
-# %% ../../nbs/17c_one_launch.ipynb #a9adaa1a
+# %% ../../nbs/17c_one_launch.ipynb #97b42c55
 class TokenPlan:
     "A network's pointers and the memory its stages share, for one stream at a time; `run` takes a token through all layers. A network that is moved needs another."
     def __init__(self,
@@ -69,7 +69,7 @@ class TokenPlan:
     def run(self,
         x:Tensor,    # (1, 1, D) float16 or bfloat16
         at:Tensor,   # (1,) int64: the token's position
-        flags=0,     # only to measure, results are wrong: 1 leaves the products out, 2 the waits for other blocks, 4 attention
+        flags=0,     # only to measure, results are wrong: 1 leaves the products out, 2 the waits for other blocks, 4 attention, 8 the weights
     )->Tensor:       # (1, 1, D)
         "One token through all layers. Raises RuntimeError where the launch is refused."
         y, a = torch.empty_like(x), self.args
