@@ -94,7 +94,7 @@ CODEBOOK_DTYPES = ('float32', 'float16', 'int8', 'float8_e4m3')
 STARTS = ('quantile', 'kmeans', 'gptq')
 SCHEDULES = ('warmup', 'constant', 'anneal', 'ramp')
 
-# %% ../nbs/01_config.ipynb #222a68ab
+# %% ../nbs/01_config.ipynb #3bd14e25
 @dataclass(frozen=True)
 class QuantConfig:
     "The codebooks: their geometry, where they start, how they move."
@@ -105,7 +105,7 @@ class QuantConfig:
     start:str = 'quantile'           # first codebook of a block: 'quantile', 'kmeans' (Lloyd to convergence) or 'gptq' (10a_gptq)
     ema_decay:float = 0.99           # share of the old counts and sums kept at each update
     use_canonical_ema:bool = True    # False: the batch-mean update, kept for comparison
-    codebook_lr:float = 0.           # above 0: entries learned by gradient instead of EMA, at this multiple of the learning rate
+    codebook_lr:float = 0.           # above 0: entries learned by gradient instead of EMA, at this multiple of the learning rate, weights assigned at every step
     requantize_every:int = 10        # steps between two assignments of the weights
 
     def __post_init__(self):
@@ -219,10 +219,10 @@ CONFIGS = {c.name: c for c in [
 PARTS = dict(model=ModelConfig, quant=QuantConfig, train=TrainConfig)
 FIELD_PART = {f.name: part for part,cls in PARTS.items() for f in fields(cls)}
 
-# %% ../nbs/01_config.ipynb #50ab9338
+# %% ../nbs/01_config.ipynb #8ad5672e
 RECIPES = {
     'published': dict(start='quantile', quant_reg_weight=1., distill_weight=0., lr=1e-4, weight_decay=.01, warmup_steps=200, max_steps=5000),
-    'qat':       dict(start='kmeans', quant_reg_weight=0., distill_weight=1., lr=1e-4, weight_decay=0., warmup_steps=50, requantize_every=1),
+    'qat':       dict(start='kmeans', quant_reg_weight=0., distill_weight=1., lr=1e-4, weight_decay=0., warmup_steps=50, codebook_lr=1., requantize_every=1),
 }
 
 def named(kind, name, table):

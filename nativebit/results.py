@@ -42,16 +42,19 @@ def method_settings(
     if method not in known: raise UserError(suggest('method', method, list(known)))
     return known[method]
 
-# %% ../nbs/24_results.ipynb #d25818cc
+# %% ../nbs/24_results.ipynb #fb9bed8b
 EXPERIMENTS = dict(
     headline="""
         method=float
-        method=control max_steps=1000 seed=0,1,2
-        method=rtn,kmeans,hkmeans,gptq geometry=lut-b bits=3,2
-        method=published geometry=published max_steps=1000 seed=0,1,2
-        method=qat geometry=lut-b bits=3,2 max_steps=1000 seed=0,1,2
-        method=control max_steps=3000 seed=0
-        method=qat geometry=lut-b bits=3,2 max_steps=3000 seed=0""",
+        method=rtn,kmeans,gptq geometry=lut-b bits=3,2
+        method=qat geometry=lut-b max_steps=600 lr=1e-4 codebook_lr=1 seed=0,1,2
+        method=control max_steps=600 lr=1e-4 seed=0,1,2
+        method=qat geometry=lut-b bits=2 max_steps=600 lr=3e-4 codebook_lr=1 seed=0,1,2
+        method=published geometry=published max_steps=600 seed=0,1,2
+        method=qat geometry=lut-b max_steps=3000 lr=1e-4 codebook_lr=1 seed=0
+        method=control max_steps=3000 lr=1e-4 seed=0
+        method=qat geometry=lut-b bits=2 max_steps=3000 lr=3e-4 codebook_lr=1 seed=0
+        method=scratch geometry=lut-b max_steps=6000 seed=0 lr=1e-3 weight_decay=0.1 warmup_steps=300 requantize_every=10""",
     geometry="""
         method=float
         method=control max_steps=300 seed=0,1,2
@@ -65,15 +68,15 @@ EXPERIMENTS = dict(
     ema="""
         method=float
         method=control max_steps=300 seed=0,1,2
-        method=qat geometry=lut-b bits=3,2 max_steps=300 seed=0,1,2 use_canonical_ema=true,false
-        method=qat geometry=lut-b bits=3,2 max_steps=300 seed=0,1,2 ema_decay=0.9
+        method=qat geometry=lut-b bits=3,2 max_steps=300 seed=0,1,2 codebook_lr=0 use_canonical_ema=true,false
+        method=qat geometry=lut-b bits=3,2 max_steps=300 seed=0,1,2 codebook_lr=0 ema_decay=0.9
         method=qat geometry=lut-b bits=3,2 max_steps=300 seed=0,1,2 codebook_lr=1,0.1""",
     commitment="""
         method=float
         method=control max_steps=300 seed=0,1,2
-        method=qat geometry=lut-b max_steps=300 seed=0,1 distill_weight=0,1 quant_reg_weight=0,0.01,0.1,1,10,100
-        method=qat geometry=lut-b max_steps=300 seed=0,1 distill_weight=0,1 quant_reg_weight=1 quant_reg_schedule=constant,anneal
-        method=qat geometry=lut-b max_steps=300 seed=0,1 requantize_every=10,50,200 quant_reg_weight=0,1""",
+        method=qat geometry=lut-b max_steps=300 seed=0,1 codebook_lr=0 distill_weight=0,1 quant_reg_weight=0,0.01,0.1,1,10,100
+        method=qat geometry=lut-b max_steps=300 seed=0,1 codebook_lr=0 distill_weight=0,1 quant_reg_weight=1 quant_reg_schedule=constant,anneal
+        method=qat geometry=lut-b max_steps=300 seed=0,1 codebook_lr=0 requantize_every=10,50,200 quant_reg_weight=0,1""",
     scratch="""
         method=float_scratch max_steps=3000 seed=0,1 lr=1e-3 weight_decay=0.1
         method=scratch geometry=lut-b max_steps=3000 seed=0,1 lr=1e-3 weight_decay=0.1 requantize_every=1 delay_quant_steps=0,1500,2400""",
@@ -194,7 +197,7 @@ def finished(out, wanted)->list:
     records = [r for r in (read_jsonl(out) if Path(out).exists() else []) if r.get('type') != 'header']
     return [r for row in wanted for r in records if r['row'] == row]
 
-# %% ../nbs/24_results.ipynb #5d68e17d
+# %% ../nbs/24_results.ipynb #6dadce4a
 def run_rows(
     experiment:str,  # a key of `EXPERIMENTS`, or lines such as theirs
     setup:Setup,
@@ -213,6 +216,7 @@ def run_rows(
             with FileLock(locks/row_key(row), timeout=0):
                 if finished(out, [row]): continue
                 add_row(out, experiment=out.stem, **attempted(setup, row))
+                with_gaps(out, wanted)   # now, for a sitting may end before its last row
         except Timeout: continue   # another worker's
     return with_gaps(out, wanted)
 

@@ -243,12 +243,14 @@ def training_data(cfg, tokens, mesh=None):
     data = batches(tokens, cfg.model.context_len, cfg.train.batch_size//hosts, cfg.train.seed, host=(jax.process_index(), hosts))
     return data if mesh is None else data.map(partial(shard_batch, mesh=mesh))
 
-# %% ../nbs/11_train.ipynb #51abfdce
+# %% ../nbs/11_train.ipynb #d3000e4b
 def run_steps(cfg, state, data, states, **kw):
     "`fit`, saving as it goes; after a signal save once more and exit with 128 + its number."
     try:
         with noted_signals() as stop: state = fit(cfg, state, data, save=states.save, stop=stop, **kw)
-    except NotANumber as e: raise NotANumber(f"{e}{states.kept}") from e
+    except NotANumber as e:
+        states.close()   # a save may still be under way
+        raise NotANumber(f"{e}{states.kept}") from e
     finally: states.close()
     if state.step == cfg.train.max_steps: return state
     tqdm.write(f"stopped at step {state.step}{states.kept}", sys.stderr)
