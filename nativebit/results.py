@@ -7,7 +7,7 @@ __all__ = ['TRAINED', 'FROM_SCRATCH', 'EXPERIMENTS', 'method_settings', 'rows_of
            'quantizer_state', 'trained_row', 'run_row', 'load_float_once', 'row_key', 'finished', 'run_rows',
            'attempted', 'reference', 'with_gaps', 'spread', 'summary', 'main']
 
-# %% ../nbs/24_results.ipynb #6f97c68b
+# %% ../nbs/24_results.ipynb #40bff804
 import math, time
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ import jax, jax.numpy as jnp, numpy as np
 from filelock import FileLock, Timeout
 from flax import nnx
 from tqdm import tqdm
+from .checkpoint import save_checkpoint
 from .config import get_config, suggest
 from .core import UserError, atomic_path, cli, leaf_names, read_jsonl
 from .data import DATA, load_tokenizer
@@ -99,7 +100,7 @@ def rows_of(
     for r in found: method_settings(r.get('method', ''))
     return [r for i,r in enumerate(found) if r not in found[:i]]
 
-# %% ../nbs/24_results.ipynb #13b8f15f
+# %% ../nbs/24_results.ipynb #46477e4f
 class Setup(NamedTuple):
     "What all rows of an experiment share."
     config:str           # preset
@@ -108,15 +109,16 @@ class Setup(NamedTuple):
     tokens:dict          # splits of the dataset
     tokenizer:object     # to count words, and to read the other spelling
     raw:str|None=None    # the test text as it is spelt elsewhere (WikiText: tokens apart), whose words are the denominator
+    keep:str|None=None   # folder for the checkpoints of trained rows
 
-def make_setup(config:str, fixed:dict, init_from=None, raw=None)->Setup:
+def make_setup(config:str, fixed:dict, init_from=None, raw=None, keep=None)->Setup:
     "Read what the rows need. Raises `UserError` for whatever is missing or misspelt."
     cfg = get_config(config, **fixed)
     tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
     try: raw = raw and Path(raw).read_text(encoding='utf-8')
     except OSError as e: raise UserError(f"cannot read {raw} ({e.strerror}); give --raw the text file of the test split") from e
     if init_from: load_float(init_from)
-    return Setup(config, fixed, init_from and str(init_from), load_tokens(cfg), tok, raw)
+    return Setup(config, fixed, init_from and str(init_from), load_tokens(cfg), tok, raw, keep)
 
 # %% ../nbs/24_results.ipynb #7cc427cc
 def row_config(
@@ -160,12 +162,13 @@ def quantizer_state(state, cfg, start=None)->dict:
     out = dict(quant_err_rms=float(d['quant_error_rms']), dead_frac=float(d['dead_entries_frac']), stale=rms(lambda p: weight(p) + flat[p+'delta'] - hard[p+'weight'])/rms(weight))
     return out if start is None else dict(out, drift=rms(lambda p: weight(p) - leaf_names(start)[p+'weight'])/rms(weight))
 
-# %% ../nbs/24_results.ipynb #6ee8b30a
-def trained_row(cfg, init_from, setup, teacher)->tuple:
-    "(weights to evaluate, what is to be recorded) of a run."
+# %% ../nbs/24_results.ipynb #f3874dc5
+def trained_row(setup, row, cfg, init_from, teacher)->tuple:
+    "(weights to evaluate, what is to be recorded) of a run; its checkpoint where the setup says."
     state, distilled_from = init_state(cfg, init_from, setup.tokens['train'])
     records, begun = [], time.time()
     state = fit(cfg, state, training_data(cfg, setup.tokens['train']), teacher=distilled_from, log=lambda **r: records.append(r))
+    if setup.keep: save_checkpoint(Path(setup.keep)/row_key(row), cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from)
     about = quantizer_state(state, cfg, teacher) if cfg.quant.nativebit else {}
     return eval_params(state, cfg), dict(about, train_loss=float(records[-1]['loss']), tokens_per_s=records[-1]['tokens_per_s'], train_s=time.time()-begun)
 
@@ -180,7 +183,7 @@ def run_row(
     text = calibration_text(cfg, cfg.train.dataset, setup.tokenizer, cfg.train.calibration_tokens) if method in CALIBRATED else None
     if method == 'float': params, about = teacher, {}
     elif fixed: params, about = posthoc_params(teacher, cfg.quant, method, cfg=cfg, calibration=text), {}
-    else: params, about = trained_row(cfg, init_from, setup, teacher)
+    else: params, about = trained_row(setup, row, cfg, init_from, teacher)
     books = fixed and method != 'float' or not fixed and cfg.quant.nativebit
     size = dict(bits=index_bits(cfg.quant), bits_per_weight=network_bits(params, cfg.quant, method)) if books else dict(bits=16, bits_per_weight=16.)
     settings = dict(geometry='' if not books else row.get('geometry', ''), steps=0 if fixed else cfg.train.max_steps, lr=0. if fixed else cfg.train.lr)
@@ -269,7 +272,7 @@ def summary(
         'gap, %': spread(x, '%') if (x := pick(g, 'gap_vs_control')) else '', 'KL': f'{np.mean(x):.4f}' if (x := pick(g, 'kl')) else ''})
     return [line(*g) for g in groups.items()]
 
-# %% ../nbs/24_results.ipynb #15cb52e9
+# %% ../nbs/24_results.ipynb #69506ab5
 @cli
 def main(
     experiment:str='headline',  # which one, or lines of a grid with --out: "method=qat lr=1e-4,3e-4 seed=0,1"
@@ -280,6 +283,7 @@ def main(
     raw:str=None,               # text file: the test split as published, its words are the denominator
     out:str=None,               # results file, data/results/EXPERIMENT.jsonl by default; started again, or several times at once, it goes on
     minutes:float=math.inf,     # start no row after so many
+    keep:str=None,              # folder for the checkpoints of trained rows
     by:str='',                  # settings that the table tells apart, comma-separated
 ):
     "Print the table of an experiment, or run it. One process a GPU: start it once for each with CUDA_VISIBLE_DEVICES set."
@@ -287,6 +291,6 @@ def main(
     if out is None: raise UserError("give --out a file for the rows of this grid")
     if run:
         fixed = {k: v[0] for k,v in parse_grid(settings, several=False).items()}
-        rows = run_rows(experiment, make_setup(config, fixed, init_from, raw), out, minutes)
+        rows = run_rows(experiment, make_setup(config, fixed, init_from, raw, keep), out, minutes)
     else: _, rows = load_results(str(out))
     print(as_markdown(summary(rows, *filter(None, by.split(',')))))
