@@ -37,18 +37,18 @@ def choose(
         z = z.masked_fill(z < order.masked_fill(~kept, float('inf')).min(), float('-inf'))
     return likeliest(z.softmax(0)/noise)
 
-# %% ../nbs/16a_torch_decode.ipynb #ee109582
+# %% ../nbs/16a_torch_decode.ipynb #27fb4a7d
 def decode_step(
     model:NativeBitGPT,
     cache:list,     # as of `empty_cache`, changed in place
-    plan,           # as of `hidden`
+    planned,        # as of `hidden`
     token:Tensor,   # (1, 1) the last one chosen, replaced by the next
     at:Tensor,      # (1,) its position, one more afterwards
     noise:Tensor,   # as of `choose`
     *how,           # temperature, top_k, top_p
 ):
     "Put a token into the cache and choose the next."
-    chosen = choose(model.scores(model.hidden(token, cache, at, plan)[0, 0]), noise, *how)
+    chosen = choose(model.scores(model.hidden(token, cache, at, planned)[0, 0]), noise, *how)
     token.copy_(chosen)
     at.add_(1)
 
@@ -65,7 +65,7 @@ def recorded(
     with torch.cuda.graph(graph): step()
     return graph.replay
 
-# %% ../nbs/16a_torch_decode.ipynb #ba2fe435
+# %% ../nbs/16a_torch_decode.ipynb #f9d68ccc
 class Decoder:
     "A network with its cache: `begin` reads a prompt, `step` adds a token, `read` fetches it."
     def __init__(self,
@@ -88,7 +88,7 @@ class Decoder:
         "The step for these options, recorded where it should be."
         if how not in self.steps:
             self.at.zero_()
-            step = partial(self.run, self.model, self.cache, self.plan and self.plan.number, self.token, self.at, self.noise, *how)
+            step = partial(self.run, self.model, self.cache, self.plan is not None, self.token, self.at, self.noise, *how)
             self.steps[how] = recorded(step) if self.graph else step
         return self.steps[how]
 

@@ -7,7 +7,7 @@ __all__ = ['FUSED', 'RMSNorm', 'together', 'Attention', 'SwiGLU', 'Layer', 'tabl
            'quantized_modules', 'start_params', 'requantize_params', 'compute_quant_reg', 'serve', 'set_floats',
            'from_pack']
 
-# %% ../nbs/16_torch_model.ipynb #ced48def
+# %% ../nbs/16_torch_model.ipynb #e91c9d1c
 from itertools import repeat
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from .pack import Pack, read_pack
 from .torch_attention import attend, cached_attention, decode_attention, rotate, rotations
 from .torch_layers import NativeBitLinear
 from .torch_packed import as_tensor, pack_linear
-from .kernels.layer import decode_layer, fits, fits_head, head_scores, layer_args
+from .kernels.head import fits_head, lm_head
+from .kernels.layer import decode_layer, fits, layer_args
 from .kernels.token import decode_token
 
 # %% ../nbs/16_torch_model.ipynb #a9669184
@@ -107,7 +108,7 @@ def table_scores(
     else: y = F.linear(x, table.to(x.dtype)).float()
     return y if scale is None else y*scale
 
-# %% ../nbs/16_torch_model.ipynb #14a510db
+# %% ../nbs/16_torch_model.ipynb #346ca149
 class NativeBitGPT(nn.Module):
     "A decoder whose matrices hold K values a block."
     def __init__(self,
@@ -127,17 +128,17 @@ class NativeBitGPT(nn.Module):
         tokens:Integer[Tensor, "B T"],
         cache=None,                # as of `empty_cache`, changed in place; None: the tokens are a text from its beginning
         at=None,                   # (T,) positions of the tokens in the cache
-        plan=None,                 # number of the cache's `TokenPlan`: a single token takes all layers in one launch (17c_one_launch)
+        planned=False,             # a `TokenPlan` was made for the cache: a single token takes all layers in one launch (17c_one_launch)
     )->Float[Tensor, "B T D"]:     # normed, in front of the head
         x = table_rows(self.embed, self.embed_scale, tokens, self.dtype)
-        if plan and tokens.shape == (1, 1): return self.norm(decode_token(x, [k for k,_ in cache], [v for _,v in cache], at, plan))
+        if planned and tokens.shape == (1, 1): return self.norm(decode_token(x, [k for k,_ in cache], [v for _,v in cache], at))
         for layer,kv in zip(self.layers, cache or repeat(None)): x = layer(x, self.cos, self.sin, kv, at)
         return self.norm(x)
 
     def scores(self, x:Float[Tensor, "... D"])->Float[Tensor, "... V"]:
         "Logits, in float32."
         table, scale = (self.embed, self.embed_scale) if self.head is None else (self.head, self.head_scale)
-        if fits_head(x, scale, fused := self.layers[0].fused): return head_scores(x, table, scale, fused['bits'], fused['kind'])
+        if fits_head(x, scale, fused := self.layers[0].fused): return lm_head(x, table, scale, fused['bits'], fused['kind'])
         return table_scores(x, table, scale)
 
     def forward(self, tokens, cache=None, at=None)->Float[Tensor, "B T V"]: return self.scores(self.hidden(tokens, cache, at))

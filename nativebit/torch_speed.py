@@ -95,7 +95,7 @@ def speed_line(row:dict)->str:
     return (f"{row['end_to_end']}: {row['tokens_per_s']} tokens/s, {row['ms']} ms a token; {row['bytes_per_token']/1e6:.2f} MB of weights a token, "
             f"{row['gb_per_s']} GB/s, {row['context']} tokens of context, on {row['device']}")
 
-# %% ../nbs/16b_torch_speed.ipynb #d199d443
+# %% ../nbs/16b_torch_speed.ipynb #debf64f1
 def run_benchmark(
     name:str,            # of the network, for the records
     model:NativeBitGPT,
@@ -108,7 +108,7 @@ def run_benchmark(
     for label,net in ((f"{name} {'packed' if packed else 'looked up'}", lambda: model), (f'{name} dense bfloat16', lambda: dequantized(model))):
         torch.compiler.reset()
         decoder = Decoder(net(), **how)
-        place = dict(context=context, dtype=str(decoder.model.dtype)[6:], **how, device=device_name(decoder.at.device))
+        place = dict(context=context, dtype=str(decoder.model.dtype)[6:], **how, one_launch=decoder.plan is not None, device=device_name(decoder.at.device))
         row = dict(end_to_end=label, **decode_speed(decoder, context, n_tokens), **place)
         print(speed_line(row), flush=True)
         if out:

@@ -28,7 +28,7 @@ from .model import forward_fn, init_model, model_shapes
 from .sharding import PlacedRngs, anywhere, built, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, shardings, use_mesh
 from .step import TrainState, eval_params, first_state, lambda_at, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
 
-# %% ../nbs/11_train.ipynb #8b45a6f7
+# %% ../nbs/11_train.ipynb #f3d5bd93
 def check_start(
     cfg:Config,    # the run
     init_from,     # path of the checkpoint to start from, or None
@@ -42,7 +42,7 @@ def check_start(
     if t.distill_weight and not init_from: raise UserError("--distill-weight needs a teacher: give a trained float checkpoint with --init-from")
     if cfg.quant.nativebit and cfg.quant.start == 'gptq' and (not init_from or books or t.delay_quant_steps):
         raise UserError("--start gptq needs a trained float checkpoint with --init-from, and no --delay-quant-steps")
-    if cfg.quant.nativebit and cfg.quant.codebook_lr and t.delay_quant_steps: raise UserError("--codebook-lr needs codebooks from the first step; leave out --delay-quant-steps")
+    if cfg.quant.nativebit and cfg.quant.codebook_lr and t.delay_quant_steps: raise UserError("entries learned by gradient need codebooks from the first step; leave out --delay-quant-steps, or give --codebook-lr 0")
 
 # %% ../nbs/11_train.ipynb #351005b5
 def calibration_batches(
@@ -279,7 +279,7 @@ def train(
         state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
-# %% ../nbs/11_train.ipynb #c0ab7b7d
+# %% ../nbs/11_train.ipynb #f0d6edeb
 @cli
 @also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit'))
 def main(
@@ -288,7 +288,7 @@ def main(
     no_nativebit:bool=False,  # train in float
     init_from:str=None,       # start from this checkpoint: a folder, .safetensors or .npz
     resume:bool=False,        # go on from the last saved state of logs/NAME; from the start if there is none
-    recipe:str=None,          # published, or qat (teacher, no commitment, k-means start); any flag given wins
+    recipe:str=None,          # published, or qat (teacher, no commitment, k-means start, entries by gradient); any flag given wins
     geometry:str=None,        # published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
     bits:int=None,            # index bits, another number than the geometry's
     context_len:int=None,     # tokens a window

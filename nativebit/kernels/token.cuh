@@ -20,7 +20,8 @@ DEV Share share_of(const Matrix& m) {
     const int groups = gridDim.x/m.ranks, group = blockIdx.x/m.ranks, rank = blockIdx.x%m.ranks;
     Share s;
     s.tile = part(m.tiles, group, groups); s.tiles = group < groups ? part(m.tiles, group + 1, groups) - s.tile : 0;
-    s.k0 = part(m.KB, rank, m.ranks); s.nk = part(m.KB, rank + 1, m.ranks) - s.k0; s.pieces = (s.nk + PIECE - 1)/PIECE; s.inverse = ((1 << 20) + s.pieces - 1)/max(s.pieces, 1);
+    s.k0 = part(m.KB, rank, m.ranks); s.nk = part(m.KB, rank + 1, m.ranks) - s.k0; s.pieces = (s.nk + PIECE - 1)/PIECE;
+    s.inverse = ((1 << 20) + s.pieces - 1)/max(s.pieces, 1);
     return s;
 }
 struct TokenLayout {   // of shared memory, in bytes
@@ -69,7 +70,9 @@ template<int MODE, int H, int BF16> struct Consumer {
         threads = blockDim.x - 32; lane = threadIdx.x%32; warp = threadIdx.x/32; warps = threads/32; slot = turn = phase = 0;
         steps = (float*)(smem + at.steps); sums = (float*)(smem + at.sums); parts = (float*)(smem + at.warps); squares = parts + warps*WIDTH<H>;
         row = (uint16_t*)(smem + at.row); x = (uint32_t*)(smem + at.x); ring = smem + at.ring; shares = (Share*)(smem + at.shares); layers = (LayerArgs*)(smem + at.layers);
-        pos = (int)load_i64(p.at); head = blockIdx.x/p.splits; kv = head/(p.n_heads/p.kv_heads); first_of_kv = head%(p.n_heads/p.kv_heads) == 0; split = blockIdx.x%p.splits; begin = part(pos, split, p.splits) + warp*(256/H); end = part(pos, split + 1, p.splits);
+        const int group = p.n_heads/p.kv_heads;
+        pos = (int)load_i64(p.at); head = blockIdx.x/p.splits; kv = head/group; first_of_kv = head%group == 0;
+        split = blockIdx.x%p.splits; begin = part(pos, split, p.splits) + warp*(256/H); end = part(pos, split + 1, p.splits);
         if (threadIdx.x < 4) shares[threadIdx.x] = share_of(p.m[threadIdx.x]);
         for (int i = threadIdx.x; i < p.n_layers*(int)sizeof(LayerArgs)/4; i += threads) ((uint32_t*)layers)[i] = ((const uint32_t*)p.layers)[i];
     }

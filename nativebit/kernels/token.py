@@ -79,18 +79,18 @@ class TokenPlan:
         cuda._checked(self.lib.nativebit_token(ctypes.byref(a), self.blocks, self.warps, c_void_p(stream)), f'one launch of {self.blocks} blocks')
         return y
 
-# %% ../../nbs/17c_one_launch.ipynb #0e0fa2e1
-PLANS, _numbers = weakref.WeakValueDictionary(), itertools.count(1)
+# %% ../../nbs/17c_one_launch.ipynb #569ea2b2
+PLANS = weakref.WeakValueDictionary()   # by the address of the first layer's keys, which a plan keeps alive
 
 @torch.library.custom_op('nativebit::decode_token', mutates_args=('keys', 'values'))
-def decode_token(x:Tensor, keys:list[Tensor], values:list[Tensor], at:Tensor, plan:int)->Tensor:
-    "One token through all layers, (1, 1, D) to (1, 1, D); `keys` and `values` are the cache that plan number `plan` was made for."
-    p = PLANS[plan]
-    if any(a.data_ptr() != b.data_ptr() for given,own in zip((keys, values), zip(*p.cache)) for a,b in zip(given, own)): raise RuntimeError("this is not the cache of the plan, or a copy of it")
+def decode_token(x:Tensor, keys:list[Tensor], values:list[Tensor], at:Tensor)->Tensor:
+    "One token through all layers, (1, 1, D) to (1, 1, D); a plan was made for this cache."
+    p = PLANS.get(keys[0].data_ptr())
+    if not p or any(a.data_ptr() != b.data_ptr() for given,own in zip((keys, values), zip(*p.cache)) for a,b in zip(given, own)): raise RuntimeError("no plan was made for this cache, or this is a copy of it")
     return p.run(x, at)
 
 @decode_token.register_fake
-def _(x, keys, values, at, plan): return torch.empty_like(x)
+def _(x, keys, values, at): return torch.empty_like(x)
 
 def token_plan(
     model,  # `NativeBitGPT`
@@ -100,7 +100,5 @@ def token_plan(
     if not all(fits(l, model.dtype) for l in model.layers): return None
     forms = {tuple((*p.shape, p.bits, p.kind) for p in (m.packed for m in l.products())) for l in model.layers}
     if len(forms) > 1 or torch.cuda.get_device_properties(model.embed.device).multi_processor_count < model.cfg.n_heads: return None
-    plan = TokenPlan(model, cache)
-    plan.number = next(_numbers)
-    PLANS[plan.number] = plan
+    PLANS[cache[0][0].data_ptr()] = plan = TokenPlan(model, cache)
     return plan
