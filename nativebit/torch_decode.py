@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['likeliest', 'choose', 'decode_step', 'recorded', 'Decoder', 'generate']
 
-# %% ../nbs/16a_torch_decode.ipynb #9031458a
-import math
+# %% ../nbs/16a_torch_decode.ipynb #cd93e766
 from functools import partial
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from jaxtyping import Float, Integer
 from .torch_model import NativeBitGPT
 from .kernels.token import token_plan
 
-# %% ../nbs/16a_torch_decode.ipynb #082d7a81
+# %% ../nbs/16a_torch_decode.ipynb #085c6a0a
 def likeliest(logits:Float[Tensor, "V"])->Integer[Tensor, ""]:
     "The index of the largest, in two steps: one reduction over a vocabulary keeps one processor busy and the others waiting."
-    best, where = logits.view(math.gcd(len(logits), 128), -1).max(-1)
+    rows = F.pad(logits, (0, -len(logits)%128), value=-torch.inf).view(128, -1)
+    best, where = rows.max(-1)
     row = best.argmax()
-    return row*(len(logits)//len(best)) + where.gather(0, row[None])[0]
+    return row*rows.shape[1] + where.gather(0, row[None])[0]
 
 def choose(
     logits:Float[Tensor, "V"],

@@ -3,7 +3,7 @@
 // between two of those every block waits until all have written.
 constexpr int TOKEN_MODE = E4M3 ? FP16 : INT16;
 constexpr int MOST_PARTS = 4, MOST_SPLITS = 8;                          // of an input; of a head's positions
-constexpr int PIECE = 5;                                                 // units of a row of tiles that are copied, and multiplied by a warp, at a time
+constexpr int PIECE = 3;                                                 // units of a row of tiles that are copied, and multiplied by a warp, at a time
 struct Matrix { int tiles, KB, ranks; };                                 // ranks: parts of the input, each another block's
 struct LayerArgs { const uint8_t* units[4]; const void *norm[2], *bias[4]; void *keys, *values; float factor[4][3]; };   // q k v, o, gate and up, down
 struct TokenArgs {
