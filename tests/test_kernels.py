@@ -121,9 +121,8 @@ def test_a_compiled_step_takes_the_operators(monkeypatch):
     monkeypatch.setattr(torch_decode, 'token_plan', plan)
     monkeypatch.setattr(torch_model, 'fits', lambda *a: True)
     monkeypatch.setattr(cuda, 'library', lambda *a: calls.append(a) or lib)
-    monkeypatch.setattr(torch._dynamo.config, 'recompile_limit', 1)
-    for i in range(2):                                                  # the second decoder runs what was compiled for the first
-        assert list(torch_decode.generate(torch_decode.Decoder(net, compile=True), [1, 2, 3], 6)) == want and len(set(want)) > 2
+    with torch._dynamo.config.patch(recompile_limit=1):                 # the second decoder runs what was compiled for the first
+        for i in range(2): assert list(torch_decode.generate(torch_decode.Decoder(net, compile=True), [1, 2, 3], 6)) == want and len(set(want)) > 2
     assert len(calls) == 2*6                                            # the head of the prompt's last token and of five more
 
 AHEAD = '''

@@ -7,7 +7,7 @@ from nativebit.posthoc import main as posthoc
 from nativebit.train import main as train
 
 SCRIPTS = Path(__file__).resolve().parent.parent/'tpu_scripts'
-BASH = [p for p in SCRIPTS.iterdir() if p.read_text().startswith(('#!/usr/bin/env bash', '# shellcheck'))]
+BASH = [p for p in SCRIPTS.iterdir() if p.is_file() and p.read_text().startswith(('#!/usr/bin/env bash', '# shellcheck'))]
 CLOUD = {'provision': [], 'setup': [], 'launch': ['qat', '42', '--bucket', 'gs://bkt'], 'status': [], 'logs': [], 'fetch': ['--bucket', 'gs://bkt'], 'delete': []}
 HERE = ['--project', 'my project; rm', '--zone', 'us-east5-b']
 
