@@ -131,7 +131,7 @@ class NativeBitGPT(nn.Module):
         planned=False,             # a `TokenPlan` was made for the cache: a single token takes all layers in one launch (17c_one_launch)
     )->Float[Tensor, "B T D"]:     # normed, in front of the head
         x = table_rows(self.embed, self.embed_scale, tokens, self.dtype)
-        if planned and tokens.shape == (1, 1): return self.norm(decode_token(x, [k for k,_ in cache], [v for _,v in cache], at))
+        if planned and tokens.shape == (1, 1): return decode_token(x, [k for k,_ in cache], [v for _,v in cache], at)
         for layer,kv in zip(self.layers, cache or repeat(None)): x = layer(x, self.cos, self.sin, kv, at)
         return self.norm(x)
 

@@ -2,12 +2,14 @@
 #pragma once
 #include <pthread.h>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <random>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -41,7 +43,7 @@ static inline int lane_id() { return threadIdx.x%32; }
 static inline void meet() { pthread_barrier_wait(&warp().sync); }
 static inline void __syncthreads() { pthread_barrier_wait(&here->sync); }
 DEV void warp_sync() { meet(); }
-DEV void sync_some(int) { pthread_barrier_wait(&here->some); }   // the block's threads but for its last warp
+DEV void sync_some(int) { pthread_barrier_wait(&here->some); }   // the block's threads but for its last four warps
 
 DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
     uint64_t v = (uint64_t)b << 32 | a; uint32_t d = 0;
@@ -51,6 +53,7 @@ DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
     }
     return d;
 }
+DEV uint32_t least(uint32_t a, uint32_t b) { auto of = [](uint32_t a, uint32_t b) { return (uint32_t)(uint16_t)min((int16_t)a, (int16_t)b); }; return of(a, b) | of(a >> 16, b >> 16) << 16; }
 static inline float to_float(uint16_t v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }
 static inline uint16_t to_half(float f) { _Float16 h = (_Float16)f; uint16_t v; memcpy(&v, &h, 2); return v; }
 static inline float e4m3(uint8_t v) {
@@ -65,6 +68,7 @@ static inline float clamp_half(float f) { return f > 65504.f ? 65504.f : f < -65
 DEV uint32_t floats_to_half2(float lo, float hi) { return to_half(clamp_half(lo)) | (uint32_t)to_half(clamp_half(hi)) << 16; }
 DEV float fast_ratio(float a, float b) { return a/b; }
 DEV float fast_exp(float v) { return expf(v); }
+DEV float fast_log(float v) { return logf(v); }
 DEV float inverse_sqrt(float v) { return 1.f/sqrtf(v); }
 DEV uint16_t float_to_half(float v) { return to_half(v); }
 DEV uint16_t float_to_bf16(float v) { uint32_t u = __float_as_uint(v); return (u + 0x7fff + (u >> 16 & 1)) >> 16; }
@@ -111,12 +115,59 @@ DEV uint4 load_x(const void* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off
 DEV uint4 load_once(const void* p) { return load_x(p); }
 DEV uint16_t load_u16(const uint16_t* p) { return *p; }
 DEV void fetch(const void*) {}
+DEV void fetch_bulk(const void* p, uint32_t bytes) { need((uintptr_t)p%16 == 0 && bytes%16 == 0, "a prefetch off its 16-byte boundary"); volatile uint8_t last = ((const uint8_t*)p)[bytes - 1]; (void)last; }
 DEV long long load_i64(const long long* p) { return *p; }
+DEV int load_int(const unsigned* p) { return (int)__atomic_load_n(p, __ATOMIC_RELAXED); }
 DEV float load_float(const float* p) { return *p; }
 DEV float4 load_float4(const float* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const float4*)p; }
-DEV void signal_release(unsigned* p) { __atomic_fetch_add(p, 1, __ATOMIC_RELEASE); }
 DEV uint32_t add_release(unsigned* p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
-DEV uint32_t load_acquire(const unsigned* p) { std::this_thread::yield(); return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+// what blocks send each other. With -DFUZZ=seed a thread stops at times, a block may be a slow one, and what was sent arrives late and in any order,
+// one half after the other, but for numbers sent to the same place, and for those that `sent_before` waits for
+#ifndef FUZZ
+static inline void stumble() {}
+static inline void store16(uint16_t* p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+DEV void sent_before() {}
+struct Mail {};
+#else
+struct Letter { uint16_t* to; uint16_t value; int from, wait; };
+static std::mutex mail_lock;
+static std::vector<Letter> mail;
+static thread_local std::minstd_rand draws;
+static inline int me() { return blockIdx.x*blockDim.x + threadIdx.x; }
+static inline void stumble() {
+    static thread_local bool seeded = false;
+    if (!seeded) { draws.seed(FUZZ + 7919*me() + std::chrono::steady_clock::now().time_since_epoch().count()%1000003); seeded = true; }
+    const bool slow = (blockIdx.x*31 + FUZZ)%3 == 0;
+    if (draws()%(slow ? 40 : 400) == 0) std::this_thread::sleep_for(std::chrono::microseconds(draws()%(slow ? 3000 : 300)));
+}
+static inline void store16(uint16_t* p, uint16_t v) { std::lock_guard<std::mutex> hold(mail_lock); mail.push_back({p, v, me(), (int)(draws()%(draws()%50 ? 8 : 300))}); }
+static inline bool underway() { std::lock_guard<std::mutex> hold(mail_lock); for (auto& l : mail) if (l.from == me()) return true; return false; }
+DEV void sent_before() { while (underway()) std::this_thread::yield(); }
+struct Mail {                                                            // brings what has waited long enough
+    std::atomic<bool> end{false}; std::thread carrier;
+    Mail() : carrier([this] {
+        std::minstd_rand pick(FUZZ);
+        for (bool empty = false; !(end && empty);) {
+            { std::lock_guard<std::mutex> hold(mail_lock);
+              std::vector<Letter> later; std::unordered_map<uint16_t*, bool> held;
+              for (auto& l : mail) if (held.count(l.to) || --l.wait > 0) { held[l.to] = true; later.push_back(l); } else __atomic_store_n(l.to, l.value, __ATOMIC_RELAXED);
+              mail.swap(later); empty = mail.empty(); }
+            std::this_thread::sleep_for(std::chrono::microseconds(pick()%60));
+        }
+    }) {}
+    ~Mail() { end = true; carrier.join(); }
+};
+#endif
+DEV uint4 load_now(const void* p) {
+    need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary");
+    stumble();
+    uint16_t v[8]; bool not_yet = false;
+    for (int i = 0; i < 8; i++) { v[i] = __atomic_load_n((const uint16_t*)p + i, __ATOMIC_RELAXED); not_yet |= v[i] == 0x8000; }
+    if (not_yet) std::this_thread::yield();
+    uint4 r; memcpy(&r, v, 16); return r;
+}
+DEV void send(uint16_t* p, uint16_t v) { stumble(); store16(p, v); }
+DEV void send(uint16_t* p, uint4 v) { need((uintptr_t)p%16 == 0, "a 16-byte store off its boundary"); uint16_t h[8]; memcpy(h, &v, 16); stumble(); for (int i = 0; i < 8; i++) store16(p + i, h[i]); }
 struct Barrier { int arrivals, left; int64_t bytes; uint32_t phase; };
 static std::mutex barriers_lock;
 static std::unordered_map<const void*, Barrier> barriers;
@@ -207,6 +258,7 @@ static void call(const void* kernel, void** args);   // defined behind the kerne
 static int launch(const void* kernel, void** args, int blocks, int threads, int ranks, int bytes, int, void*) {
     const int guard = 256;
     if (!ranks) ranks = blocks;                                          // all at once: they wait for each other
+    Mail mail; (void)mail;
     for (int first = 0; first < blocks; first += ranks) {
         Cluster c; c.blocks.resize(ranks);
         pthread_barrier_init(&c.sync, nullptr, ranks*threads);
@@ -215,7 +267,7 @@ static int launch(const void* kernel, void** args, int blocks, int threads, int 
             Block& b = c.blocks[r];
             b.shared = (uint8_t*)aligned_alloc(1024, (bytes + guard + 1023)/1024*1024); memset(b.shared, 0xff, bytes + guard);
             b.rank = r; b.cluster = &c; b.warps.resize(threads/32);
-            pthread_barrier_init(&b.sync, nullptr, threads); pthread_barrier_init(&b.some, nullptr, threads > 32 ? threads - 32 : 1);
+            pthread_barrier_init(&b.sync, nullptr, threads); pthread_barrier_init(&b.some, nullptr, threads > 128 ? threads - 128 : 1);
             for (auto& w : b.warps) pthread_barrier_init(&w.sync, nullptr, 32);
         }
         for (int r = 0; r < ranks; r++) for (int t = 0; t < threads; t++) all.emplace_back([=, &c] {

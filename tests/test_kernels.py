@@ -125,6 +125,21 @@ def test_a_compiled_step_takes_the_operators(monkeypatch):
         for i in range(2): assert list(torch_decode.generate(torch_decode.Decoder(net, compile=True), [1, 2, 3], 6)) == want and len(set(want)) > 2
     assert len(calls) == 2*6                                            # the head of the prompt's last token and of five more
 
+def test_numbers_may_come_late(monkeypatch):
+    "Blocks that stumble, and numbers that arrive late and in any order, change no bit of several tokens."
+    monkeypatch.setenv('FUZZ', '7')
+    libs = on_cpu(3, 'int8'), ctypes.CDLL(str(cuda.build(3, 'int8', [*GXX, '-DFUZZ=atoi(getenv("FUZZ"))'])))
+    for shape, plan in ((dict(n_layers=4, d_model=200, n_heads=2, n_kv_heads=1, head_size=128, d_ff=264), dict(blocks=5, warps=2, ranks=(1, 2, 1, 3))),
+                        (dict(n_layers=2, d_model=136, n_heads=4, n_kv_heads=2, head_size=64, d_ff=400), dict(blocks=8, warps=1, ranks=(1, 1, 1, 4)))):
+        net = random_network(get_config('tiny', geometry='int8', context_len=32, **shape), dtype=torch.float16)
+        caches = [net.empty_cache() for _ in libs]
+        plans = [token.TokenPlan(net, c, lib=l, **plan) for c, l in zip(caches, libs)]
+        for i in range(4):
+            x, at = torch.randn(1, 1, shape['d_model']).half(), torch.tensor([i])
+            a, b = [p.run(x, at) for p in plans]
+            assert torch.equal(a, b) and a.isfinite().all()
+        assert all(torch.equal(s, t) for c, d in zip(*caches) for s, t in zip(c, d))
+
 AHEAD = '''
 from nativebit.kernels import lut
 import triton

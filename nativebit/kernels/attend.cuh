@@ -49,11 +49,22 @@ template<int H> DEV Eight turned(uint4 own_, uint4 other_, int d, const float* c
 struct Running {
     float top, total; Eight sum;
     DEV static float weight(float top, float of) { return top == -INFINITY ? 0.f : fast_exp(top - of); }
-    DEV void add(float score, const Eight& value) {
-        const float high = fmaxf(top, score), old = weight(top, high), now = weight(score, high);
-        total = total*old + now; top = high;
+    template<int N> DEV void add(const float (&score)[N], const uint4 (&values)[N], int bf16) {
+        float high = top;
 #pragma unroll
-        for (int i = 0; i < 8; i++) sum.v[i] = fmaf(now, value.v[i], sum.v[i]*old);
+        for (int n = 0; n < N; n++) high = fmaxf(high, score[n]);
+        const float old = weight(top, high);
+        total *= old; top = high;
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum.v[i] *= old;
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const float now = weight(score[n], high);
+            Eight v; v.unpack(values[n], bf16);
+            total += now;
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum.v[i] = fmaf(now, v.v[i], sum.v[i]);
+        }
     }
     DEV void join(int mask) {   // with the lane that lies `mask` away
         const float there = shfl_xor(top, mask), high = fmaxf(top, there), a = weight(top, high), b = weight(there, high);
@@ -71,21 +82,25 @@ template<int H, class F> DEV float joined(F from, int n, int d, float& top, floa
     for (int i = 0; i < n; i++) { const float w = Running::weight(from(i*WIDTH<H> + H), top); v += w*from(i*WIDTH<H> + d); total += w*from(i*WIDTH<H> + H + 1); }
     return v;
 }
-template<int H> DEV float dot_of(const Eight& a, const Eight& b, float scale) {
-    float s = a.dot(b)*scale;
+template<int H, int N> DEV void add_up(float (&s)[N]) {   // over the lanes of a row
 #pragma unroll
-    for (int m = H/16; m; m /= 2) s += shfl_xor(s, m);
-    return s;
+    for (int m = H/16; m; m /= 2)
+#pragma unroll
+        for (int n = 0; n < N; n++) s[n] += shfl_xor(s[n], m);
 }
-// what a warp knows of one head: its query and, if it is the one that has the newest token, key and value of that one, all turned
+// what a warp knows of one head: its query times the scale and, if it is the one that has the newest token, key and value of that one, all turned
 template<int H> struct Head {
     Eight q, k, v; bool newest;
-    DEV void load(const uint16_t* x, int heads, int kv_heads, int head, int kv, int d, const float* cos, const float* sin, int bf16, bool newest_) {
-        const uint16_t *xq = x + head*H, *xk = x + (heads + kv)*H, *xv = x + (heads + kv_heads + kv)*H;
-        const int e = (d + H/2)%H;
-        const uint4 q0 = load_x(xq + d), q1 = load_x(xq + e), k0 = load_x(xk + d), k1 = load_x(xk + e), v0 = load_x(xv + d);   // all on their way at once
-        q = turned<H>(q0, q1, d, cos, sin, bf16); newest = newest_;
-        if (newest) { k = turned<H>(k0, k1, d, cos, sin, bf16); v.unpack(v0, bf16); }
+    // take(numbers, n, at): n times 16 bytes, where at(i) says
+    template<class F> DEV void load(F take, const uint16_t* x, int heads, int kv_heads, int head, int kv, int d, const float* cos, const float* sin, float scale, int bf16, bool newest_) {
+        const int e = (d + H/2)%H, from[5] = {head*H + d, head*H + e, (heads + kv)*H + d, (heads + kv)*H + e, (heads + kv_heads + kv)*H + d};
+        uint4 r[5];
+        newest = newest_;
+        take(r, newest ? 5 : 2, [&](int i) { return x + from[i]; });
+        q = turned<H>(r[0], r[1], d, cos, sin, bf16);
+#pragma unroll
+        for (int i = 0; i < 8; i++) q.v[i] *= scale;
+        if (newest) { k = turned<H>(r[2], r[3], d, cos, sin, bf16); v.unpack(r[4], bf16); }
     }
 };
 // a lane's next N rows of both caches, `step` apart, on their way
@@ -101,24 +116,25 @@ template<int H, int N> struct Rows {
     }
 };
 // a warp's share of positions begin…end, `step` rows apart, of which `rows` holds the first. Every group of H/8 lanes ends with the whole warp's softmax.
-template<int H, int N> DEV Running attend_over(const Head<H>& h, Rows<H, N> rows, const uint16_t* keys, const uint16_t* values, size_t row, int begin, int end, int step, float scale, int bf16) {
+template<int H, int N> DEV Running attend_over(const Head<H>& h, Rows<H, N> rows, const uint16_t* keys, const uint16_t* values, size_t row, int begin, int end, int step, int bf16) {
     constexpr int LANES = H/8;
     const int lane = threadIdx.x%32;
     Running r; r.top = -INFINITY; r.total = 0.f;
 #pragma unroll
     for (int i = 0; i < 8; i++) r.sum.v[i] = 0.f;
     if (h.newest) {
-        const float score = dot_of<H>(h.q, h.k, scale);
-        if (lane < LANES) { r.top = score; r.total = 1.f; r.sum = h.v; }
+        float score[1] = {h.q.dot(h.k)}; add_up<H>(score);
+        if (lane < LANES) { r.top = score[0]; r.total = 1.f; r.sum = h.v; }
     }
     for (int s0 = begin; s0 < end; s0 += N*step) {
         if (s0 > begin) rows.load(keys, values, row, s0, end, step);
+        float z[N];
 #pragma unroll
-        for (int n = 0; n < N; n++) {
-            Eight k, v; k.unpack(rows.k[n], bf16); v.unpack(rows.v[n], bf16);
-            const float z = dot_of<H>(h.q, k, scale);
-            r.add(s0 + lane/LANES + n*step < end ? z : -INFINITY, v);
-        }
+        for (int n = 0; n < N; n++) { Eight k; k.unpack(rows.k[n], bf16); z[n] = h.q.dot(k); }
+        add_up<H>(z);
+#pragma unroll
+        for (int n = 0; n < N; n++) if (s0 + lane/LANES + n*step >= end) z[n] = -INFINITY;
+        r.add(z, rows.v, bf16);
     }
 #pragma unroll
     for (int m = LANES; m < 32; m *= 2) r.join(m);
@@ -144,10 +160,14 @@ template<int H> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const A
     if (d%64 == 0) for (int s = begin + mine; s < end; s += STEP) { fetch(keys + s*row + d); fetch(values + s*row + d); }   // what earlier tokens wrote
     grid_wait();
     pos = (int)load_i64(p.at); begin = part(pos, rank, ranks); end = part(pos, rank + 1, ranks);   // now for sure
-    Head<H> h; h.load((const uint16_t*)p.qkv, p.heads, p.kv_heads, head, kv, d, (const float*)p.cos + (size_t)pos*(H/2), (const float*)p.sin + (size_t)pos*(H/2), p.bf16, rank == ranks - 1 && warp == 0);
+    auto take = [](auto& r, int n, auto at) {                            // all on their way at once
+#pragma unroll
+        for (int i = 0; i < 5; i++) if (i < n) r[i] = load_x(at(i));
+    };
+    Head<H> h; h.load(take, (const uint16_t*)p.qkv, p.heads, p.kv_heads, head, kv, d, (const float*)p.cos + (size_t)pos*(H/2), (const float*)p.sin + (size_t)pos*(H/2), p.scale, p.bf16, rank == ranks - 1 && warp == 0);
     if (h.newest && lane < LANES && head%group == 0) { *(uint4*)(keys + pos*row + d) = h.k.packed(p.bf16); *(uint4*)(values + pos*row + d) = h.v.packed(p.bf16); }
     Rows<H, AHEAD> rows; rows.load(keys, values, row, begin + warp*ROWS, end, STEP);
-    keep<H>(warps + warp*WIDTH<H>, attend_over(h, rows, keys, values, row, begin + warp*ROWS, end, STEP, p.scale, p.bf16), lane);
+    keep<H>(warps + warp*WIDTH<H>, attend_over(h, rows, keys, values, row, begin + warp*ROWS, end, STEP, p.bf16), lane);
     __syncthreads();
     if (ranks > 1) cluster_wait();
     const int i = threadIdx.x;

@@ -546,7 +546,10 @@ extern "C" int nativebit_token(const TokenArgs* args, int ctas, int warps, void*
     constexpr int mode = TOKEN_MODE, rows = E4M3 ? 1 : 2;
     TokenArgs p = *args;
     const void* kernel = pick_token<mode>(p.H, p.bf16);
-    if (!kernel || warps < 1 || warps > 19 || p.m[0].ranks != 1 || p.m[2].ranks != 1 || p.m[1].ranks > ctas || p.m[3].ranks > ctas || max(p.m[1].ranks, p.m[3].ranks) > MOST_PARTS || p.splits > MOST_SPLITS || p.n_heads*p.splits > ctas || p.D%8 || p.F%8) return -1;
+    if (!kernel || warps < 1 || warps > 16 || p.m[0].ranks != 1 || p.m[2].ranks != 1 || p.m[1].ranks > ctas || p.m[3].ranks > ctas || max(p.m[1].ranks, p.m[3].ranks) > MOST_PARTS || p.splits > MOST_SPLITS || p.n_heads*p.splits > ctas || p.m[2].tiles < ctas || p.D%8 || p.F%8) return -1;
+#ifndef ON_CPU
+    if (warps%4) return -5;                                              // registers move between groups of four warps
+#endif
     p.slots = 0;
     p.slots = min(16*(warps + 1), (232448 - 2048 - TokenLayout(p, ctas, warps, rows).bytes)/(PIECE*UNIT + 16));
     if (args->slots) p.slots = min(p.slots, args->slots);
@@ -556,6 +559,6 @@ extern "C" int nativebit_token(const TokenArgs* args, int ctas, int warps, void*
     TokenLayout at(p, ctas, warps, rows);
     if (p.slots < min(most, warps) || at.bytes > 232448 - 1024) return -2;
     void* a[] = {&p, &at};
-    return launch(kernel, a, ctas, 32*(warps + 1), 0, at.bytes, 0, stream);
+    return launch(kernel, a, ctas, 32*(warps + COPIERS), 0, at.bytes, 0, stream);
 }
 extern "C" int nativebit_unit_bytes() { return UNIT; }

@@ -13,12 +13,14 @@ DEV uint32_t e4m3x2(uint32_t v) {   // two e4m3 in the low 16 bits -> half2
 DEV uint32_t e4m3x2_high(uint32_t v) {   // the two in the high 16 bits
     uint32_t d; asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.rn.f16x2.e4m3x2 %0, h;}" : "=r"(d) : "r"(v)); return d;
 }
+DEV uint32_t least(uint32_t a, uint32_t b) { uint32_t d; asm("min.s16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }   // of two integers of 16 bits each
 DEV float half_to_float(uint32_t v) { return __half2float(__ushort_as_half((unsigned short)v)); }
 DEV uint32_t floats_to_half2(float lo, float hi) {   // a value beyond fp16 becomes its largest number, not infinity
     uint32_t d; asm("cvt.rn.satfinite.f16x2.f32 %0, %2, %1;" : "=r"(d) : "f"(lo), "f"(hi)); return d;
 }
 DEV float fast_ratio(float a, float b) { return __fdividef(a, b); }
 DEV float fast_exp(float v) { return __expf(v); }
+DEV float fast_log(float v) { return __logf(v); }
 DEV float inverse_sqrt(float v) { return rsqrtf(v); }
 DEV uint16_t float_to_half(float v) { return __half_as_ushort(__float2half_rn(v)); }
 DEV uint16_t float_to_bf16(float v) { uint16_t d; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(d) : "f"(v)); return d; }
@@ -45,12 +47,18 @@ DEV uint4 load_x(const void* p) { return __ldcg((const uint4*)p); }
 DEV uint4 load_once(const void* p) { return __ldcs((const uint4*)p); }   // first to leave the caches
 DEV uint16_t load_u16(const uint16_t* p) { return __ldcg(p); }
 DEV long long load_i64(const long long* p) { return __ldcg(p); }
+DEV int load_int(const unsigned* p) { return (int)__ldcg(p); }
 DEV float load_float(const float* p) { return __ldcg(p); }
 DEV float4 load_float4(const float* p) { return __ldcg((const float4*)p); }
-DEV void signal_release(unsigned* p) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(p) : "memory"); }
 DEV uint32_t add_release(unsigned* p, unsigned v) { uint32_t old; asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory"); return old; }
-DEV uint32_t load_acquire(const unsigned* p) { uint32_t v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
+DEV uint4 load_now(const void* p) {   // what L2 holds at this moment
+    uint4 v; asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory"); return v;
+}
+DEV void send(uint16_t* p, uint16_t v) { asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" :: "l"(p), "h"(v) : "memory"); }
+DEV void send(uint16_t* p, uint4 v) { asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};" :: "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
+DEV void sent_before() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }   // what this thread has sent is there before anything that follows
 DEV void fetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }   // into the L2 cache
+DEV void fetch_bulk(const void* p, uint32_t bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(p), "r"(bytes) : "memory"); }
 DEV void bar_init(uint64_t* bar, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(saddr(bar)), "r"(arrivals) : "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
