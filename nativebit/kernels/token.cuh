@@ -332,7 +332,7 @@ template<int MODE, int H, int BF16> __global__ void __launch_bounds__(640, 1) to
         if ((int)threadIdx.x == consumers && !(p.flags & NO_WEIGHTS)) copy_weights(p, at, smem);
         return;
     }
-    more_registers<112>();                                               // 4 x 112 + 24 of the 5 x 96 that a lane of each kind of five warps began with
+    more_registers<112>();                                               // of 17 to 20 warps a scheduler has five: 4 x 112 + 24 registers a lane, of the 5 x 96 they began with
     grid_wait();
     Consumer<MODE, H, BF16> c(p, at, smem);
     c.meet(); c.take_turn(); c.fetch_ahead(0);
