@@ -115,7 +115,6 @@ DEV uint4 load_x(const void* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off
 DEV uint4 load_once(const void* p) { return load_x(p); }
 DEV uint16_t load_u16(const uint16_t* p) { return *p; }
 DEV void fetch(const void*) {}
-DEV void fetch_bulk(const void* p, uint32_t bytes) { need((uintptr_t)p%16 == 0 && bytes%16 == 0, "a prefetch off its 16-byte boundary"); volatile uint8_t last = ((const uint8_t*)p)[bytes - 1]; (void)last; }
 DEV long long load_i64(const long long* p) { return *p; }
 DEV int load_int(const unsigned* p) { return (int)__atomic_load_n(p, __ATOMIC_RELAXED); }
 DEV float load_float(const float* p) { return *p; }

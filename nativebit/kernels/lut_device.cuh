@@ -58,7 +58,6 @@ DEV void send(uint16_t* p, uint16_t v) { asm volatile("st.relaxed.gpu.global.u16
 DEV void send(uint16_t* p, uint4 v) { asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};" :: "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
 DEV void sent_before() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }   // what this thread has sent is there before anything that follows
 DEV void fetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }   // into the L2 cache
-DEV void fetch_bulk(const void* p, uint32_t bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(p), "r"(bytes) : "memory"); }
 DEV void bar_init(uint64_t* bar, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(saddr(bar)), "r"(arrivals) : "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -10,9 +10,9 @@ constexpr int PIECE = 3;                                                 // unit
 struct Matrix { int tiles, KB, ranks; };                                 // ranks: parts of the input, each another block's
 struct LayerArgs { const uint8_t* units[4]; const void *norm[2], *bias[4]; void *keys, *values; float factor[4][3]; };   // q k v, o, gate and up, down
 struct TokenArgs {
-    const LayerArgs* layers; const void *x, *norm; void* y; const float *cos, *sin; const long long* at; const uint8_t* next; unsigned* turn;   // next: what is read after the last layer
+    const LayerArgs* layers; const void *x, *norm; void* y; const float *cos, *sin; const long long* at; unsigned* turn;
     uint16_t* sent[5];                                                   // results of m[0…3], (3, ranks, 16 tiles), and of attention, (3, heads, splits, 2 H)
-    Matrix m[4]; int n_layers, D, F, n_heads, kv_heads, H, splits, edge[4][2]; float eps, scale; int bf16, next_bytes, slots, flags;
+    Matrix m[4]; int n_layers, D, F, n_heads, kv_heads, H, splits, edge[4][2]; float eps, scale; int bf16, slots, flags;
 };
 enum TokenFlags { NO_ATTENTION = 4, NO_WEIGHTS = 8 };                   // NO_WEIGHTS: nobody copies them, nobody waits for them
 struct Share {                                                           // of a matrix: a block's
@@ -61,8 +61,6 @@ DEV void copy_weights(const TokenArgs& p, const TokenLayout& at, uint8_t* smem) 
                     if (++slot == p.slots) { slot = 0; turn ^= 1; }
                 }
         }
-    constexpr int BYTES = 16384;
-    for (int i = blockIdx.x*BYTES; i < p.next_bytes; i += gridDim.x*BYTES) fetch_bulk(p.next + i, min(BYTES, p.next_bytes - i));
 }
 DEV uint16_t sendable(uint32_t v) { return v == NOT_YET ? 0 : v; }
 DEV uint32_t sendable_float(float f) { const uint32_t v = __float_as_uint(f); return v >> 16 == NOT_YET ? 0 : v + ((v & 0xffff) == NOT_YET); }
@@ -332,7 +330,7 @@ template<int MODE, int H, int BF16> __global__ void __launch_bounds__(640, 1) to
         if ((int)threadIdx.x == consumers && !(p.flags & NO_WEIGHTS)) copy_weights(p, at, smem);
         return;
     }
-    more_registers<112>();                                               // of 17 to 20 warps a scheduler has five: 4 x 112 + 24 registers a lane, of the 5 x 96 they began with
+    more_registers<112>();                                               // with the most warps a scheduler has five: 4 x 112 + 24 registers a lane, of the 5 x 96 they began with
     grid_wait();
     Consumer<MODE, H, BF16> c(p, at, smem);
     c.meet(); c.take_turn(); c.fetch_ahead(0);
