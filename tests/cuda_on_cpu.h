@@ -117,8 +117,6 @@ DEV uint16_t load_u16(const uint16_t* p) { return *p; }
 DEV void fetch(const void*) {}
 DEV long long load_i64(const long long* p) { return *p; }
 DEV int load_int(const unsigned* p) { return (int)__atomic_load_n(p, __ATOMIC_RELAXED); }
-DEV float load_float(const float* p) { return *p; }
-DEV float4 load_float4(const float* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const float4*)p; }
 DEV uint32_t add_release(unsigned* p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
 // what blocks send each other. With -DFUZZ=seed a thread stops at times, a block may be a slow one, and what was sent arrives late and in any order,
 // one half after the other, but for numbers sent to the same place, and for those that `sent_before` waits for

@@ -57,7 +57,8 @@ def library(bits:int, kind:str):
 # %% ../../nbs/17a_cuda_decode.ipynb #a5eb30ca
 MODES = dict(fp16=0, int8=1, int16=2)   # as what activations are multiplied
 ERRORS = {-1: 'no such kernel', -2: 'too much shared memory', -3: 'the driver has no cuTensorMapEncodeTiled', -4: 'these activations do not fit a tensor map',
-          -5: 'the warps that compute are not a multiple of 4, and registers move between groups of four'}
+          -5: 'the warps that compute are not a multiple of 4, and registers move between groups of four',
+          -6: 'more blocks than tiles of 16 rows of gate and up'}
 
 def _p(x): return ctypes.c_void_p(x.data_ptr() if isinstance(x, torch.Tensor) else x)
 

@@ -541,17 +541,18 @@ extern "C" int nativebit_head(const void* table, const void* scales, const void*
     void* args[] = {&p};
     return launch((const void*)head, args, min((V + 31)/32, 4*processors()), HEAD_THREADS, 1, head_bytes(D), overlap, stream);
 }
-// all layers of a network for one token; what matrices hold is split into m[].ranks parts of the input, one for q k v and for gate, up
+// all layers of a network and the last norm, for one token; what matrices hold is split into m[].ranks parts of the input, one for q k v and for gate, up
 extern "C" int nativebit_token(const TokenArgs* args, int ctas, int warps, void* stream) {
     constexpr int mode = TOKEN_MODE, rows = E4M3 ? 1 : 2;
     TokenArgs p = *args;
     const void* kernel = pick_token<mode>(p.H, p.bf16);
-    if (!kernel || warps < 1 || warps > 16 || p.m[0].ranks != 1 || p.m[2].ranks != 1 || p.m[1].ranks > ctas || p.m[3].ranks > ctas || max(p.m[1].ranks, p.m[3].ranks) > MOST_PARTS || p.splits > MOST_SPLITS || p.n_heads*p.splits > ctas || p.m[2].tiles < ctas || p.D%8 || p.F%8) return -1;
+    if (!kernel || warps < 1 || warps > 16 || p.m[0].ranks != 1 || p.m[2].ranks != 1 || p.m[1].ranks > ctas || p.m[3].ranks > ctas || max(p.m[1].ranks, p.m[3].ranks) > MOST_PARTS || p.splits > MOST_SPLITS || p.n_heads*p.splits > ctas || p.D%8 || p.F%8) return -1;
+    if (p.m[2].tiles < ctas) return -6;                                  // every block has to send some gate and up
 #ifndef ON_CPU
     if (warps%4) return -5;                                              // registers move between groups of four warps
 #endif
     p.slots = 0;
-    p.slots = min(16*(warps + 1), (232448 - 2048 - TokenLayout(p, ctas, warps, rows).bytes)/(PIECE*UNIT + 16));
+    p.slots = min(16*(warps + COPIERS), (232448 - 2048 - TokenLayout(p, ctas, warps, rows).bytes)/(PIECE*UNIT + 16));
     if (args->slots) p.slots = min(p.slots, args->slots);
     int most = 0;                                                        // pieces of a stage; where one slot holds two of them, both must be the same warp's
     for (const Matrix& m : p.m) most = max(most, (m.tiles + ctas/m.ranks - 1)/(ctas/m.ranks)*(((m.KB + m.ranks - 1)/m.ranks + PIECE - 1)/PIECE));

@@ -40,7 +40,7 @@ DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
 DEV void sync_some(int threads) { asm volatile("bar.sync 1, %0;" :: "r"(threads) : "memory"); }   // of the block's first threads
 
-// memory: bulk copies that count down a barrier in shared memory, and loads that see what another kernel has just written
+// memory: bulk copies that count down a barrier in shared memory, and loads that see what another kernel, or another block, has just written
 DEV uint8_t* align_1024(uint8_t* p) { return p + (1024 - (uint32_t)__cvta_generic_to_shared(p)%1024)%1024; }
 DEV uint32_t saddr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 DEV uint4 load_x(const void* p) { return __ldcg((const uint4*)p); }
@@ -48,8 +48,6 @@ DEV uint4 load_once(const void* p) { return __ldcs((const uint4*)p); }   // firs
 DEV uint16_t load_u16(const uint16_t* p) { return __ldcg(p); }
 DEV long long load_i64(const long long* p) { return __ldcg(p); }
 DEV int load_int(const unsigned* p) { return (int)__ldcg(p); }
-DEV float load_float(const float* p) { return __ldcg(p); }
-DEV float4 load_float4(const float* p) { return __ldcg((const float4*)p); }
 DEV uint32_t add_release(unsigned* p, unsigned v) { uint32_t old; asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory"); return old; }
 DEV uint4 load_now(const void* p) {   // what L2 holds at this moment
     uint4 v; asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory"); return v;

@@ -1,4 +1,4 @@
-// One token through all layers in one launch. A thread block per processor stays; one warp of it copies the weights of all layers, one piece after the
+// One token through all layers and the last norm in one launch. A thread block per processor stays; one warp of it copies the weights of all layers, one piece after the
 // other, into a ring, and never waits for activations; the others do, five times a layer: they compute q k v | attention | o | gate, up | down.
 // What one step hands to the next goes through memory as numbers of 16 bits. A place that waits for one holds NOT_YET, which is never sent: whoever
 // needs the number reads it again until it is another. So a block waits for what it reads, not for all others, and the news is the number itself.
@@ -106,7 +106,9 @@ template<int MODE, int H, int BF16> struct Consumer {
     // A block clears its own places a layer after their use, those of down two layers after. It has then read all that down sent in the layer before, for
     // which all gate and up had been read. Every block has rows of those (the host sees to it), so every block had sent them, and before that had read what
     // it needs of that layer's q k v, attention and o, and of down's of the layer before: nobody reads these places any more. Whoever waits for the next
-    // number in one of them has read all of a later down, so some gate and up that this block sent after clearing. A kernel's end stands for all of it.
+    // number in one of them has read all of a later down, so some gate and up that this block sent after clearing. The clearing warp goes on to the barrier
+    // in front of those only when the zeros are in L2, where all these loads and stores go, and a load is not begun before the one it depends on is tested.
+    // A kernel's end stands for all of it.
     DEV void clear() {
         if (warp != warps - 1) return;
         const uint4 empty = make_uint4(NOT_YET*0x10001, NOT_YET*0x10001, NOT_YET*0x10001, NOT_YET*0x10001);
@@ -235,7 +237,7 @@ template<int MODE, int H, int BF16> struct Consumer {
         keep<H>(parts + warp*WIDTH<H>, attend_over(h, rows, keys, values, width, begin, end, warps*(256/H), BF16), lane);
         meet();
         uint16_t* to = heads(copy) + blockIdx.x*2*H;
-        for (int i = threadIdx.x; i < H; i += threads) {                 // four means, and twice the logarithm of what they weigh
+        for (int i = threadIdx.x; i < H; i += threads) {                 // four means, and the logarithm of what they weigh, twice to fill 16 bytes
             float top, total;
             const float sum = joined<H>([this](int j) { return parts[j]; }, warps, i, top, total), mean = total > 0 ? sum/total : 0.f;
             const float b = shfl_xor(mean, 1), c = shfl_xor(mean, 2), d = shfl_xor(mean, 3);
