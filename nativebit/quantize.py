@@ -157,7 +157,7 @@ def quantize(
     geometry:str='int8',         # a key of `GEOMETRIES`
     data=None,                   # dataset, as of `prepare`: read by gptq and qat, and compared on
     *, context_len=None,         # tokens a window; None: what the model takes, 2048 at most
-    calibration_tokens=131072,   # that gptq reads
+    calibration_tokens=131072,   # that gptq reads, or qat that starts from it
     test_tokens=65536,           # compared on; None: the whole test split
     **settings,                  # of the training run of qat; by default the recipe's
 )->list:                         # rows of the table
@@ -167,10 +167,10 @@ def quantize(
     cfg, tokenizer = override(Config(source.name, source.model, quant), test_tokens=test_tokens, calibration_tokens=calibration_tokens, **settings), source_tokenizer(source) if data else None
     tokens = read_data(data, tokenizer) if data else {}
     windows = calibration_text(cfg, data, tokenizer, calibration_tokens) if method == 'gptq' else ()
-    reads = dict(gptq=dict(data=data, calibration_tokens=calibration_tokens), qat=dict(data=data, **settings)).get(method, {})
+    reads = dict(gptq=dict(data=data, calibration_tokens=calibration_tokens), qat=dict(data=data, calibration_tokens=calibration_tokens, **settings)).get(method, {})
     setup = dict(model=str(where), method=method, geometry=geometry, context_len=context_len, **reads)
     work = begin_work(out.with_name(f'{out.name}.work'), setup)
-    if method == 'qat': read, layers = trained(where, work, geometry, context_len, dataset=data, test_tokens=test_tokens, **settings)
+    if method == 'qat': read, layers = trained(where, work, geometry, context_len, dataset=data, test_tokens=test_tokens, calibration_tokens=calibration_tokens, **settings)
     else: read, layers = source.read, packed_layers(source.model, source.read, quant, method, windows, partial(stored_layer, work), partial(store_layer, work))
     save_folder(out, source.config, quant, folder_tensors(source.model, read, layers), source.files)
     rows = report(source, out, method, tokens.get('test'), test_tokens)
@@ -189,7 +189,7 @@ def main(
     method:str='kmeans',            # rtn, kmeans, gptq or qat
     geometry:str='int8',            # int8 (3.625 bits a weight), lut-b (3.125), published (5.0), 2bit (2.375), 4bit (5.125), int8-256 or int8-row
     data:str=None,                  # text:FILES, python:FOLDER, wikitext-2, wikitext-103 or openwebtext; gptq and qat read its training split, the table is of its test split
-    calibration_tokens:int=131072,  # that gptq reads
+    calibration_tokens:int=131072,  # that gptq reads, or qat with --start gptq
     test_tokens:int=65536,          # that the table is of
     context_len:int=None,           # tokens a window; by default what the model takes, 2048 at most
     **settings,                     # fields of `QuantConfig` and `TrainConfig`, for the training run of qat; the recipe's by default
