@@ -21,9 +21,10 @@ env: .venv/ready     ## make the environment in .venv
 demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (about 6 minutes on 2 cores)
 	$(BIN)/python -m nativebit.demo
 
-# notebooks and tests compile the same small steps: once is enough
+# notebooks and tests compile the same small steps: once is enough; and a crash names its line
 test test-slow: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/jax-cache
 test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
+test test-slow: export PYTHONFAULTHANDLER = 1
 test: .venv/torch check-generated check-readme   ## everything CI checks: notebooks and tests side by side
 	$(MAKE) -j2 test-notebooks test-python
 
