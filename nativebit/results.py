@@ -65,29 +65,37 @@ EXPERIMENTS = dict(
         method=float
         method=control max_steps=300 seed=0,1,2
         method=rtn,kmeans,gptq geometry=lut-b,int8 bits=2,3,4
-        method=qat geometry=lut-b,int8 bits=2,3,4 max_steps=300 seed=0,1,2""",
+        method=qat geometry=lut-b bits=2,3,4 max_steps=300 seed=0,1,2
+        method=qat geometry=int8 bits=2,3,4 max_steps=300 seed=0""",
     ema="""
         method=float
         method=control max_steps=300 seed=0,1,2
-        method=qat geometry=lut-b bits=3,2 max_steps=300 seed=0,1,2 codebook_lr=0 use_canonical_ema=true,false
-        method=qat geometry=lut-b bits=3,2 max_steps=300 seed=0,1,2 codebook_lr=0 ema_decay=0.9
-        method=qat geometry=lut-b bits=3,2 max_steps=300 seed=0,1,2 codebook_lr=1,0.1""",
+        method=qat geometry=lut-b bits=3,2 max_steps=300 codebook_lr=0 use_canonical_ema=true,false seed=0,1,2
+        method=qat geometry=lut-b bits=3,2 max_steps=300 codebook_lr=1 seed=0,1,2
+        method=qat geometry=lut-b bits=3,2 max_steps=300 codebook_lr=0 ema_decay=0.9
+        method=qat geometry=lut-b bits=3,2 max_steps=300 codebook_lr=0.1""",
     commitment="""
         method=float
         method=control max_steps=300 seed=0,1,2
-        method=qat geometry=lut-b max_steps=300 seed=0,1 codebook_lr=0 distill_weight=0,1 quant_reg_weight=0,0.01,0.1,1,10,100
-        method=qat geometry=lut-b max_steps=300 seed=0,1 codebook_lr=0 distill_weight=0,1 quant_reg_weight=1 quant_reg_schedule=constant,anneal
-        method=qat geometry=lut-b max_steps=300 seed=0,1 codebook_lr=0 requantize_every=10,50,200 quant_reg_weight=0,1""",
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=0,1 quant_reg_weight=0,0.01,0.1,1,10,100
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=0,1 seed=1,2
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=1 quant_reg_schedule=constant,anneal,ramp
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=0,1 requantize_every=10,50,200""",
     scratch="""
-        method=float_scratch max_steps=3000 seed=0,1 lr=1e-3 weight_decay=0.1
-        method=scratch geometry=lut-b max_steps=3000 seed=0,1 lr=1e-3 weight_decay=0.1 requantize_every=1 delay_quant_steps=0,1500,2400""",
+        method=float_scratch max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200
+        method=scratch geometry=lut-b max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 requantize_every=1 start=kmeans delay_quant_steps=0,1000,1600
+        method=scratch geometry=lut-b max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 codebook_lr=1
+        method=float_scratch max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 seed=1
+        method=scratch geometry=lut-b max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 requantize_every=1 start=kmeans delay_quant_steps=0,1600 seed=1""",
     steps="""
         method=float
         method=kmeans geometry=lut-b
-        method=control max_steps=50,200,1000 seed=0,1,2
-        method=qat geometry=lut-b max_steps=50,200,1000 seed=0,1,2 distill_weight=0,1
-        method=control max_steps=3000 seed=0
-        method=qat geometry=lut-b max_steps=3000 seed=0 distill_weight=0,1""",
+        method=qat geometry=lut-b warmup_steps=20 max_steps=50,200,1000 seed=0,1,2
+        method=control warmup_steps=20 max_steps=50,200,1000 seed=0,1,2
+        method=qat geometry=lut-b warmup_steps=20 max_steps=50,200,1000 distill_weight=0
+        method=qat geometry=lut-b warmup_steps=20 max_steps=3000 distill_weight=1
+        method=control warmup_steps=20 max_steps=3000
+        method=qat geometry=lut-b warmup_steps=20 max_steps=3000 distill_weight=0""",
 )
 
 def rows_of(
@@ -169,8 +177,9 @@ def trained_row(setup, row, cfg, init_from, teacher)->tuple:
     records, begun = [], time.time()
     state = fit(cfg, state, training_data(cfg, setup.tokens['train']), teacher=distilled_from, log=lambda **r: records.append(r))
     if setup.keep: save_checkpoint(Path(setup.keep)/row_key(row), cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from)
-    about = quantizer_state(state, cfg, teacher) if cfg.quant.nativebit else {}
-    return eval_params(state, cfg), dict(about, train_loss=float(records[-1]['loss']), tokens_per_s=records[-1]['tokens_per_s'], train_s=time.time()-begun)
+    about, last = quantizer_state(state, cfg, teacher) if cfg.quant.nativebit else {}, records[-1]
+    about |= {f'train_{k}': float(last[name]) for k,name in dict(loss='loss', kl='distill').items() if name in last}   # of the last batch
+    return eval_params(state, cfg), dict(about, tokens_per_s=last['tokens_per_s'], train_s=time.time()-begun)
 
 def run_row(
     setup:Setup,
