@@ -79,8 +79,11 @@ EXPERIMENTS = dict(
         method=control max_steps=300 seed=0,1,2
         method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=0,1 quant_reg_weight=0,0.01,0.1,1,10,100
         method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=0,1 seed=1,2
-        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=1 quant_reg_schedule=constant,anneal,ramp
-        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=0,1 requantize_every=10,50,200""",
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=1 quant_reg_schedule=constant,anneal,ramp""",
+    staleness="""
+        method=float
+        method=control max_steps=300
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 quant_reg_weight=0,1 requantize_every=1,10,50,200""",
     scratch="""
         method=float_scratch max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200
         method=scratch geometry=lut-b max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 requantize_every=1 start=kmeans delay_quant_steps=0,1000,1600
@@ -90,12 +93,11 @@ EXPERIMENTS = dict(
     steps="""
         method=float
         method=kmeans geometry=lut-b
-        method=qat geometry=lut-b warmup_steps=20 max_steps=50,200,1000 seed=0,1,2
-        method=control warmup_steps=20 max_steps=50,200,1000 seed=0,1,2
-        method=qat geometry=lut-b warmup_steps=20 max_steps=50,200,1000 distill_weight=0
-        method=qat geometry=lut-b warmup_steps=20 max_steps=3000 distill_weight=1
+        method=qat geometry=lut-b warmup_steps=20 max_steps=3000
         method=control warmup_steps=20 max_steps=3000
-        method=qat geometry=lut-b warmup_steps=20 max_steps=3000 distill_weight=0""",
+        method=qat geometry=lut-b warmup_steps=20 max_steps=1000,200,50 seed=0,1
+        method=control warmup_steps=20 max_steps=1000,200,50 seed=0,1
+        method=qat geometry=lut-b warmup_steps=20 max_steps=1000,200,50 distill_weight=0""",
 )
 
 def rows_of(
