@@ -166,6 +166,7 @@ class TrainConfig:
     delay_quant_steps:int = 0         # train in float for so many steps first
     distill_weight:float = 0.         # share of KL(teacher ‖ student) in the loss, between 0 and 1
     distill_temperature:float = 1.    # both predictions are softened by this
+    match_weight:float = 0.           # with a teacher: of the relative squared distance between both networks' last hidden states, added to the loss
     matrices_only:bool = False        # train the matrices alone; embedding, head and norms stay as they were
     calibration_tokens:int = 32768    # of the training split, read by `start='gptq'`
     accumulate:int = 1                # micro-batches a step is computed in; less memory, the same step
@@ -183,7 +184,7 @@ class TrainConfig:
     def __post_init__(self):
         at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens', 'calibration_tokens', 'accumulate', 'save_every', 'keep')
         need(self.batch_size % self.accumulate == 0, 'accumulate', self.accumulate, f"a divisor of batch_size = {self.batch_size}")
-        at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps', 'seed')
+        at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps', 'match_weight', 'seed')
         need(self.delay_quant_steps < self.max_steps, 'delay_quant_steps', self.delay_quant_steps, f"below max_steps = {self.max_steps}")
         for n in ('lr', 'clip_norm', 'distill_temperature'): need(getattr(self, n) > 0, n, getattr(self, n), "positive")
         for n in ('lr_end', 'settle', 'distill_weight'): need(0 <= getattr(self, n) <= 1, n, getattr(self, n), "between 0 and 1")

@@ -130,14 +130,16 @@ class NativeBitGPT(nnx.Module):
         tokens:Integer[Array, "B T"],
         drop=lambda h: h,      # as of `dropout`
         remat:bool=False,      # keep only each layer's input for the backward pass, and compute the layer again there
-    )->Float[Array, "B T V"]:  # logits, in the compute dtype
+        hidden:bool=False,     # return what the last layer left, too
+    ):                         # logits (B, T, V), in the compute dtype; with `hidden` also (B, T, D)
         table = lambda w: gathered(w[...].astype(self.dtype))
         embed = table(self.embed)
         x = drop(embed[split_batch(tokens)])
         for layer in self.layers: x = (recomputed if remat else type(layer).__call__)(layer, x, drop)
         head = embed if self.head is None else table(self.head)
         head = jnp.pad(head, ((0, -len(head) % 128), (0, 0)))   # matrix units like even sizes, and 50,257 is none
-        return (self.norm(x) @ head.T)[..., :self.vocab_size]
+        logits = (self.norm(x) @ head.T)[..., :self.vocab_size]
+        return (logits, x) if hidden else logits
 
 # %% ../nbs/09_model.ipynb #7ef5b153
 @jax.custom_vjp
@@ -174,13 +176,13 @@ def forward_fn(
     cfg:Config,                  # the run
     dtype=jnp.float32,           # of activations and products
     attend=causal_attention,     # attention over (B, T, N, H)
-):                               # (params, tokens, quant_state=None, drop=identity, remat=False) -> logits
+):                               # (params, tokens, quant_state=None, **what `NativeBitGPT` takes) -> logits
     "The network as a pure function; without `quant_state` it computes in float."
     @lru_cache
     def graph(quant): return nnx.split(nnx.eval_shape(lambda: NativeBitGPT(cfg.model, quant, attend=attend, dtype=dtype, rngs=nnx.Rngs(0))))[0]
-    def forward(params, tokens, quant_state=None, drop=lambda h: h, remat=False):
-        if quant_state is None: return nnx.merge(graph(replace(cfg.quant, nativebit=False)), params)(tokens, drop, remat)
-        return nnx.merge(graph(cfg.quant), params, quant_state)(tokens, drop, remat)
+    def forward(params, tokens, quant_state=None, **kw):
+        if quant_state is None: return nnx.merge(graph(replace(cfg.quant, nativebit=False)), params)(tokens, **kw)
+        return nnx.merge(graph(cfg.quant), params, quant_state)(tokens, **kw)
     return forward
 
 # %% ../nbs/09_model.ipynb #711789da
