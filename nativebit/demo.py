@@ -27,7 +27,7 @@ from .train import calibration_batches, train
 STEPS = dict(batch_size=4, max_steps=80, warmup_steps=8, weight_decay=0., compute_dtype='float32', log_every=5, val_every=20, val_batches=3, test_tokens=2048)
 RUNS = dict(
     float_control=dict(nativebit=False, lr=2e-5),
-    nativebit_qat=dict(geometry='int8', start='gptq', distill_weight=1., lr=1e-4, matrices_only=True, codebook_lr=1.))
+    nativebit_qat=dict(geometry='int8', start='gptq', distill_weight=1., match_weight=4., lr=1e-4, matrices_only=True, codebook_lr=1.))
 
 def demo_config(method:str, **overrides): return get_config('stdlib-5m', **{**STEPS, **RUNS[method], **overrides})
 

@@ -47,7 +47,7 @@ def method_settings(
 EXPERIMENTS = dict(
     headline="""
         method=float
-        method=rtn,kmeans,gptq geometry=lut-b bits=3,2
+        method=rtn,kmeans,hkmeans,gptq geometry=lut-b bits=3,2
         method=qat geometry=lut-b max_steps=600 lr=1e-4 codebook_lr=1 seed=0,1,2
         method=control max_steps=600 lr=1e-4 seed=0,1,2
         method=qat geometry=lut-b bits=2 max_steps=600 lr=3e-4 codebook_lr=1 seed=0,1,2
