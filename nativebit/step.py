@@ -89,7 +89,7 @@ def hidden_distance(
 )->Float[Array, "B T"]:                    # ‖student - teacher‖² / ‖teacher‖²
     "How far a hidden state is from the teacher's, at every position."
     t, s = teacher_hidden.astype(jnp.float32), hidden.astype(jnp.float32)
-    return ((s - t)**2).sum(-1)/(t**2).sum(-1)
+    return ((s - t)**2).sum(-1)/jnp.maximum((t**2).sum(-1), 1e-30)
 
 # %% ../nbs/10b_step.ipynb #340dccfb
 def lambda_at(cfg:Config, step):
@@ -122,7 +122,8 @@ def loss_fn(
     if teacher is not None:
         aim, aim_hidden = jax.lax.stop_gradient(forward(teacher, x, hidden=True))
         kl, apart = distillation(aim/heat, logits/heat).mean()*heat**2, hidden_distance(aim_hidden, hidden).mean()
-    return (1-d)*ce + d*kl + cfg.train.match_weight*apart, dict(loss=ce, distill=kl, match=apart)
+    loss = (1-d)*ce + d*kl + (cfg.train.match_weight*apart if cfg.train.match_weight else 0.)
+    return loss, dict(loss=ce, distill=kl, match=apart)
 
 # %% ../nbs/10b_step.ipynb #4927af44
 def structure(cfg:Config)->Config:
