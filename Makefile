@@ -28,11 +28,11 @@ test test-slow: export PYTHONFAULTHANDLER = 1
 test: .venv/torch check-generated check-readme   ## everything CI checks: notebooks and tests side by side
 	$(MAKE) -j2 test-notebooks test-python
 
-# several notebooks share a process, and Triton asks for its interpreter once: they run as on a laptop, GPU or not
+# notebooks run as on a laptop, GPU or not; each in a process of its own, or what they leave in memory adds up to more than there is
 test-notebooks: export TRITON_INTERPRET = 1
 test-notebooks: export CUDA_VISIBLE_DEVICES =
 test-notebooks: .venv/torch
-	PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1440 nbdev_test --n_workers 2 --do_print --path nbs
+	find nbs -name '*.ipynb' | sort | PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1440 xargs -P 2 -n 1 nbdev_test --do_print --path
 
 test-python: .venv/torch
 	$(BIN)/python -m pytest -q -n 2 tests
