@@ -32,7 +32,7 @@ test: .venv/torch check-generated check-readme   ## everything CI checks: notebo
 test-notebooks: export TRITON_INTERPRET = 1
 test-notebooks: export CUDA_VISIBLE_DEVICES =
 test-notebooks: .venv/torch
-	find nbs -name '*.ipynb' | sort | PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1440 xargs -P 2 -n 1 nbdev_test --do_print --path
+	find nbs -name '*.ipynb' -not -path '*/.*' | sort | PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1440 xargs -P 2 -n 1 nbdev_test --do_print --path
 
 test-python: .venv/torch
 	$(BIN)/python -m pytest -q -n 2 tests
