@@ -18,7 +18,7 @@ help:                ## this list
 
 env: .venv/ready     ## make the environment in .venv
 
-demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (about 6 minutes on 2 cores)
+demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (3 to 6 minutes on 2 cores)
 	$(BIN)/python -m nativebit.demo
 
 # notebooks and tests compile the same small steps: once is enough; and a crash names its line
