@@ -165,6 +165,7 @@ class TrainConfig:
     settle:float = 0.                 # share of the run, at its end, in which the matrices' latent weights rest and the others adapt
     delay_quant_steps:int = 0         # train in float for so many steps first
     distill_weight:float = 0.         # share of KL(teacher ‖ student) in the loss, between 0 and 1
+    teacher:str = ''                  # float checkpoint of the same shape to distill from; '': the one the run starts from
     distill_temperature:float = 1.    # both predictions are softened by this
     match_weight:float = 0.           # with a teacher: of the relative squared distance between both networks' last hidden states, added to the loss
     matrices_only:bool = False        # train the matrices alone; embedding, head and norms stay as they were

@@ -31,6 +31,7 @@ from .train import NotANumber, fit, init_state, load_tokens, training_data
 # %% ../nbs/24_results.ipynb #1b5665cd
 TRAINED = dict(
     control=dict(recipe='qat', nativebit=False, distill_weight=0.),   # float, the same extra tokens
+    taught=dict(recipe='qat', nativebit=False),                       # float with a teacher: what the teacher alone gives
     qat=dict(recipe='qat'),
     published=dict(recipe='published', requantize_every=10))
 FROM_SCRATCH = dict(float_scratch=dict(nativebit=False), scratch={})  # no start: random weights
@@ -138,7 +139,7 @@ def row_config(
     "The run that a row stands for."
     own = {k: v for k,v in row.items() if k != 'method'}
     settings = {**method_settings(row['method']), **setup.fixed, **own}
-    if row['method'] in ('control', 'float_scratch'): settings['nativebit'] = False
+    if row['method'] in ('control', 'taught', 'float_scratch'): settings['nativebit'] = False
     init_from = None if row['method'] in FROM_SCRATCH else setup.init_from
     if row['method'] not in FROM_SCRATCH and not init_from: raise UserError(f"method={row['method']} starts from a trained network: give a float checkpoint with --init-from")
     return get_config(setup.config, **settings), init_from
@@ -173,13 +174,13 @@ def quantizer_state(state, cfg, start=None)->dict:
     return out if start is None else dict(out, drift=rms(lambda p: weight(p) - leaf_names(start)[p+'weight'])/rms(weight))
 
 # %% ../nbs/24_results.ipynb #f3874dc5
-def trained_row(setup, row, cfg, init_from, teacher)->tuple:
+def trained_row(setup, row, cfg, init_from, start)->tuple:
     "(weights to evaluate, what is to be recorded) of a run; its checkpoint where the setup says."
-    state, distilled_from = init_state(cfg, init_from, setup.tokens['train'])
+    state, teacher = init_state(cfg, init_from, setup.tokens['train'])
     records, begun = [], time.time()
-    state = fit(cfg, state, training_data(cfg, setup.tokens['train']), teacher=distilled_from, log=lambda **r: records.append(r))
+    state = fit(cfg, state, training_data(cfg, setup.tokens['train']), teacher=teacher, log=lambda **r: records.append(r))
     if setup.keep: save_checkpoint(Path(setup.keep)/row_key(row), cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from)
-    about, last = quantizer_state(state, cfg, teacher) if cfg.quant.nativebit else {}, records[-1]
+    about, last = quantizer_state(state, cfg, start) if cfg.quant.nativebit else {}, records[-1]
     about |= {f'train_{k}': float(last[name]) for k,name in dict(loss='loss', kl='distill').items() if name in last}   # of the last batch
     return eval_params(state, cfg), dict(about, tokens_per_s=last['tokens_per_s'], train_s=time.time()-begun)
 
@@ -189,18 +190,18 @@ def run_row(
 )->dict:         # the row, with what came out
     "Do what a row says, and measure it."
     cfg, init_from = row_config(setup, row)
-    method, teacher = row['method'], load_float_once(setup.init_from)
+    method, start, aim = row['method'], load_float_once(setup.init_from), load_float_once(cfg.train.teacher or setup.init_from)
     fixed = method in ('float', *METHODS, *CALIBRATED)
     text = calibration_text(cfg, cfg.train.dataset, setup.tokenizer, cfg.train.calibration_tokens) if method in CALIBRATED else None
-    if method == 'float': params, about = teacher, {}
-    elif fixed: params, about = posthoc_params(teacher, cfg.quant, method, cfg=cfg, calibration=text), {}
-    else: params, about = trained_row(setup, row, cfg, init_from, teacher)
+    if method == 'float': params, about = start, {}
+    elif fixed: params, about = posthoc_params(start, cfg.quant, method, cfg=cfg, calibration=text), {}
+    else: params, about = trained_row(setup, row, cfg, init_from, start)
     books = fixed and method != 'float' or not fixed and cfg.quant.nativebit
     size = dict(bits=index_bits(cfg.quant), bits_per_weight=network_bits(params, cfg.quant, method)) if books else dict(bits=16, bits_per_weight=16.)
     settings = dict(geometry='' if not books else row.get('geometry', ''), steps=0 if fixed else cfg.train.max_steps, lr=0. if fixed else cfg.train.lr)
-    return {**row, 'row': row, **size, **settings, **score(cfg, params, setup, None if init_from is None and not fixed else teacher), **about}
+    return {**row, 'row': row, **size, **settings, **score(cfg, params, setup, aim if fixed or init_from or cfg.train.teacher else None), **about}
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def load_float_once(ckpt): return load_float(ckpt)[1] if ckpt else None
 
 # %% ../nbs/24_results.ipynb #400fbd42

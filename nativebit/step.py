@@ -130,7 +130,7 @@ def structure(cfg:Config)->Config:
     "The part of a config that decides what is compiled: runs that differ elsewhere share their compiled functions."
     t = cfg.train
     same = dict(lr=1., lr_end=1., settle=0., quant_reg_schedule='constant', max_steps=1, warmup_steps=0, seed=0, dataset='stdlib', log_every=1, val_every=1, val_batches=1, delay_quant_steps=0, test_tokens=None, tokenizer='',
-                calibration_tokens=1, save_every=1, keep=1)
+                calibration_tokens=1, save_every=1, keep=1, teacher='')
     train = replace(t, **same, quant_reg_weight=float(t.quant_reg_weight > 0))
     return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), train)
 
