@@ -14,7 +14,7 @@ from flax import nnx
 from jax.lax import stop_gradient
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
-from .codebook import assign, cluster_stats, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
+from .codebook import assign, cluster_stats, dequantize, from_blocks, init_codebook, lloyd, project, thresholds, to_blocks
 from .commitment import block_shape_of, hard_weight, quantized_layers
 from .config import QuantConfig
 from .core import leaf_names, with_leaves
@@ -184,21 +184,23 @@ def layer_diagnostics(
     w:Float[Array, "O I"],   # latent weights
     cb:Float[Array, "G K"],  # codebooks
     quant:QuantConfig|None=None,  # geometry; None: row blocks, float32 entries
-)->tuple:                    # squared error, squared weights, utilization a block (G,), dead entries
+)->tuple:                    # squared error, squared weights, utilization a block (G,), dead entries, number of weights near a threshold
     "What `compute_quant_diagnostics` adds up."
     b = to_blocks(w, block_shape_of(w, cb, quant))
     p = project(cb, quant.codebook_dtype) if quant else cb
     idx = assign(b, p)
     share = cluster_stats(b, idx, cb.shape[1])[0]/b.shape[1]
     entropy = -jnp.where(share > 0, share*jnp.log(jnp.maximum(share, 1e-9)), 0).sum(1)
-    return ((dequantize(idx, p) - b)**2).sum(), (b**2).sum(), jnp.exp(entropy)/cb.shape[1], share == 0
+    near = jnp.abs(b[..., None] - thresholds(p)[:, None]) < .05*jnp.diff(p)[:, None]   # in the middle tenth
+    return ((dequantize(idx, p) - b)**2).sum(), (b**2).sum(), jnp.exp(entropy)/cb.shape[1], share == 0, near.sum()
 
 # %% ../nbs/08_layers.ipynb #8dfa0164
 def compute_quant_diagnostics(
     params,                  # a tree with `weight` and `codebook` leaves
     quant:QuantConfig|None=None,  # geometry; None: row blocks, float32 entries
-)->dict:                     # quant_error_rms, codebook_utilization, dead_entries_frac: scalars
+)->dict:                     # quant_error_rms, codebook_utilization, dead_entries_frac, near_threshold_frac: scalars
     "Quantization error relative to the RMS of the weights, and how the entries are used."
-    err, sq, used, dead = zip(*[layer_diagnostics(w, cb, quant) for w,cb in quantized_layers(params).values()])
-    return dict(quant_error_rms=jnp.sqrt(sum(err)/sum(sq)),
+    layers = quantized_layers(params).values()
+    err, sq, used, dead, near = zip(*[layer_diagnostics(w, cb, quant) for w,cb in layers])
+    return dict(quant_error_rms=jnp.sqrt(sum(err)/sum(sq)), near_threshold_frac=sum(near)/sum(w.size for w,_ in layers),
                 codebook_utilization=jnp.concatenate(used).mean(), dead_entries_frac=jnp.concatenate([d.ravel() for d in dead]).mean())

@@ -163,14 +163,14 @@ def score(
 
 # %% ../nbs/24_results.ipynb #fe8a3771
 def quantizer_state(state, cfg, start=None)->dict:
-    "quant_err_rms, dead_frac, stale, drift of a trained state."
+    "quant_err_rms, dead_frac, near_threshold, stale, drift of a trained state."
     full = nnx.merge_state(state.params, state.quant_state)
     flat, hard = leaf_names(full), leaf_names(quantized_params(full, cfg.quant))
     names = [n.removesuffix('delta') for n in flat if n.endswith('.delta')]
     rms = lambda f: float(jnp.sqrt(sum((f(p).astype(jnp.float32)**2).sum() for p in names)))
     weight = lambda p: flat[p+'weight']
     d = compute_quant_diagnostics(full, cfg.quant)
-    out = dict(quant_err_rms=float(d['quant_error_rms']), dead_frac=float(d['dead_entries_frac']), stale=rms(lambda p: weight(p) + flat[p+'delta'] - hard[p+'weight'])/rms(weight))
+    out = dict(quant_err_rms=float(d['quant_error_rms']), dead_frac=float(d['dead_entries_frac']), near_threshold=float(d['near_threshold_frac']), stale=rms(lambda p: weight(p) + flat[p+'delta'] - hard[p+'weight'])/rms(weight))
     return out if start is None else dict(out, drift=rms(lambda p: weight(p) - leaf_names(start)[p+'weight'])/rms(weight))
 
 # %% ../nbs/24_results.ipynb #f3874dc5

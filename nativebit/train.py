@@ -112,7 +112,7 @@ def step_record(step, metrics, state, cfg, tokens_per_s)->dict:
     r = dict(step=step, loss=metrics['loss'], perplexity=math.exp(min(float(metrics['loss']), 700)))
     if cfg.quant.nativebit:
         d = compute_quant_diagnostics(nnx.merge_state(state.params, state.quant_state), cfg.quant)
-        r.update(quant_err_rms=d['quant_error_rms'], cb_utilization=d['codebook_utilization'], dead_frac=d['dead_entries_frac'])
+        r.update(quant_err_rms=d['quant_error_rms'], cb_utilization=d['codebook_utilization'], dead_frac=d['dead_entries_frac'], near_threshold=d['near_threshold_frac'])
         if cfg.train.quant_reg_weight: r.update(quant_reg=metrics['quant_reg'], **{'lambda': lambda_at(cfg, step-1)})
     if cfg.train.distill_weight: r.update(distill=metrics['distill'], match=metrics['match'])
     return dict(r, lr=lr_schedule(cfg)(step-1), grad_norm=metrics['grad_norm'], tokens_per_s=round(tokens_per_s))
