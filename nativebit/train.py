@@ -84,9 +84,9 @@ def init_state(
     mesh=None,       # devices that share the state (18_tpu); none of them ever holds all of it
 )->tuple:            # (TrainState, teacher)
     "A fresh or loaded network, and (with `distill_weight`) the float weights to learn from."
+    teacher = load_teacher(cfg, init_from, mesh)   # before the start is read: a host need not hold both
     tensors = load_checkpoint(init_from)[0] if init_from else {}
     check_start(cfg, init_from, tensors)
-    teacher = load_teacher(cfg, init_from, mesh)
     params, quant_state = restore(tensors, cfg, mesh) if init_from else random_network(cfg, mesh)
     if cfg.quant.nativebit and cfg.quant.start == 'gptq':
         params, books = gptq_params(cfg, params, calibration_batches(cfg, tokens), cfg.quant)
@@ -318,6 +318,7 @@ def main(
         cfg, init_from, place = continued(folder, given)
         states = states or place
     else: cfg = get_config(config or 'stdlib-5m', **given)
+    if cfg.train.teacher and not cfg.train.distill_weight: raise UserError("--teacher changes nothing without --distill-weight, its share of the loss; 1 is imitation alone")
     if config and get_config(config).name != cfg.name: raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; give the new one another --name")
     result = train(cfg, folder, init_from, resume, tensorboard, mesh, states)
     if jax.process_index() == 0: print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; log and checkpoint in logs/{name}")
