@@ -294,10 +294,10 @@ def brought_tokenizer(
 # %% ../nbs/01_config.ipynb #3a826918
 def folder_config(
     folder,   # of a checkpoint
-)->Config:    # with codebooks, whether the checkpoint has some or not
+)->Config:    # with codebooks, whether the checkpoint has some or not, and without its teacher
     "The config of a checkpoint as a preset. Raises `UserError` where there is none."
     path = Path(folder)/'meta.json'
     if not path.is_file(): raise UserError(suggest('config', str(folder), list(CONFIGS)) + "; or give the folder of a checkpoint")
     try: cfg = config_from_dict(json.loads(path.read_text())['config'])
     except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f"{path} has no config that can be read ({e}); copy the checkpoint again") from e
-    return override(found_tokenizer(cfg, folder), nativebit=True)
+    return override(found_tokenizer(cfg, folder), nativebit=True, teacher='')
