@@ -64,7 +64,8 @@ def load_teacher(
     if not path: raise UserError("--distill-weight needs a teacher: give a trained float checkpoint with --init-from, or another with --teacher")
     tensors = load_checkpoint(path)[0]
     if any(n.endswith('.codebook') for n in tensors): raise UserError(f"{path} is quantized already; --distill-weight needs a float checkpoint as the teacher")
-    return fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant))
+    try: return fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant))
+    except UserError as e: raise UserError(f"{path} can't be the teacher: {e}") from e
 
 # %% ../nbs/11_train.ipynb #882c1fa0
 def random_network(cfg, mesh=None)->tuple:
