@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINED', 'FROM_SCRATCH', 'EXPERIMENTS', 'method_settings', 'rows_of', 'Setup', 'make_setup', 'row_config', 'score',
            'quantizer_state', 'trained_row', 'run_row', 'load_float_once', 'row_key', 'finished', 'run_rows',
-           'attempted', 'reference', 'with_gaps', 'spread', 'summary', 'main']
+           'attempted', 'teacher_of', 'comparable', 'reference', 'with_gaps', 'spread', 'summary', 'main']
 
 # %% ../nbs/24_results.ipynb #40bff804
 import math, time
@@ -241,13 +241,22 @@ def attempted(setup, row):
     except NotANumber as e: return dict(row, row=row, diverged=str(e))
 
 # %% ../nbs/24_results.ipynb #783b7f9a
+def teacher_of(r): return r.get('teacher') if r.get('distill_weight', 1) else None   # None: its start, or nobody
+
+def comparable(r, row)->bool:
+    "Is `r` a float network that `row` is to be held against?"
+    same = (r['seed'], r['steps']) == (row['seed'], row['steps'])
+    taught = r['method'] == 'taught' != row['method'] and teacher_of(r) == teacher_of(row)
+    return r['method'] == 'float' or same and (taught or r['method'] in ('control', 'float_scratch'))
+
 def reference(
     row:dict,    # a record
     rows:list,   # all records of the experiment
 )->float|None:   # None: no float network to compare with
-    "Test perplexity of the better of the float start and its control with the row's seed and steps."
-    like = lambda r: r['method'] in ('control', 'float_scratch') and (r['seed'], r['steps']) == (row['seed'], row['steps'])
-    return min([r['test_ppl'] for r in rows if 'test_ppl' in r and (like(r) or r['method'] == 'float')], default=None)
+    "Test perplexity of the best of the float start and, with the row's seed and steps, its control and float taught by the row's teacher."
+    found = [r for r in rows if 'test_ppl' in r and comparable(r, row)]
+    unfair = teacher_of(row) and row['method'] != 'taught' and all(r['method'] != 'taught' for r in found)
+    return None if unfair else min([r['test_ppl'] for r in found], default=None)
 
 def with_gaps(out, wanted)->list:
     "The records of a file, `gap_vs_control` added to each that has a reference; written back in order."
@@ -257,6 +266,7 @@ def with_gaps(out, wanted)->list:
         rows = finished(out, wanted)
         rows += [r for r in all_rows if r['row'] not in wanted]   # of other grids in the same file
         for r in rows:
+            r.pop('gap_vs_control', None)
             if 'test_ppl' in r and (base := reference(r, rows)): r['gap_vs_control'] = r['test_ppl']/base - 1
         with atomic_path(out) as tmp: tmp.write_text(as_lines([first, *rows]))
     return rows
