@@ -251,7 +251,7 @@ def reference(
     row:dict,    # a record
     rows:list,   # all records of the experiment
 )->float|None:   # None: no float network to compare with
-    "Test perplexity of the best of: the float start; the control of the row's seed and steps; float with those and the row's teacher, which a row with a `taught_by` can't do without."
+    "Lowest test perplexity of the float start, the control of the row's seed and steps, and float taught by the row's `taught_by`; None where that one is needed and missing."
     by = None if row['method'] == 'taught' else row.get('taught_by')
     rows = [r for r in rows if 'test_ppl' in r]
     like = [r for r in rows if (r['seed'], r['steps']) == (row['seed'], row['steps'])]
