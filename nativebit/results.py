@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINED', 'FROM_SCRATCH', 'EXPERIMENTS', 'method_settings', 'rows_of', 'Setup', 'make_setup', 'row_config',
-           'other_teacher', 'score', 'quantizer_state', 'trained_row', 'run_row', 'load_float_once', 'row_key',
-           'finished', 'run_rows', 'attempted', 'reference', 'with_gaps', 'spread', 'summary', 'main']
+           'teacher_of', 'score', 'quantizer_state', 'trained_row', 'run_row', 'load_float_once', 'row_key', 'finished',
+           'run_rows', 'attempted', 'reference', 'with_gaps', 'spread', 'summary', 'main']
 
 # %% ../nbs/24_results.ipynb #40bff804
 import math, time
@@ -145,9 +145,10 @@ def row_config(
     if row['method'] not in FROM_SCRATCH and not init_from: raise UserError(f"method={row['method']} starts from a trained network: give a float checkpoint with --init-from")
     return get_config(setup.config, **settings), init_from
 
-def other_teacher(setup, cfg)->str:
-    "The network that a run imitates, where it is not the one that it starts from; else ''."
-    return cfg.train.teacher if cfg.train.distill_weight and cfg.train.teacher != setup.init_from else ''
+def teacher_of(setup, cfg)->str:
+    "Whose predictions a run learns from: a checkpoint, 'start' for the one that it starts from, '' for nobody's."
+    if not cfg.train.distill_weight: return ''
+    return 'start' if cfg.train.teacher in ('', setup.init_from) else cfg.train.teacher
 
 # %% ../nbs/24_results.ipynb #4b2d9ff6
 def score(
@@ -204,7 +205,7 @@ def run_row(
     books = fixed and method != 'float' or not fixed and cfg.quant.nativebit
     size = dict(bits=index_bits(cfg.quant), bits_per_weight=network_bits(params, cfg.quant, method)) if books else dict(bits=16, bits_per_weight=16.)
     settings = dict(geometry='' if not books else row.get('geometry', ''), steps=0 if fixed else cfg.train.max_steps, lr=0. if fixed else cfg.train.lr)
-    if not fixed and (by := other_teacher(setup, cfg)): settings['taught_by'] = by
+    if not fixed and (by := teacher_of(setup, cfg)): settings['taught_by'] = by
     return {**row, 'row': row, **size, **settings, **score(cfg, params, setup, aim if fixed or init_from or cfg.train.teacher else None), **about}
 
 @lru_cache(maxsize=2)
@@ -251,13 +252,13 @@ def reference(
     row:dict,    # a record
     rows:list,   # all records of the experiment
 )->float|None:   # None: no float network to compare with
-    "Lowest test perplexity of the float start, the control of the row's seed and steps, and float taught by the row's `taught_by`; None where that one is needed and missing."
+    "Lowest test perplexity of the float start, the control of the row's seed and steps, and float taught by the row's `taught_by`; None where that is another network than the start and no float was taught by it."
     by = None if row['method'] == 'taught' else row.get('taught_by')
     rows = [r for r in rows if 'test_ppl' in r]
     like = [r for r in rows if (r['seed'], r['steps']) == (row['seed'], row['steps'])]
     plain = [r for r in rows if r['method'] == 'float'] + [r for r in like if r['method'] in ('control', 'float_scratch')]
     taught = [r for r in like if by and r['method'] == 'taught' and r.get('taught_by') == by]
-    return None if by and not taught else min([r['test_ppl'] for r in plain + taught], default=None)
+    return None if by not in (None, 'start') and not taught else min([r['test_ppl'] for r in plain + taught], default=None)
 
 def with_gaps(out, wanted)->list:
     "The records of a file, `gap_vs_control` added to each that has a reference; written back in order."
