@@ -61,7 +61,7 @@ def read_tensors(
 )->dict:      # {name: array}
     "The arrays of a file by name. Raises `UserError` where it is missing, truncated, or of another kind."
     path = Path(path)
-    if not path.is_file(): raise UserError(f"no checkpoint at {path}; check the path")
+    if not path.is_file(): raise UserError(f"no checkpoint at {path}; " + ("that run has not ended: go on with --resume, or python -m nativebit.kept makes one of its best state" if (path.parent/'log.jsonl').exists() else "check the path"))
     try:
         if path.suffix == '.npz':
             with np.load(path, allow_pickle=False) as z: return flax_names({n: z[n] for n in z.files})

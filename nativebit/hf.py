@@ -10,9 +10,12 @@ __all__ = ['TORCH', 'dequantize', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfi
 import math, re, runpy, sys
 from importlib.util import find_spec
 from pathlib import Path
-import torch, torch.nn.functional as F
-from torch import Tensor, nn
 from jaxtyping import Float
+try: import torch, torch.nn.functional as F
+except ImportError:
+    if __name__ == '__main__': sys.exit("error: this program needs PyTorch; install it with pip install 'nativebit[torch]'")
+    raise
+from torch import Tensor, nn
 try:
     from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['check_start', 'calibration_batches', 'load_teacher', 'random_network', 'init_state', 'validate', 'step_record',
            'NotANumber', 'check_finite', 'noted_signals', 'fit', 'probe', 'finish', 'load_tokens', 'continued',
-           'NoLogger', 'begin_log', 'resumed_state', 'training_data', 'run_steps', 'train', 'main']
+           'NoLogger', 'begin_log', 'resumed_state', 'training_data', 'run_steps', 'finished_steps', 'check_folder',
+           'train', 'main']
 
 # %% ../nbs/11_train.ipynb #26df455c
-import math, signal, sys, threading, time
+import json, math, signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -268,6 +269,25 @@ def run_steps(cfg, state, data, states, **kw):
     tqdm.write(f"stopped at step {state.step}{states.kept}", sys.stderr)
     raise SystemExit(128 + (stop or [signal.SIGTERM])[0])   # of several hosts another may have had the signal
 
+# %% ../nbs/11_train.ipynb #2135c86b
+def finished_steps(folder)->int:
+    "How many steps the finished run in a folder has taken; 0 where there is none."
+    log, meta = [Path(folder)/n for n in ('log.jsonl', 'meta.json')]
+    if not (log.exists() and meta.exists()): return 0
+    return json.loads(meta.read_text())['step'] if (r := read_jsonl(log)) and r[-1].get('type') == 'eval' else 0
+
+def check_folder(
+    folder,       # of the run
+    latest:int,   # step of its last state, or 0
+    steps:int,    # it is to take
+    resume:bool,
+):
+    "Raise `UserError` where a run would be overwritten, or can't go on."
+    done = finished_steps(folder)
+    if (done or latest) and not resume: raise UserError(f"{folder} holds a run of {max(done, latest)} steps: go on with --resume, or give the new one another --name")
+    if latest > steps: raise UserError(f"the run in {folder} is at step {latest}, beyond --max-steps {steps}; give it more, or make a checkpoint of what it kept: python -m nativebit.kept {Path(folder).name}")
+    if done and not latest and steps > done: raise UserError(f"the run in {folder} ended at step {done} and kept no state to go on from; start another from its checkpoint: --init-from {folder} and a new --name")
+
 # %% ../nbs/11_train.ipynb #dcea8278
 def train(
     cfg:Config,             # the run
@@ -282,7 +302,7 @@ def train(
     start, tokens, place, states, mesh = time.time(), load_tokens(cfg), states, RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
     check_batch(cfg, mesh)
     data = training_data(cfg, tokens['train'], mesh)
-    if states.latest and not resume: raise UserError(f"{folder} holds a run, saved at step {states.latest}: go on with --resume, or give the new one another --name")
+    check_folder(folder, states.latest or 0, cfg.train.max_steps, resume)
     state, teacher = resumed_state(cfg, states, init_from, mesh) if states.latest else init_state(cfg, init_from, tokens['train'], mesh)
     state, teacher = shard_state((state, teacher), mesh, cfg.quant)
     check = partial(validate, cfg, tokens=tokens['valid'])
@@ -318,8 +338,12 @@ def main(
     if resume and (folder/'log.jsonl').exists():
         cfg, init_from, place = continued(folder, given)
         states = states or place
-    else: cfg = get_config(config or 'stdlib-5m', **given)
+    else:
+        cfg = get_config(config or 'stdlib-5m', **given)
+        if resume: tqdm.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
     if cfg.train.teacher and not cfg.train.distill_weight: raise UserError("--teacher changes nothing without --distill-weight, its share of the loss; 1 is imitation alone")
     if config and get_config(config).name != cfg.name: raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; give the new one another --name")
+    if resume and jax.process_count() == 1 and (done := finished_steps(folder)) >= cfg.train.max_steps:
+        return print(f"the run in {folder} is finished, {done} steps; for more give --max-steps, for another a new --name")
     result = train(cfg, folder, init_from, resume, tensorboard, mesh, states)
     if jax.process_index() == 0: print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; log and checkpoint in logs/{name}")

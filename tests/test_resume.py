@@ -58,6 +58,9 @@ def test_a_run_that_exists_is_not_overwritten(cwd):
     before = weights(cwd, 'whole')
     p = run(cwd, *RUN, '--name', 'whole')
     assert p.returncode == 1 and 'go on with --resume' in p.err and weights(cwd, 'whole') == before
+    for steps in ('60', '20'):
+        p = run(cwd, *RUN, '--name', 'whole', '--resume', '--max-steps', steps)
+        assert p.returncode == 0 and 'is finished, 60 steps' in p.out and weights(cwd, 'whole') == before, p.err
 
 def test_nan_names_its_step_and_keeps_the_state(cwd):
     p = run(cwd, *RUN, '--name', 'nan', '--max-steps', '30', '--lr', '1e30', '--warmup-steps', '29', '--clip-norm', '1e30', '--save-every', '1')
