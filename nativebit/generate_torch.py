@@ -11,7 +11,7 @@ from pathlib import Path
 from fastcore.script import Param
 try: import torch
 except ImportError:
-    if __name__ == '__main__': sys.exit("error: this program needs PyTorch; install it with pip install 'nativebit[torch]'")
+    if __name__ == '__main__': sys.exit("error: this program needs PyTorch; install it with pip install -e '.[torch]'")
     raise
 from .config import get_config, need
 from .core import UserError, cli

@@ -13,14 +13,14 @@ from pathlib import Path
 from jaxtyping import Float
 try: import torch, torch.nn.functional as F
 except ImportError:
-    if __name__ == '__main__': sys.exit("error: this program needs PyTorch; install it with pip install 'nativebit[torch]'")
+    if __name__ == '__main__': sys.exit("error: this program needs PyTorch; install it with pip install -e '.[torch]'")
     raise
 from torch import Tensor, nn
 try:
     from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
     from transformers.utils.quantization_config import QuantizationConfigMixin
-except ImportError as e: raise ImportError("nativebit.hf needs transformers 5.23 or newer: pip install 'nativebit[hf]'") from e
+except ImportError as e: raise ImportError("nativebit.hf needs transformers 5.23 or newer: pip install -e '.[hf]'") from e
 from .config import QuantConfig, block_of
 from .core import UserError, one_sentence
 from .ledger import matrix_stored

@@ -2,7 +2,7 @@
 import ast, os, subprocess, sys
 from pathlib import Path
 import ml_dtypes, numpy as np, pytest
-torch = pytest.importorskip('torch', reason="needs PyTorch: pip install 'nativebit[torch]'")
+torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
 from nativebit.config import get_config
 from nativebit.core import UserError
 from nativebit.pack import pack_tensors, write_pack
@@ -122,18 +122,19 @@ def test_a_prompt_must_leave_room(packs):
     model, _, tok = open_file(packs[0]/'int8', False, 'cpu', torch.float32)
     with pytest.raises(UserError, match=r'shorten'): continue_text(Decoder(model), tok, 'x'*model.cfg.context_len, 5)
 
-def run_program(args, head='', **kw):
-    "The program in a process of its own, after some lines of Python."
-    code = f"import sys, runpy; {head}; sys.argv = ['generate_torch', *sys.argv[1:]]; runpy.run_module('nativebit.generate_torch', run_name='__main__', alter_sys=True)"
+def run_program(args, head='', name='generate_torch', **kw):
+    "A program in a process of its own, after some lines of Python."
+    code = f"import sys, runpy; {head}; sys.argv = ['{name}', *sys.argv[1:]]; runpy.run_module('nativebit.{name}', run_name='__main__', alter_sys=True)"
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'), **kw)
 
 def test_the_program_needs_no_jax(packs):
     r = run_program([packs[0]/'stdlib-lut-b', '--max-tokens', 8, '--temperature', 0], "sys.modules['jax'] = None", input=PROMPT)
     assert r.returncode == 0 and r.stdout.startswith(PROMPT) and len(r.stdout) > len(PROMPT) + 8, r.stderr
 
-def test_without_torch_it_says_so():
-    r = run_program(['x'], "sys.modules['torch'] = None")
-    assert r.returncode == 1 and r.stderr == "error: this program needs PyTorch; install it with pip install 'nativebit[torch]'\n"
+@pytest.mark.parametrize('name', ['generate_torch', 'hf'])
+def test_without_torch_it_says_so(name):
+    r = run_program(['x'], "sys.modules['torch'] = None", name)
+    assert r.returncode == 1 and r.stderr == "error: this program needs PyTorch; install it with pip install -e '.[torch]'\n"
 
 def imported(path):
     "Top-level packages that a module imports."
