@@ -114,7 +114,7 @@ def packed_layers(
     "Quantize a network layer by layer, with one of them in memory."
     if method != 'gptq': batches = ()
     run, xs = second_moments(model), embedded(read, batches)
-    for i in tqdm(range(model.n_layers), method, unit='layer', disable=None, leave=False):
+    for i in tqdm(range(model.n_layers), method, unit='layer', leave=False):
         if (packed := load(i)) is None:
             params, moments = read_layer(model, read, i), {}
             for x in xs: moments = jax.tree.map(jnp.add, moments, run(params, x)[1]) if moments else run(params, x)[1]
