@@ -27,7 +27,8 @@ from .ledger import matrix_stored
 from .pack import crc
 from .packed_folder import GUARD, HINT, METHOD, VERSION, check_quant, metadata, quant_to_dict, read_files
 from .words import index_width
-from .kernels.lut import PackedMatrix, from_units, lut_linear, pack_matrix, unpack_words
+from .kernels.linear import lut_linear
+from .kernels.units import PackedMatrix, from_units, pack_matrix, unpack_words
 
 # %% ../nbs/19_transformers.ipynb #145d8172
 TORCH = dict(U32=torch.int32, I8=torch.int8, F8_E4M3=torch.float8_e4m3fn, F16=torch.float16, F32=torch.float32)   # of stored tensors

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from jaxtyping import Float
 from .config import block_of
 from .pack import Pack
-from .kernels.lut import PackedMatrix, dequantize as looked_up, lut_linear, pack_matrix
+from .kernels.linear import lut_linear
+from .kernels.units import PackedMatrix, dequantize as looked_up, pack_matrix
 
 # %% ../nbs/15c_torch_packed.ipynb #b4a0cea7
 def as_tensor(
