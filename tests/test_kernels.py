@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason='Trit
 
 def parts(o, i, bits, kind):
     "Words, codes and scales of a random matrix, as a file has them."
-    words, codes, scales = units.random_parts(o, i, bits, kind)
+    words, codes, scales = units.random_blocks(o, i, bits, kind)
     return words, codes, torch.tensor(1/60/i**.5) if scales is None else scales
 
 sizes = dict(o=st.integers(1, 70), i=st.integers(1, 70).map(lambda n: 8*n), bits=st.sampled_from([2, 3, 4]), kind=st.sampled_from(list(units.KINDS)))

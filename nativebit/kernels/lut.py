@@ -183,7 +183,7 @@ def decode_kernel(x, units, y, O, I, KB:tl.constexpr, scale, BITS:tl.constexpr, 
     tl.store(y + token*O + row + 8, low.to(y.dtype.element_ty), mask=row + 8 < O)
 
 # %% ../../nbs/17_triton_inference.ipynb #2d768c87
-def _kernel_args(p, dot=True):
+def _kernel_args(p):
     "Keywords that both unit kernels share."
     interpret = triton.knobs.runtime.interpret
     return dict(KB=p.data.shape[1], scale=p.scale, BITS=p.bits, E4M3=p.kind == 'float8_e4m3', UNIT=p.data.shape[2], ASM='' if interpret else lookup_asm(p.bits, p.kind))

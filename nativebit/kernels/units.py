@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'selectors', 'unpack_words', 'pack_words', 'PackedMatrix', 'lane_words', 'file_words', 'to_units',
-           'from_units', 'random_parts', 'pack_matrix', 'unpack_matrix', 'dequantize', 'reference', 'random_matrix',
+           'from_units', 'random_blocks', 'pack_matrix', 'unpack_matrix', 'dequantize', 'reference', 'random_matrix',
            'relative_error']
 
 # %% ../../nbs/16d_units.ipynb #db113b38
@@ -117,7 +117,7 @@ def to_units(
     scales,  # (G,) float16 of int8, else None
     shape:tuple,  # of the matrix
 )->torch.Tensor:  # (row tiles, column blocks, bytes) uint8
-    "Interleave blocks for kernels; the order is the table above."
+    "Interleave blocks for kernels, in the order of the table under *Units*."
     block_shape = KINDS['int8' if scales is not None else 'float8_e4m3'][1]
     (bo, bi), (o, i) = block_shape, shape
     cut = lambda x: _cut(x.view(-(-o//bo), -(-i//bi), -1), 16//bo, 128//bi).permute(0, 3, 2, 4, 1, 5)   # tile, block, g or column half, half, …
@@ -141,7 +141,7 @@ def from_units(
     return file_words(lanes, shape, (bo, bi)), codes, scales
 
 # %% ../../nbs/16d_units.ipynb #401c7d30
-def random_parts(
+def random_blocks(
     o:int, i:int,  # rows and columns
     bits:int=3,    # of an index
     kind='int8',   # of `KINDS`
@@ -202,7 +202,7 @@ def random_matrix(
     kind='int8',   # of `KINDS`
 )->PackedMatrix:
     "A packed matrix of random content, for checks."
-    words, codes, scales = random_parts(o, i, bits, kind)
+    words, codes, scales = random_blocks(o, i, bits, kind)
     return pack_matrix(words, codes, torch.tensor(1/60/i**.5) if scales is None else scales, (o, i), KINDS[kind][1])
 
 def relative_error(
