@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TRAINED', 'FROM_SCRATCH', 'EXPERIMENTS', 'method_settings', 'rows_of', 'Setup', 'make_setup', 'row_config',
            'teacher_of', 'score', 'quantizer_state', 'trained_row', 'run_row', 'load_float_once', 'row_key', 'finished',
-           'run_rows', 'attempted', 'reference', 'with_gaps', 'spread', 'summary', 'main']
+           'run_rows', 'check_row', 'attempted', 'reference', 'with_gaps', 'spread', 'grouped', 'differing', 'summary',
+           'main']
 
 # %% ../nbs/24_results.ipynb #40bff804
-import math, time
+import math, sys, time
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from .posthoc import CALIBRATED, METHODS, calibration_text, index_bits, load_flo
 from .rows import add_row, as_lines, as_markdown, begin_rows, load_results, run_header
 from .step import eval_params
 from .sweep import parse_grid, points
-from .train import NotANumber, fit, init_state, load_tokens, training_data
+from .train import NotANumber, check_start, fit, init_state, load_tokens, training_data
 
 # %% ../nbs/24_results.ipynb #1b5665cd
 TRAINED = dict(
@@ -228,19 +229,28 @@ def run_rows(
 )->list:             # the records of all rows that are finished
     "Run the rows of an experiment that nobody has run or is running."
     out, wanted, begun = Path(out), rows_of(experiment), time.time()
-    for r in wanted: row_config(setup, r)   # all are checked before the first is run
+    for r in wanted: check_row(setup, r)   # all are checked before the first is run
     locks = out.with_suffix('.locks'); locks.mkdir(parents=True, exist_ok=True)
-    shared = dict(config=setup.config, fixed=setup.fixed, init_from=setup.init_from)
+    shared = dict(config=setup.config, fixed=setup.fixed, init_from=setup.init_from, **({'raw_words': len(setup.raw.split())} if setup.raw else {}))
     begin_rows(out, run_header('results', shared, experiment=experiment if experiment in EXPERIMENTS else 'custom'))
     for row in tqdm(wanted, 'rows', disable=None):
         if time.time() - begun > 60*minutes: break
         try:
             with FileLock(locks/row_key(row), timeout=0):
                 if finished(out, [row]): continue
-                add_row(out, experiment=out.stem, **attempted(setup, row))
-                with_gaps(out, wanted)   # now, for a sitting may end before its last row
+                add_row(out, experiment=out.stem, **(r := attempted(setup, row)))
+                done = len(with_gaps(out, wanted))   # now, for a sitting may end before its last row
+                tqdm.write(f"{done} of {len(wanted)} rows; {row_key(row)}: {r.get('diverged') or 'test perplexity %.3f' % r['test_ppl']}", sys.stderr)
         except Timeout: continue   # another worker's
-    return with_gaps(out, wanted)
+    rows = with_gaps(out, wanted)
+    if len(rows) < len(wanted): tqdm.write(f"{len(rows)} of {len(wanted)} rows are finished; the same command goes on", sys.stderr)
+    return rows
+
+def check_row(setup, row):
+    "Raise `UserError` where a row can't be run."
+    cfg, init_from = row_config(setup, row)
+    if row['method'] in {**TRAINED, **FROM_SCRATCH}: check_start(cfg, init_from, {})
+    if cfg.train.teacher: load_float_once(cfg.train.teacher)
 
 def attempted(setup, row):
     "A row's record; a run that diverged is a result too."
@@ -283,18 +293,30 @@ def spread(
     return show(np.mean(values)) + (f' ({show(min(values))} … {show(max(values))})' if len(values) > 1 else '')
 
 # %% ../nbs/24_results.ipynb #dd17b059
+def grouped(rows, keys)->dict:
+    "Records with a perplexity, by what they have under `keys`."
+    groups = {}
+    for r in rows:
+        if 'test_ppl' in r: groups.setdefault(tuple(r.get(k, '') for k in keys), []).append(r)
+    return groups
+
+def differing(rows, keys)->list:
+    "Settings other than the seed in which records differ that are alike under `keys`."
+    groups = [[r['row'] for r in g] for g in grouped(rows, keys).values()]
+    names = dict.fromkeys(k for g in groups for r in g for k in r if k not in (*keys, 'seed'))
+    return [k for k in names if any(len({str(r.get(k)) for r in g}) > 1 for g in groups)]
+
 def summary(
     rows:list,      # records
     *by,            # keys to group by, besides method, geometry, bits and steps
 )->list:            # one dictionary a group of seeds
-    "Seeds together: what a table shows."
-    keys, groups = ('method', *by, 'geometry', 'bits', 'steps'), {}
-    for r in rows:
-        if 'test_ppl' in r: groups.setdefault(tuple(r.get(k, '') for k in keys), []).append(r)
+    "Seeds together, and nothing else: settings in which rows of a group would differ get columns of their own."
+    keys = ('method', *by, 'geometry', 'bits', 'steps')
+    keys = ('method', *differing(rows, keys), *keys[1:])
     pick = lambda g, k: [r[k] for r in g if r.get(k) is not None]
-    line = lambda k, g: dict(zip(keys, k), bits_per_weight=g[0]['bits_per_weight'], seeds=len(g), test_ppl=spread(pick(g, 'test_ppl')), **{
+    line = lambda k, g: dict(zip(keys, k), bits_per_weight=g[0]['bits_per_weight'], seeds=len({r['seed'] for r in g}), test_ppl=spread(pick(g, 'test_ppl')), **{
         'gap, %': spread(x, '%') if len(x := pick(g, 'gap_vs_control')) == len(g) else '', 'KL': f'{np.mean(x):.4f}' if (x := pick(g, 'kl')) else ''})
-    return [line(*g) for g in groups.items()]
+    return [line(*g) for g in grouped(rows, keys).items()]
 
 # %% ../nbs/24_results.ipynb #69506ab5
 @cli

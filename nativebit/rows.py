@@ -60,7 +60,7 @@ def load_results(
     "What an experiment found. Raises `UserError` where there is no such file."
     path = Path(name) if str(name).endswith('.jsonl') else DATA/'results'/f'{name}.jsonl'
     try: first, *rows = read_jsonl(path)
-    except (OSError, ValueError) as e: raise UserError(f"cannot read {path} ({e}); data/results/README.md says how it is made") from e
+    except (OSError, ValueError) as e: raise UserError(f"cannot read {path} ({e}); check the name; how those of data/results are made says its README.md") from e
     return first, rows
 
 def as_markdown(

@@ -9,7 +9,7 @@ __all__ = ['FIELD_TYPE', 'parse_value', 'parse_grid', 'points', 'run_point', 'sw
 import itertools, json, shlex, shutil
 from dataclasses import fields, replace
 from pathlib import Path
-from .config import FIELD_PART, PARTS, get_config
+from .config import FIELD_PART, PARTS, get_config, suggest
 from .core import UserError, cli, plain, read_jsonl
 from .rows import add_row, begin_rows, run_header
 from .train import NotANumber, continued, train
@@ -21,7 +21,7 @@ def parse_value(field:str, word:str):
     "A word of the command line as a value of a config field."
     kind = FIELD_TYPE.get(field, str)
     try: return dict(true=True, false=False)[word.lower()] if kind is bool else kind(word) if kind in (int, float, str) else json.loads(word)
-    except (ValueError, KeyError) as e: raise UserError(f"{field}={word!r} is not a {getattr(kind, '__name__', kind)}") from e
+    except (ValueError, KeyError) as e: raise UserError(f"{field}={word!r} is no {getattr(kind, '__name__', kind)}") from e
 
 # %% ../nbs/20_sweep.ipynb #791ae43c
 def parse_grid(
@@ -29,11 +29,13 @@ def parse_grid(
     several:bool=True,  # commas separate values; False: they belong to the only one, as in a dataset's name
 )->dict:       # {'lr': [1e-4, 3e-4], 'seed': [0, 1]}
     "Settings to try, by field. Raises `UserError` for an unknown field or a bad value."
+    known = [*FIELD_PART, 'geometry', 'recipe', 'bits', 'method']
     try: words, grid = shlex.split(text), {}
     except ValueError as e: raise UserError(f"cannot read {text!r} ({e}); quote it as in the help") from e
     for w in words:
         field, eq, values = w.partition('=')
-        if not eq or field not in (*FIELD_PART, 'geometry', 'recipe', 'bits', 'method'): raise UserError(f"{w!r} is not FIELD=VALUE,VALUE,… with a field of the config")
+        if not eq: raise UserError(f"{w!r} is not FIELD=VALUE,VALUE,…")
+        if field not in known: raise UserError(suggest('setting', field, known))
         grid[field] = [parse_value(field, v) for v in (values.split(',') if several else [values])]
     return grid
 

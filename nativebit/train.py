@@ -6,7 +6,7 @@
 __all__ = ['check_start', 'calibration_batches', 'load_teacher', 'random_network', 'init_state', 'validate', 'step_record',
            'NotANumber', 'check_finite', 'noted_signals', 'fit', 'probe', 'finish', 'load_tokens', 'continued',
            'NoLogger', 'begin_log', 'resumed_state', 'training_data', 'run_steps', 'finished_steps', 'check_folder',
-           'train', 'main']
+           'alone', 'train', 'main']
 
 # %% ../nbs/11_train.ipynb #26df455c
 import json, math, signal, sys, threading, time
@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
+from filelock import FileLock, Timeout
 from flax import nnx
 from tqdm import tqdm
 from .attention import ATTENTION, context_kl
@@ -175,7 +176,7 @@ def fit(
             record = step_record(step, metrics, state, cfg, (step-last)*tokens/(time.time()-since))
             if due[1]: record.update(validate(eval_params(state, cfg))); val_loss = record.get('val_loss')
             log(**record)
-            bar.set_postfix(loss=f"{record['loss']:.3f}", tok_s=f"{record['tokens_per_s']:,.0f}")
+            bar.set_postfix(loss=f"{record['loss']:.3f}", tok_s=f"{record['tokens_per_s']:,.0f}", refresh=False)
             since, last = time.time(), step
         if due[2] or stopping: save(state, step, val_loss)
         if stopping: break
@@ -284,9 +285,21 @@ def check_folder(
 ):
     "Raise `UserError` where a run would be overwritten, or can't go on."
     done = finished_steps(folder)
-    if (done or latest) and not resume: raise UserError(f"{folder} holds a run of {max(done, latest)} steps: go on with --resume, or give the new one another --name")
+    if (done or latest) and not resume: raise UserError(f"{folder} holds a run of {max(done, latest)} steps: {'go on with --resume, or ' if latest else ''}give the new one another --name")
     if latest > steps: raise UserError(f"the run in {folder} is at step {latest}, beyond --max-steps {steps}; give it more, or make a checkpoint of what it kept: python -m nativebit.kept {Path(folder).name}")
     if done and not latest and steps > done: raise UserError(f"the run in {folder} ended at step {done} and kept no state to go on from; start another from its checkpoint: --init-from {folder} and a new --name")
+
+@contextmanager
+def alone(folder):
+    "Keep a folder for one run at a time. Raises `UserError` where another process has it."
+    lock = FileLock(Path(folder)/'.lock', timeout=0)
+    try: jax.process_index() or lock.acquire()
+    except Timeout as e: raise UserError(f"another process is training in {folder}; wait for it, or give this run another --name") from e
+    except OSError: pass   # the log can't be written there either, and says so
+    try: yield
+    finally:
+        if lock.is_locked: Path(lock.lock_file).unlink(missing_ok=True); lock.release()
+
 
 # %% ../nbs/11_train.ipynb #dcea8278
 def train(
@@ -307,7 +320,7 @@ def train(
     state, teacher = shard_state((state, teacher), mesh, cfg.quant)
     check = partial(validate, cfg, tokens=tokens['valid'])
     first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']), **check(p)))(eval_params(state, cfg))
-    with use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger, place) as logger:
+    with use_mesh(mesh), alone(folder), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger, place) as logger:
         state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
         return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
