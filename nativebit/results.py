@@ -239,12 +239,11 @@ def run_rows(
             with FileLock(locks/row_key(row), timeout=0):
                 if finished(out, [row]): continue
                 add_row(out, experiment=out.stem, **(r := attempted(setup, row)))
-                done = len(with_gaps(out, wanted))   # now, for a sitting may end before its last row
-                tqdm.write(f"{done} of {len(wanted)} rows; {row_key(row)}: {r.get('diverged') or 'test perplexity %.3f' % r['test_ppl']}", sys.stderr)
+                with_gaps(out, wanted)   # now, for a sitting may end before its last row
+                tqdm.write(f"{len(finished(out, wanted))} of {len(wanted)} rows; {row_key(row)}: {r.get('diverged') or 'test perplexity %.3f' % r['test_ppl']}", sys.stderr)
         except Timeout: continue   # another worker's
-    rows = with_gaps(out, wanted)
-    if len(rows) < len(wanted): tqdm.write(f"{len(rows)} of {len(wanted)} rows are finished; the same command goes on", sys.stderr)
-    return rows
+    if (n := len(finished(out, wanted))) < len(wanted): tqdm.write(f"{n} of {len(wanted)} rows are finished; the same command goes on", sys.stderr)
+    return with_gaps(out, wanted)
 
 def check_row(setup, row):
     "Raise `UserError` where a row can't be run."
