@@ -240,7 +240,7 @@ def run_rows(
                 if finished(out, [row]): continue
                 add_row(out, experiment=out.stem, **(r := attempted(setup, row)))
                 with_gaps(out, wanted)   # now, for a sitting may end before its last row
-                tqdm.write(f"{len(finished(out, wanted))} of {len(wanted)} rows; {row_key(row)}: {r.get('diverged') or 'test perplexity %.3f' % r['test_ppl']}", sys.stderr)
+                tqdm.write(f"{len(finished(out, wanted))} of {len(wanted)} rows; {' '.join(f'{k}={v}' for k,v in row.items())}: {r.get('diverged') or 'test perplexity %.3f' % r['test_ppl']}", sys.stderr)
         except Timeout: continue   # another worker's
     if (n := len(finished(out, wanted))) < len(wanted): tqdm.write(f"{n} of {len(wanted)} rows are finished; the same command goes on", sys.stderr)
     return with_gaps(out, wanted)
