@@ -51,13 +51,13 @@ def prefill_bm(shape, M):
 def default_config(
     shape:tuple,  # of the matrix
     M:int,        # tokens
-    cuda:bool,    # CUDA kernels are there
+    compiled:bool,  # the CUDA kernels are there
     activations:str='float',  # or 'int8'
     bits:int=4,   # of an index
 )->dict:
     "A fair configuration for a shape that was not tuned."
-    if M > 16: return dict(backend='prefill', bm=prefill_bm(shape, M)) if cuda else dict(backend='dequantized')
-    if not cuda: return dict(backend='triton_decode') if M <= 4 else dict(backend='triton_matmul', bm=16, bn=64, warps=4, stages=3)
+    if M > 16: return dict(backend='prefill', bm=prefill_bm(shape, M)) if compiled else dict(backend='dequantized')
+    if not compiled: return dict(backend='triton_decode') if M <= 4 else dict(backend='triton_matmul', bm=16, bn=64, warps=4, stages=3)
     tiles, blocks = -(-shape[0]//16), -(-shape[1]//128)
     ranks = 1 if blocks < 16 else 4 if blocks < 128 else 8
     clusters = next(c for c in range(132//ranks, tiles + 200) if c >= tiles or decode_bytes(tiles, blocks, M, bits, c, ranks) < 220_000)
