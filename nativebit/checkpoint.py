@@ -177,6 +177,7 @@ class RunStates:
     @cached_property
     def manager(self):
         better = lambda m: -m['val_loss']
+        if self.keep is None: logging.getLogger('absl').setLevel(logging.ERROR)   # else four warnings say that it only reads
         policy = AnyPreservationPolicy([LatestN(self.keep), BestN(n=1, get_metric_fn=better, keep_checkpoints_without_metrics=False)])
         return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(best_fn=better, preservation_policy=policy, cleanup_tmp_directories=True, read_only=self.keep is None))
 

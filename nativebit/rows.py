@@ -10,7 +10,7 @@ import json, shlex, sys
 from pathlib import Path
 import jax
 from filelock import FileLock
-from .core import UserError, atomic_path, git_hash, plain, read_jsonl
+from .core import UserError, atomic_path, git_hash, leaf_names, plain, read_jsonl
 from .data import DATA
 
 # %% ../nbs/12a_rows.ipynb #424b67c3
@@ -28,7 +28,7 @@ def as_lines(records)->str: return ''.join(json.dumps(r, default=plain) + '\n' f
 
 def check_setup(out, there:dict, here:dict):
     "Raise `UserError` where a file is of another setup, and say in what."
-    there, here = (json.loads(json.dumps(x, default=plain)) for x in (there, here))
+    there, here = (leaf_names(json.loads(json.dumps(x, default=plain))) for x in (there, here))
     other = [f'{k}: {there.get(k)!r} there, {here.get(k)!r} here' for k in {**there, **here} if there.get(k) != here.get(k)]
     if other: raise UserError(f"{out} holds rows of another setup ({'; '.join(other)}); give --out another file")
 
