@@ -49,20 +49,19 @@ def method_settings(
 EXPERIMENTS = dict(
     headline="""
         method=float
-        method=rtn,kmeans,hkmeans,gptq geometry=lut-b bits=3,2
-        method=qat geometry=lut-b max_steps=600 lr=1e-4 codebook_lr=1 seed=0,1,2
+        method=rtn,kmeans,gptq geometry=lut-b bits=3,2
         method=control max_steps=600 lr=1e-4 seed=0,1,2
+        method=qat geometry=lut-b max_steps=600 lr=1e-4 codebook_lr=1 seed=0,1,2
         method=qat geometry=lut-b bits=2 max_steps=600 lr=3e-4 codebook_lr=1 seed=0,1,2
         method=published geometry=published max_steps=600 seed=0,1,2
-        method=qat geometry=lut-b max_steps=3000 lr=1e-4 codebook_lr=1 seed=0
-        method=control max_steps=3000 lr=1e-4 seed=0
-        method=qat geometry=lut-b bits=2 max_steps=3000 lr=3e-4 codebook_lr=1 seed=0
-        method=scratch geometry=lut-b max_steps=6000 seed=0 lr=1e-3 weight_decay=0.1 warmup_steps=300 requantize_every=10""",
+        method=control max_steps=600 lr=3e-5
+        method=qat geometry=lut-b max_steps=600 lr=3e-5 codebook_lr=1
+        method=qat geometry=lut-b max_steps=600 lr=1e-4 codebook_lr=1 settle=0.3""",
     geometry="""
         method=float
         method=control max_steps=300 seed=0,1,2
         method=rtn,kmeans,gptq geometry=published,int8,int8-256,int8-row,lut-b
-        method=qat geometry=published,int8,int8-256,int8-row,lut-b max_steps=300 seed=0,1,2""",
+        method=qat geometry=published,int8,int8-256,int8-row,lut-b max_steps=300 codebook_lr=0 seed=0,1,2""",
     bits="""
         method=float
         method=control max_steps=300 seed=0,1,2
@@ -81,7 +80,8 @@ EXPERIMENTS = dict(
         method=control max_steps=300 seed=0,1,2
         method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=0,1 quant_reg_weight=0,0.01,0.1,1,10,100
         method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=0,1 seed=1,2
-        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=1 quant_reg_schedule=constant,anneal,ramp""",
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=1 quant_reg_schedule=constant,anneal,ramp
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=0 requantize_every=10""",
     staleness="""
         method=float
         method=control max_steps=300
