@@ -199,7 +199,8 @@ def finish(cfg, state, tokens, folder, log, start, init_from):
     params = eval_params(state, cfg)
     kl = probe(cfg, params, tokens['valid'])
     if kl < .1: tqdm.write(f"warning: the prediction hardly depends on the context (KL {kl:.4f} nats): the model is undertrained, or its attention is broken", sys.stderr)
-    nll = token_nll(cfg, params, tokens['test'], batch_size=cfg.train.batch_size, max_tokens=cfg.train.test_tokens, desc='testing')
+    try: nll = token_nll(cfg, params, tokens['test'], batch_size=cfg.train.batch_size, max_tokens=cfg.train.test_tokens, desc='testing')
+    except KeyboardInterrupt: tqdm.write(f"stopped before the test was done; the trained checkpoint is in {folder}", sys.stderr); raise
     result = dict(test_ppl=math.exp(min(nll.mean(), 700)), test_tokens=len(nll), context_kl=kl, total_time_s=time.time()-start)
     log(type='eval', **result)
     return result
