@@ -216,14 +216,14 @@ class RunStates:
             if not self.remote: self.folder.parent.mkdir(parents=True, exist_ok=True)
         size, free = sum(x.nbytes for x in jax.tree.leaves(state)), math.inf if self.remote else shutil.disk_usage(self.folder.parent).free
         if free < size: raise UserError(f"{size/2**20:.0f} MiB are needed to keep the run's state in {self.folder}, {free/2**20:.0f} are free; make room{self.kept}")
-        with self.explained(): self.manager.save(step, args=ocp.args.StandardSave(leaf_names(state)), metrics={'val_loss': math.inf if val_loss is None else float(val_loss)})
+        with self.explained(): self.manager.save(step, args=ocp.args.StandardSave(leaf_names(state)), metrics={'val_loss': math.inf if val_loss is None or math.isnan(val_loss) else float(val_loss)})
 
     def restore(self, like, step=None):
         "The state of a step, the latest by default, as a tree like `like`, whose leaves need only shape, dtype and perhaps sharding."
         step = step or self.latest
         try: return with_leaves(like, self.manager.restore(step, args=ocp.args.StandardRestore(leaf_names(like))))
         except (OSError, ValueError, RuntimeError, KeyError) as e:
-            raise UserError(f"the state of step {step} in {self.folder} can't be read ({str(e)[:200]}); delete that folder to go on from the state before it") from e
+            raise UserError(f"the state of step {step} can't be read ({str(e)[:200]}); delete {self.folder/str(step)} to go on from the state before it") from e
 
     def close(self):
         "Wait until everything is on disk."

@@ -193,7 +193,7 @@ class Tokens:
     def __array__(self, dtype=None, copy=None): return np.asarray(self[:], dtype)
 
 # %% ../nbs/02_data.ipynb #f34d0f1e
-def cache_dir()->Path: return Path(os.environ.get('NATIVEBIT_CACHE', '~/.cache/nativebit')).expanduser()
+def cache_dir()->Path: return Path(os.environ.get('NATIVEBIT_CACHE') or '~/.cache/nativebit').expanduser()
 
 def digest(text:str)->str: return hashlib.sha256(text.encode()).hexdigest()[:16]
 

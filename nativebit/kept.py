@@ -33,12 +33,13 @@ def export_state(
     "Write a checkpoint of a state that a run has kept."
     if not (Path(folder)/'log.jsonl').exists(): raise UserError(f"{folder} has no log.jsonl; give the --name of a run")
     out = Path(out)
-    if out.exists() and not (out/'meta.json').exists() and not (out.is_dir() and not any(out.iterdir())): raise UserError(f"{out} is no checkpoint and would be overwritten; choose another --out")
+    there = {p.name for p in out.iterdir()} if out.is_dir() else {None} if out.exists() else set()
+    if there and not there >= {'meta.json', 'model.safetensors'}: raise UserError(f"{out} is no checkpoint and would be overwritten; choose another --out")
     cfg, init_from, place = continued(folder, {})
     states = RunStates(states or place or Path(folder)/'state', keep=None)
     step = chosen_step(states, which)
     state = states.restore(state_shapes(cfg), step)
-    save_checkpoint(out, cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=step, init_from=init_from)
+    save_checkpoint(out, cfg, state.params, state.quant_state if cfg.quant.nativebit and step >= cfg.train.delay_quant_steps else None, step=step, init_from=init_from)
     return step
 
 # %% ../nbs/11a_kept.ipynb #670037f2

@@ -82,7 +82,7 @@ def write_pack(
 )->Path:
     "Write a pack, whole or not at all. Raises `UserError` where the tensors do not fit the config or the file can't be written."
     path, code = Path(path), {np.dtype(t): c for c,t in DTYPES.items()}
-    embed = next((k for k,v in FLOATS.items() if v == code.get(tensors['embed'].dtype)), 'bfloat16')
+    embed = next((k for k,v in FLOATS.items() if v == code.get(getattr(tensors.get('embed'), 'dtype', None))), 'bfloat16')
     found = {n: (code.get(x.dtype, str(x.dtype)), x.shape) for n,x in tensors.items()}
     if bad := misfit(found, stored_tensors(config, embed)): raise UserError(f"these tensors do not fit the config: {bad}; pack what `pack_tensors` returns")
     tensors = {n: np.ascontiguousarray(x) for n,x in tensors.items()}

@@ -51,7 +51,7 @@ def begin_rows(
 
 def add_row(out, **row):
     "Add a row to a file of results; several processes may."
-    with FileLock(f'{out}.lock'), Path(out).open('a') as f: f.write(as_lines([row]))
+    with FileLock(f'{out}.lock'), atomic_path(out) as tmp: tmp.write_text(as_lines([*read_jsonl(out), row]))
 
 # %% ../nbs/12a_rows.ipynb #3ef049d6
 def load_results(

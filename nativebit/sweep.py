@@ -20,8 +20,9 @@ FIELD_TYPE = dict(bits=int, **{f.name: f.type for cls in PARTS.values() for f in
 def parse_value(field:str, word:str):
     "A word of the command line as a value of a config field."
     kind = FIELD_TYPE.get(field, str)
-    try: return dict(true=True, false=False)[word.lower()] if kind is bool else kind(word) if kind in (int, float, str) else json.loads(word)
-    except (ValueError, KeyError) as e: raise UserError(f"{field}={word!r} is no {getattr(kind, '__name__', kind)}") from e
+    read = {bool: lambda w: dict(true=True, false=False)[w.lower()], tuple: lambda w: list(json.loads(w)), int|None: lambda w: None if w == 'null' else int(w)}.get(kind, kind)
+    try: return read(word)
+    except (ValueError, KeyError, TypeError) as e: raise UserError(f"{field}={word!r} is no {getattr(kind, '__name__', kind)}") from e
 
 # %% ../nbs/20_sweep.ipynb #791ae43c
 def parse_grid(
@@ -45,12 +46,12 @@ def points(grid:dict)->list: return [dict(zip(grid, v)) for v in itertools.produ
 def run_point(cfg, point:dict, folder, init_from)->dict:
     "Train one point of the grid; a diverged run is a result too. The last step is always validated."
     if cfg.train.max_steps % cfg.train.val_every: cfg = replace(cfg, train=replace(cfg.train, val_every=cfg.train.max_steps))
-    if (Path(folder)/'log.jsonl').exists() and continued(folder, {})[0] != cfg: raise UserError(f"{folder} holds a run with other settings; delete it, or give the results another name")
+    if (Path(folder)/'log.jsonl').exists() and continued(folder, {})[:2] != (cfg, init_from and str(init_from)): raise UserError(f"{folder} holds a run with other settings; delete it, or give the results another name")
     try: result = train(cfg, folder, init_from, resume=True)   # a point that was interrupted goes on
     except NotANumber as e: return dict(point, diverged=str(e))
     shutil.rmtree(Path(folder)/'state', ignore_errors=True)
     vals = [r for r in read_jsonl(Path(folder)/'log.jsonl') if 'val_ppl' in r]
-    return dict(point, init_valid_ppl=vals[0]['val_ppl'], valid_ppl=vals[-1]['val_ppl'], **{k: v for k,v in vals[-1].items() if k in ('quant_err_rms', 'dead_frac')}, **result)
+    return dict(point, init_valid_ppl=vals[0]['val_ppl'], valid_ppl=vals[-1]['val_ppl'], **{k: v for k,v in vals[-1].items() if k in ('quant_err_rms', 'dead_frac')}, **result) | point
 
 # %% ../nbs/20_sweep.ipynb #b1721890
 def sweep(

@@ -10,7 +10,7 @@ __all__ = ['check_start', 'calibration_batches', 'load_teacher', 'random_network
 
 # %% ../nbs/11_train.ipynb #26df455c
 import json, math, signal, sys, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from .checkpoint import RunStates, fit_params, load_checkpoint, restore, save_ch
 from .config import Config, QuantConfig, TrainConfig, config_from_dict, config_to_dict, get_config, override
 from .core import JSONLogger, TensorBoardLogger, UserError, also_flags, cli, git_hash, read_jsonl
 from .data import batches, load_tokenizer, prepare
-from .evaluate import token_nll
+from .evaluate import perplexity, token_nll
 from .gptq import gptq_params
 from .layers import compute_quant_diagnostics
 from .model import forward_fn, init_model, model_shapes
@@ -107,12 +107,12 @@ def validate(
     "Loss on the first `val_batches` batches of a split, in order, in float32."
     B, T = cfg.train.batch_size, cfg.model.context_len
     nll = token_nll(cfg, params, tokens, batch_size=B, max_tokens=cfg.train.val_batches*B*T, desc='validating')
-    return dict(val_loss=nll.mean(), val_ppl=math.exp(min(nll.mean(), 700)), val_batches=-(-len(nll)//(B*T)))
+    return dict(val_loss=nll.mean(), val_ppl=perplexity(nll), val_batches=-(-len(nll)//(B*T)))
 
 # %% ../nbs/11_train.ipynb #5bb815f7
 def step_record(step, metrics, state, cfg, tokens_per_s)->dict:
     "What the log says of one step."
-    r = dict(step=step, loss=metrics['loss'], perplexity=math.exp(min(float(metrics['loss']), 700)))
+    r = dict(step=step, loss=metrics['loss'], perplexity=perplexity(metrics['loss']))
     if cfg.quant.nativebit:
         d = compute_quant_diagnostics(nnx.merge_state(state.params, state.quant_state), cfg.quant)
         r.update(quant_err_rms=d['quant_error_rms'], cb_utilization=d['codebook_utilization'], dead_frac=d['dead_entries_frac'], near_threshold=d['near_threshold_frac'])
@@ -156,12 +156,11 @@ def fit(
     validate=lambda params: {},               # called with the weights to evaluate; returns what to log
     save=lambda state, step, val_loss: None,  # called every `save_every` steps
     stop=(),            # stop after the step in which something appears here
-    desc:str='training',  # for the progress bar
 )->TrainState:
     "Train to `max_steps`. Raises `NotANumber` when the loss is none."
     step_fn, ops, t, tokens = make_step(cfg), make_quant_ops(cfg.quant), cfg.train, cfg.train.batch_size*cfg.model.context_len
     pending, last = [], int(state.step)
-    bar = tqdm(range(last, t.max_steps), desc, initial=last, total=t.max_steps, mininterval=1, disable=jax.process_index() > 0)
+    bar = tqdm(range(last, t.max_steps), 'training', initial=last, total=t.max_steps, mininterval=1, disable=jax.process_index() > 0)
     since = time.time()
     for i in bar:
         state, metrics = step_fn(state, train_batches[i], i, teacher)
@@ -201,7 +200,7 @@ def finish(cfg, state, tokens, folder, log, start, init_from):
     if kl < .1: tqdm.write(f"warning: the prediction hardly depends on the context (KL {kl:.4f} nats): the model is undertrained, or its attention is broken", sys.stderr)
     try: nll = token_nll(cfg, params, tokens['test'], batch_size=cfg.train.batch_size, max_tokens=cfg.train.test_tokens, desc='testing')
     except KeyboardInterrupt: tqdm.write(f"stopped before the test was done; the trained checkpoint is in {folder}", sys.stderr); raise
-    result = dict(test_ppl=math.exp(min(nll.mean(), 700)), test_tokens=len(nll), context_kl=kl, total_time_s=time.time()-start)
+    result = dict(test_ppl=perplexity(nll), test_tokens=len(nll), context_kl=kl, total_time_s=time.time()-start)
     log(type='eval', **result)
     return result
 
@@ -286,6 +285,7 @@ def check_folder(
 ):
     "Raise `UserError` where a run would be overwritten, or can't go on."
     done = finished_steps(folder)
+    if (Path(folder)/'meta.json').exists() and not (Path(folder)/'log.jsonl').exists(): raise UserError(f"{folder} holds a checkpoint and no run; give this run another --name")
     if (done or latest) and not resume: raise UserError(f"{folder} holds a run of {max(done, latest)} steps: {'go on with --resume, or ' if latest else ''}give the new one another --name")
     if latest > steps: raise UserError(f"the run in {folder} is at step {latest}, beyond --max-steps {steps}; give it more, or make a checkpoint of what it kept: python -m nativebit.kept {Path(folder).name}")
     if done and not latest and steps > done: raise UserError(f"the run in {folder} ended at step {done} and kept no state to go on from; start another from its checkpoint: --init-from {folder} and a new --name")
@@ -293,6 +293,7 @@ def check_folder(
 @contextmanager
 def alone(folder):
     "Keep a folder for one run at a time. Raises `UserError` where another process has it."
+    made = [p for p in (Path(folder), *Path(folder).parents) if not p.exists()]
     lock = FileLock(Path(folder)/'.lock', timeout=0)
     try: jax.process_index() or lock.acquire()
     except Timeout as e: raise UserError(f"another process is training in {folder}; wait for it, or give this run another --name") from e
@@ -300,6 +301,8 @@ def alone(folder):
     try: yield
     finally:
         if lock.is_locked: Path(lock.lock_file).unlink(missing_ok=True); lock.release()
+        with suppress(OSError):
+            for p in made: p.rmdir()   # of a run that could not begin no empty folder stays
 
 
 # %% ../nbs/11_train.ipynb #dcea8278
@@ -316,14 +319,15 @@ def train(
     start, tokens, place, states, mesh = time.time(), load_tokens(cfg), states, RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
     check_batch(cfg, mesh)
     data = training_data(cfg, tokens['train'], mesh)
-    check_folder(folder, states.latest or 0, cfg.train.max_steps, resume)
-    state, teacher = resumed_state(cfg, states, init_from, mesh) if states.latest else init_state(cfg, init_from, tokens['train'], mesh)
-    state, teacher = shard_state((state, teacher), mesh, cfg.quant)
-    check = partial(validate, cfg, tokens=tokens['valid'])
-    first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']), **check(p)))(eval_params(state, cfg))
-    with use_mesh(mesh), alone(folder), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger, place) as logger:
-        state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
-        return finish(cfg, state, tokens, folder, logger.log, start, init_from)
+    with alone(folder):   # before its states are read: opening them deletes what another process is just saving
+        check_folder(folder, states.latest or 0, cfg.train.max_steps, resume)
+        state, teacher = resumed_state(cfg, states, init_from, mesh) if states.latest else init_state(cfg, init_from, tokens['train'], mesh)
+        state, teacher = shard_state((state, teacher), mesh, cfg.quant)
+        check = partial(validate, cfg, tokens=tokens['valid'])
+        first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']), **check(p)))(eval_params(state, cfg))
+        with use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger, place) as logger:
+            state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
+            return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
 # %% ../nbs/11_train.ipynb #f0d6edeb
 @cli
@@ -355,7 +359,7 @@ def main(
     else:
         cfg = get_config(config or 'stdlib-5m', **given)
         if resume: tqdm.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
-    if cfg.train.teacher and not cfg.train.distill_weight: raise UserError("--teacher changes nothing without --distill-weight, its share of the loss; 1 is imitation alone")
+    if (cfg.train.teacher or cfg.train.match_weight) and not cfg.train.distill_weight: raise UserError("--teacher and --match-weight change nothing without --distill-weight, its share of the loss; 1 is imitation alone")
     if config and get_config(config).name != cfg.name: raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; give the new one another --name")
     if resume and jax.process_count() == 1 and (done := finished_steps(folder)) >= cfg.train.max_steps:
         return print(f"the run in {folder} is finished, {done} steps; for more give --max-steps, for another a new --name")

@@ -54,6 +54,14 @@ def test_signals_save_and_exit(cwd, sig, code):
     p = run(cwd, 'nativebit.train', '--name', name, '--resume')   # the name is enough
     assert p.returncode == 0 and weights(cwd, name) == weights(cwd, 'whole'), p.err
 
+def test_a_second_process_is_refused_and_the_first_lives(cwd):
+    p = start(cwd, *RUN, '--name', 'first', '--max-steps', '100000')
+    after(cwd, 'first', p, 5)
+    for _ in range(2): assert 'another process is training' in run(cwd, *RUN, '--name', 'first', '--max-steps', '100000', '--resume').err
+    assert p.poll() is None
+    p.send_signal(signal.SIGTERM)
+    assert 'stopped at step' in p.communicate(timeout=60)[1] and p.returncode == 143
+
 def test_a_run_that_exists_is_not_overwritten(cwd):
     before = weights(cwd, 'whole')
     p = run(cwd, *RUN, '--name', 'whole')

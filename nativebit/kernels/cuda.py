@@ -21,7 +21,7 @@ def find_nvcc()->str|None:
 
 def cache_dir()->Path:
     "Where compiled kernels are kept: NATIVEBIT_CACHE, else the user's cache folder."
-    return Path(os.environ.get('NATIVEBIT_CACHE') or Path.home()/'.cache'/'nativebit')/'kernels'
+    return Path(os.environ.get('NATIVEBIT_CACHE') or '~/.cache/nativebit').expanduser()/'kernels'
 
 SOURCES = 'lut.cu', 'lut_device.cuh', 'attend.cuh', 'head.cuh', 'token.cuh'
 NVCC_FLAGS = ['-std=c++17', '-O3', '-gencode=arch=compute_90a,code=sm_90a', '-shared', '-Xcompiler', '-fPIC']
