@@ -134,7 +134,7 @@ def bits_per_weight(
     quant:QuantConfig,  # the geometry
     shape:tuple=None,   # of one matrix, (out, in); None: one that divides evenly and is large
 )->float:
-    "Index, codebook and scale bits of a matrix, over its number of weights."
+    "Index, codebook and scale bits of a matrix, over its number of weights. An index counts ⌈log₂K⌉ bits; files have 2, 3, 4 or 8 (`13a_words`)."
     o, i = shape or [4096*(s or 1) for s in quant.block_shape]
     bo, bi = block_of(quant.block_shape, (o, i))
     blocks = -(-o//bo) * -(-i//bi)
