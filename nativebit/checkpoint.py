@@ -159,7 +159,7 @@ def load_network(
 )->tuple:        # (Config, params): weights for a float network, Q(w) where there are codebooks
     "The network that a checkpoint delivers. Raises `UserError` where it is none."
     tensors, meta = load_checkpoint(folder)
-    if 'config' not in meta: raise UserError(f"{folder} has no meta.json with a config; give the folder of a checkpoint")
+    if 'config' not in meta: raise UserError(f"{folder} has no meta.json with a config; give the folder of a checkpoint (of a packed model folder: nativebit.export --to nbpack makes one file; of somebody's model: nativebit.convert)")
     cfg = found_tokenizer(config_from_dict(meta['config']), folder)
     books = {n: x for n,x in tensors.items() if n.endswith('.codebook')}
     return cfg, hard_params(fit_params({n: x for n,x in tensors.items() if n not in books}, model_shapes(cfg)), books, cfg.quant)
@@ -192,7 +192,7 @@ class RunStates:
         return self.manager.best_step() or self.latest
 
     @property
-    def kept(self): return f"; the state of step {self.latest} is kept in {self.folder}: give the same command again, nativebit.train with --resume" if self.latest else ''
+    def kept(self): return f"; the state of step {self.latest} is kept in {self.folder}: the same command goes on, nativebit.train with --resume" if self.latest else ''
 
     @contextmanager
     def reachable(self):

@@ -179,7 +179,7 @@ class TrainConfig:
     val_batches:int = 20              # batches a validation reads
     save_every:int = 500              # steps between two saves of the whole state, for --resume
     keep:int = 2                      # latest states that are kept; the best of those that were validated when saved is kept besides
-    test_tokens:int|None = None       # of the test split read at the end; None: all
+    test_tokens:int|None = None       # of the test split read at the end; all by default
     seed:int = 0                      # of the initial weights and the data order
 
     def __post_init__(self):

@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxtyping import Float
 try: import torch, torch.nn.functional as F
 except ImportError:
-    if __name__ == '__main__': sys.exit("error: this program needs PyTorch; install it with pip install -e '.[torch]'")
+    if __name__ == '__main__': sys.exit("error: this program needs PyTorch and transformers; install them with pip install -e '.[hf]'")
     raise
 from torch import Tensor, nn
 try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from .checkpoint import RunStates, save_checkpoint
 from .core import UserError, cli, read_jsonl
 from .step import state_shapes
-from .train import continued
+from .train import continued, finished_steps
 
 # %% ../nbs/11a_kept.ipynb #8925afba
 def chosen_step(
@@ -19,7 +19,7 @@ def chosen_step(
 )->int:
     "The step of a kept state. Raises `UserError` where there is none."
     steps = sorted(states.manager.all_steps()) if states.latest else []
-    if not steps: raise UserError(f"{states.folder} holds no state; give the --name of a run that has saved one")
+    if not steps: raise UserError(f"{states.folder} holds no state; give the name of a run that has saved one (the checkpoint of a run that has ended is its folder)")
     named = dict(best=states.best, latest=states.latest)
     if which not in (*named, *map(str, steps)): raise UserError(f"no state of step {which} is kept in {states.folder}; there are {', '.join(map(str, steps))}, best and latest")
     return named.get(which) or int(which)
@@ -52,4 +52,5 @@ def main(
 ):
     "Make a checkpoint of a state that a run has kept."
     out = out or Path('logs')/name/step
-    print(f"step {export_state(Path('logs')/name, out, step, states)} of {name} is in {out}")
+    made, ended = export_state(Path('logs')/name, out, step, states), finished_steps(Path('logs')/name)
+    print(f"step {made} of {name} is in {out}" + (f"; the run ended at step {ended}, which is in logs/{name}" if ended > made else ''))

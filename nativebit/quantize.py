@@ -196,6 +196,7 @@ def main(
 ):
     "Quantize a model of the Llama family into a folder that transformers loads. Stopped, the same command goes on."
     if not out: raise UserError("say where to write: --out FOLDER")
-    rows = quantize(model, out, method, geometry, data, calibration_tokens=calibration_tokens, test_tokens=test_tokens, context_len=context_len, **settings)
+    try: rows = quantize(model, out, method, geometry, data, calibration_tokens=calibration_tokens, test_tokens=test_tokens, context_len=context_len, **settings)
+    except KeyboardInterrupt: print(f"stopped; what is done is in {out}.work, and the same command goes on", file=sys.stderr); raise
     print(as_markdown(rows))
     print(f"in {out}; load it with: import nativebit.hf, then AutoModelForCausalLM.from_pretrained({out!r})")

@@ -6,9 +6,10 @@
 __all__ = ['FIELD_TYPE', 'parse_value', 'parse_grid', 'points', 'run_point', 'sweep', 'main']
 
 # %% ../nbs/20_sweep.ipynb #a20e4ef8
-import itertools, json, shlex, shutil
+import itertools, json, shlex, shutil, sys
 from dataclasses import fields, replace
 from pathlib import Path
+from tqdm import tqdm
 from .config import FIELD_PART, PARTS, get_config, suggest
 from .core import UserError, cli, plain, read_jsonl
 from .rows import add_row, begin_rows, run_header
@@ -66,8 +67,9 @@ def sweep(
     configs = [(get_config(config, **p), {k: p[k] for k in varied}) for p in points(grid)]   # all are checked before the first is run
     setup = dict(config=config, init_from=init_from and str(init_from), fixed={k: v[0] for k,v in grid.items() if len(v) == 1}, varied=sorted(varied))
     done = begin_rows(out, run_header('sweep', setup))
-    for cfg,point in configs:
+    for i,(cfg,point) in enumerate(configs, 1):
         if any(point.items() <= d.items() for d in done): continue
+        tqdm.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}", sys.stderr)
         done.append(run_point(cfg, point, Path(folder or f'logs/sweep/{out.stem}')/'-'.join(f'{k}{v}' for k,v in point.items()), init_from))
         add_row(out, **done[-1])
     return done

@@ -362,6 +362,6 @@ def main(
     if (cfg.train.teacher or cfg.train.match_weight) and not cfg.train.distill_weight: raise UserError("--teacher and --match-weight change nothing without --distill-weight, its share of the loss; 1 is imitation alone")
     if config and get_config(config).name != cfg.name: raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; give the new one another --name")
     if resume and jax.process_count() == 1 and (done := finished_steps(folder)) >= cfg.train.max_steps:
-        return print(f"the run in {folder} is finished, {done} steps; for more give --max-steps, for another a new --name")
+        return print(f"the run in {folder} is finished, {done} steps; for {'more give --max-steps, for ' if RunStates(states or folder/'state').latest else ''}another give a new --name")
     result = train(cfg, folder, init_from, resume, tensorboard, mesh, states)
     if jax.process_index() == 0: print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; log and checkpoint in logs/{name}")
