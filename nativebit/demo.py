@@ -21,7 +21,8 @@ from .ledger import ledger_text
 from .pack import file_ledger, pack_checkpoint, read_pack
 from .posthoc import evaluate_row, network_bits, network_bytes, posthoc_table
 from .rows import as_markdown
-from .train import calibration_batches, train
+from .start import calibration_batches
+from .train import train
 
 # %% ../nbs/21_demo.ipynb #1830289e
 STEPS = dict(batch_size=4, max_steps=80, warmup_steps=8, weight_decay=0., compute_dtype='float32', log_every=5, val_every=20, val_batches=3, test_tokens=2048)

@@ -11,7 +11,7 @@ from functools import lru_cache, partial, wraps
 import jax, jax.numpy as jnp
 from dataclasses import replace
 from flax import nnx
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float
 from .attention import causal_attention
 from .codebook import assign, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
 from .commitment import hard_weight

@@ -10,7 +10,7 @@ from pathlib import Path
 from .checkpoint import RunStates, save_checkpoint
 from .core import UserError, cli, read_jsonl
 from .step import state_shapes
-from .train import continued, finished_steps
+from .run_folder import continued, finished_steps
 
 # %% ../nbs/11a_kept.ipynb #8925afba
 def chosen_step(

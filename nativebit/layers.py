@@ -14,7 +14,7 @@ from flax import nnx
 from jax.lax import stop_gradient
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
-from .codebook import assign, cluster_stats, dequantize, from_blocks, init_codebook, lloyd, project, thresholds, to_blocks
+from .codebook import assign, cluster_stats, dequantize, init_codebook, lloyd, project, thresholds, to_blocks
 from .commitment import block_shape_of, hard_weight, quantized_layers
 from .config import QuantConfig
 from .core import leaf_names, with_leaves

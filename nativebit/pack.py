@@ -17,7 +17,7 @@ from jaxtyping import Float
 from .config import Config, block_of, brought_tokenizer, config_from_dict, config_to_dict, found_tokenizer, get_config, need, override
 from .core import UserError, atomic_path, cli, git_hash, save_arrays
 from .ledger import DTYPES, FLOATS, MATRIX, Stored, ledger, ledger_text, param_shapes, stored_tensors
-from .words import entries_of, index_width, pack_indices, pack_matrix, unpack_indices, unpack_matrix
+from .words import entries_of, index_width, pack_matrix, unpack_indices, unpack_matrix
 
 # %% ../nbs/14_pack.ipynb #ec11e9df
 def int8_rows(

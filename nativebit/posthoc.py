@@ -25,7 +25,7 @@ from .gptq import gptq_params
 from .rows import add_row, as_markdown, begin_rows, run_header
 from .layers import LLOYD_STEPS
 from .model import MATRIX
-from .train import calibration_batches
+from .start import calibration_batches
 from tqdm import tqdm
 
 # %% ../nbs/13_posthoc.ipynb #759a7419

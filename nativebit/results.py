@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['TRAINED', 'FROM_SCRATCH', 'EXPERIMENTS', 'method_settings', 'rows_of', 'Setup', 'load_float_once', 'make_setup',
            'row_config', 'teacher_of', 'score', 'quantizer_state', 'trained_row', 'run_row', 'row_key', 'finished',
-           'run_rows', 'check_row', 'attempted', 'reference', 'with_gaps', 'spread', 'grouped', 'differing', 'summary',
-           'main']
+           'run_rows', 'check_row', 'attempted', 'with_gaps', 'main']
 
 # %% ../nbs/24_results.ipynb #40bff804
 import math, sys, time
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-import jax, jax.numpy as jnp, numpy as np
+import jax.numpy as jnp, numpy as np
 from filelock import FileLock, Timeout
 from flax import nnx
 from tqdm import tqdm
@@ -22,12 +21,14 @@ from .config import get_config, suggest
 from .core import UserError, atomic_path, cli, leaf_names, read_jsonl
 from .data import DATA, load_tokenizer
 from .evaluate import compare, perplexity, ppl_report, token_nll
+from .gaps import add_gaps, summary
 from .layers import compute_quant_diagnostics, quantized_params
 from .posthoc import CALIBRATED, METHODS, calibration_text, index_bits, load_float, network_bits, posthoc_params
 from .rows import add_row, as_lines, as_markdown, begin_rows, load_results, run_header
 from .step import eval_params
 from .sweep import parse_grid, points
-from .train import NotANumber, check_start, fit, init_state, load_tokens, training_data
+from .start import check_start, init_state
+from .train import NotANumber, fit, load_tokens, training_data
 
 # %% ../nbs/24_results.ipynb #1b5665cd
 TRAINED = dict(
@@ -257,18 +258,6 @@ def attempted(setup, row):
     except NotANumber as e: return dict(row, row=row, diverged=str(e))
 
 # %% ../nbs/24_results.ipynb #783b7f9a
-def reference(
-    row:dict,    # a record
-    rows:list,   # all records of the experiment
-)->float|None:   # None: no float network to compare with
-    "Lowest test perplexity of the float start, the control of the row's seed and steps, and float taught by the row's `taught_by`; None where that is another network than the start and no float was taught by it."
-    by = None if row['method'] == 'taught' else row.get('taught_by')
-    rows = [r for r in rows if 'test_ppl' in r]
-    like = [r for r in rows if (r['seed'], r['steps']) == (row['seed'], row['steps'])]
-    plain = [r for r in rows if r['method'] == 'float'] + [r for r in like if r['method'] in ('control', 'float_scratch')]
-    taught = [r for r in like if by and r['method'] == 'taught' and r.get('taught_by') == by]
-    return None if by not in (None, 'start') and not taught else min([r['test_ppl'] for r in plain + taught], default=None)
-
 def with_gaps(out, wanted)->list:
     "The records of a file, `gap_vs_control` added to each that has a reference; written back in order."
     out = Path(out)
@@ -276,46 +265,8 @@ def with_gaps(out, wanted)->list:
         first, *all_rows = read_jsonl(out)
         rows = finished(out, wanted)
         rows += [r for r in all_rows if r['row'] not in wanted]   # of other grids in the same file
-        for r in rows:
-            r.pop('gap_vs_control', None)
-            if 'test_ppl' in r and (base := reference(r, rows)): r['gap_vs_control'] = r['test_ppl']/base - 1
-        with atomic_path(out) as tmp: tmp.write_text(as_lines([first, *rows]))
+        with atomic_path(out) as tmp: tmp.write_text(as_lines([first, *add_gaps(rows)]))
     return rows
-
-# %% ../nbs/24_results.ipynb #66492dc1
-def spread(
-    values:list,     # one a seed
-    unit:str='',     # '%': as a percentage with a sign
-)->str:
-    "Mean, and (lowest … highest) where there are several."
-    show = (lambda v: f'{100*v:+.2f}') if unit == '%' else (lambda v: f'{v:.3f}')
-    return show(np.mean(values)) + (f' ({show(min(values))} … {show(max(values))})' if len(values) > 1 else '')
-
-# %% ../nbs/24_results.ipynb #dd17b059
-def grouped(rows, keys)->dict:
-    "Records with a perplexity, by what they have under `keys`."
-    groups = {}
-    for r in rows:
-        if 'test_ppl' in r: groups.setdefault(tuple(r.get(k, '') for k in keys), []).append(r)
-    return groups
-
-def differing(rows, keys)->list:
-    "Settings other than the seed in which records differ that are alike under `keys`."
-    groups = [[r['row'] for r in g] for g in grouped(rows, keys).values()]
-    names = dict.fromkeys(k for g in groups for r in g for k in r if k not in (*keys, 'seed'))
-    return [k for k in names if any(len({str(r.get(k)) for r in g}) > 1 for g in groups)]
-
-def summary(
-    rows:list,      # records
-    *by,            # keys to group by, besides method, geometry, bits and steps
-)->list:            # one dictionary a group of seeds
-    "Seeds together, and nothing else: settings in which rows of a group would differ get columns of their own."
-    keys = ('method', *by, 'geometry', 'bits', 'steps')
-    keys = ('method', *differing(rows, keys), *keys[1:])
-    pick = lambda g, k: [r[k] for r in g if r.get(k) is not None]
-    line = lambda k, g: dict(zip(keys, k), bits_per_weight=g[0]['bits_per_weight'], seeds=len({r['seed'] for r in g}), test_ppl=spread(pick(g, 'test_ppl')), **{
-        'gap, %': spread(x, '%') if len(x := pick(g, 'gap_vs_control')) == len(g) else '', 'KL': f'{np.mean(x):.4f}' if (x := pick(g, 'kl')) else ''})
-    return [line(*g) for g in grouped(rows, keys).items()]
 
 # %% ../nbs/24_results.ipynb #69506ab5
 @cli

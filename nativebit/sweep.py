@@ -13,7 +13,8 @@ from tqdm import tqdm
 from .config import FIELD_PART, PARTS, get_config, suggest
 from .core import UserError, cli, plain, read_jsonl
 from .rows import add_row, begin_rows, run_header
-from .train import NotANumber, continued, train
+from .run_folder import continued
+from .train import NotANumber, train
 
 # %% ../nbs/20_sweep.ipynb #e07331dd
 FIELD_TYPE = dict(bits=int, **{f.name: f.type for cls in PARTS.values() for f in fields(cls)})

@@ -18,7 +18,8 @@ from nativebit.data import load_tokenizer, prepare
 from nativebit.sharding import make_mesh, shard_shapes, use_mesh
 from nativebit.speed import step_flops, windows
 from nativebit.step import make_quant_ops, make_step, quantize_now, state_shapes
-from nativebit.train import init_state, training_data
+from nativebit.start import init_state
+from nativebit.train import training_data
 
 PEAK = 989e12   # FLOP/s, dense bfloat16
 KEYS = ('config', 'kind', 'gpus', 'mode', 'requantize_every', 'batch_per_gpu', 'remat', 'saved_on')
