@@ -57,6 +57,6 @@ def compute_quant_reg(
     params,                  # any tree with `weight` and `codebook` leaves
     quant:QuantConfig|None=None,  # geometry; None: row blocks, float32 entries
 )->Float[Array, ""]:
-    "Squared distance of all weights from their entries, over the number of quantized layers."
+    "Squared distance of all weights from their entries, over the number of quantized matrices."
     layers = quantized_layers(params).values()
     return sum(((w - stop_gradient(hard_weight(w, cb, quant)))**2).sum() for w,cb in layers)/max(1, len(layers))

@@ -82,13 +82,13 @@ class ModelConfig:
 
 # %% ../nbs/01_config.ipynb #c0576ea0
 GEOMETRIES = {
-    'published': dict(n_entries=8,  block_shape=(1, 128), codebook_dtype='float32'),
-    'int8':      dict(n_entries=8,  block_shape=(1, 128), codebook_dtype='int8'),
-    'lut-b':     dict(n_entries=8,  block_shape=(8, 64),  codebook_dtype='float8_e4m3'),
-    'int8-256':  dict(n_entries=8,  block_shape=(1, 256), codebook_dtype='int8'),
-    'int8-row':  dict(n_entries=8,  block_shape=(1, 0),   codebook_dtype='int8'),
-    '2bit':      dict(n_entries=4,  block_shape=(1, 128), codebook_dtype='int8'),
-    '4bit':      dict(n_entries=16, block_shape=(1, 128), codebook_dtype='int8'),
+    'published': dict(n_entries=8,  block_shape=(1, 128), codebook_dtype='float32'),      # 5.0 bits a weight
+    'int8':      dict(n_entries=8,  block_shape=(1, 128), codebook_dtype='int8'),         # 3.625
+    'lut-b':     dict(n_entries=8,  block_shape=(8, 64),  codebook_dtype='float8_e4m3'),  # 3.125; the table that NVIDIA's next tensor cores read (19a_export)
+    'int8-256':  dict(n_entries=8,  block_shape=(1, 256), codebook_dtype='int8'),         # 3.3125
+    'int8-row':  dict(n_entries=8,  block_shape=(1, 0),   codebook_dtype='int8'),         # 3 + 80 for each row; 0 is the whole side
+    '2bit':      dict(n_entries=4,  block_shape=(1, 128), codebook_dtype='int8'),         # 2.375
+    '4bit':      dict(n_entries=16, block_shape=(1, 128), codebook_dtype='int8'),         # 5.125
 }
 CODEBOOK_DTYPES = ('float32', 'float16', 'int8', 'float8_e4m3')
 STARTS = ('quantile', 'kmeans', 'gptq')
@@ -148,7 +148,7 @@ def check_dataset(
 # %% ../nbs/01_config.ipynb #19ab2507
 @dataclass(frozen=True)
 class TrainConfig:
-    "How a run is trained. The defaults are the published recipe's where it names one."
+    "How a run is trained. The defaults suit training from scratch; `RECIPES` has settings for fine-tuning."
     dataset:str = 'stdlib'            # 'stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext', 'text:PATH' or 'python:PATH'
     tokenizer:str = ''                # a tokenizer.json that the model came with; '': the one of its vocabulary size
     batch_size:int = 8                # B, windows a step

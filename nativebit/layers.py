@@ -19,6 +19,7 @@ from .commitment import block_shape_of, hard_weight, quantized_layers
 from .config import QuantConfig
 from .core import leaf_names, with_leaves
 from .ema import EMAState, ema_batch_mean, ema_canonical, ema_init
+from .ste import quant_delta
 
 # %% ../nbs/08_layers.ipynb #1deaa8d9
 def first_counts(cb, quant)->EMAState: return EMAState(*[jnp.zeros_like(cb)]*2) if quant.codebook_lr else ema_init(cb)
@@ -44,8 +45,7 @@ def layer_state(
     quant:QuantConfig,       # geometry
 )->dict:                     # codebook, counts, sums, delta
     "A layer's quantizer state, its delta fresh."
-    delta = (hard_weight(w, cb, quant) - w).astype(jnp.bfloat16)
-    return dict(codebook=cb, counts=ema.counts, sums=ema.sums, delta=delta)
+    return dict(codebook=cb, counts=ema.counts, sums=ema.sums, delta=quant_delta(w, hard_weight(w, cb, quant)))
 
 # %% ../nbs/08_layers.ipynb #40493806
 @partial(jax.jit, static_argnames='quant')

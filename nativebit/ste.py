@@ -6,7 +6,7 @@
 __all__ = ['fake_quantize', 'quant_delta']
 
 # %% ../nbs/05_ste.ipynb #4d366b26
-import jax, jax.numpy as jnp
+import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 from .codebook import assign, dequantize
@@ -21,8 +21,8 @@ def fake_quantize(
 
 # %% ../nbs/05_ste.ipynb #3e5b0163
 def quant_delta(
-    b:Float[Array, "G E"],   # blocks of latent weights
-    cb:Float[Array, "G K"],  # codebooks
-)->Float[Array, "G E"]:      # Q(w) - w, in bfloat16
+    w:Float[Array, "..."],  # latent weights
+    q:Float[Array, "..."],  # Q(w)
+)->Float[Array, "..."]:     # Q(w) - w, in bfloat16
     "What to add to the latent weights to get the quantized ones."
-    return (dequantize(assign(b, cb), cb) - b).astype(jnp.bfloat16)
+    return (q - w).astype(jnp.bfloat16)
