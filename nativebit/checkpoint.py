@@ -102,11 +102,11 @@ def mismatches(
              [f"{n} is {tuple(x.shape)}, the network has {tuple(want[n].shape)}" for n,x in tensors.items() if n in want and x.shape != want[n].shape])
     return [s for some in zip_longest(*kinds) for s in some if s]
 
-def check_fit(tensors, want, says, n=6):
-    "Raise `UserError` where something does not fit: its first `n` reasons, and what to do."
+def check_fit(tensors, want, says):
+    "Raise `UserError` where something does not fit: its first six reasons, and what to do."
     bad = mismatches(tensors, want)
-    more = f'; and {len(bad) - n} more' if len(bad) > n else ''
-    if bad: raise UserError(f"{says} ({len(bad)} differences): {'; '.join(bad[:n])}{more}; --config takes the checkpoint's folder, too, and then has its shape")
+    more = f'; and {len(bad) - 6} more' if len(bad) > 6 else ''
+    if bad: raise UserError(f"{says} ({len(bad)} differences): {'; '.join(bad[:6])}{more}; --config takes the checkpoint's folder, too, and then has its shape")
 
 # %% ../nbs/10_checkpoint.ipynb #b6aa3740
 def fit_params(

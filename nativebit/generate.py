@@ -15,10 +15,10 @@ import jax, jax.numpy as jnp, numpy as np
 from jaxtyping import Array, Float, Integer
 from .attention import repeat_kv
 from .checkpoint import load_network
-from .config import ModelConfig, need
+from .config import MATRIX, ModelConfig, need
 from .core import cli, leaf_names
 from .ledger import layer_shapes
-from .model import MATRIX, rope
+from .model import rope
 from .pack import Pack, checkpoint_network, pack_tensors, read_pack
 from .packed import linear, packed_matrix, tiled
 from .rope import rotations
@@ -36,7 +36,7 @@ def pack_params(
     def matrix(n): return lay_out(packed_matrix(pack, n)) if packed else float_(f'{n}.weight')
     def table(n): return tuple(map(jnp.asarray, (t[n], t[f'{n}.scale']))) if packed and f'{n}.scale' in t else float_(n)
     m = pack.config.model
-    layer = lambda i: {k: matrix(f'layers.{i}.{k}'.removesuffix('.weight')) if re.search(MATRIX, f'.{k}') else float_(f'layers.{i}.{k}') for k in layer_shapes(m)}
+    layer = lambda i: {k: matrix(f'layers.{i}.{k}'.removesuffix('.weight')) if re.search(MATRIX, k) else float_(f'layers.{i}.{k}') for k in layer_shapes(m)}
     return dict(embed=table('embed'), head=None if m.tied else table('head'), norm=float_('norm.weight'), layers=[layer(i) for i in range(m.n_layers)])
 
 def float_params(

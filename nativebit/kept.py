@@ -10,7 +10,7 @@ from pathlib import Path
 from .checkpoint import RunStates, save_checkpoint
 from .core import UserError, cli, read_jsonl
 from .step import state_shapes
-from .run_folder import continued, finished_steps
+from .run_folder import continued, finished_steps, run_folder
 
 # %% ../nbs/11a_kept.ipynb #8925afba
 def chosen_step(
@@ -51,6 +51,7 @@ def main(
     states:str=None,     # where its states are, if not in logs/NAME/state: a folder or gs://BUCKET/FOLDER
 ):
     "Make a checkpoint of a state that a run has kept."
-    out = out or Path('logs')/name/step
-    made, ended = export_state(Path('logs')/name, out, step, states), finished_steps(Path('logs')/name)
+    folder = run_folder(name)
+    out = out or folder/step
+    made, ended = export_state(folder, out, step, states), finished_steps(folder)
     print(f"step {made} of {name} is in {out}" + (f"; the run ended at step {ended}, which is in logs/{name}" if ended > made else ''))

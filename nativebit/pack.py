@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 import ml_dtypes, numpy as np
 from jaxtyping import Float
-from .config import Config, block_of, brought_tokenizer, config_from_dict, config_to_dict, found_tokenizer, get_config, need, override
+from .config import MATRIX, Config, block_of, brought_tokenizer, config_from_dict, config_to_dict, found_tokenizer, get_config, need, override
 from .core import UserError, atomic_path, cli, git_hash, save_arrays
-from .ledger import DTYPES, FLOATS, MATRIX, Stored, ledger, ledger_text, param_shapes, stored_tensors
+from .ledger import DTYPES, FLOATS, Stored, ledger, ledger_text, param_shapes, stored_tensors
 from .words import entries_of, index_width, pack_matrix, unpack_indices, unpack_matrix
 
 # %% ../nbs/14_pack.ipynb #ec11e9df
@@ -150,7 +150,7 @@ class Pack:
     @property
     def matrices(self):
         "{'layers.0.attn.q': (out, in), …}"
-        return {n.removesuffix('.weight'): s for n,s in param_shapes(self.config.model) if re.match(MATRIX, n)}
+        return {n.removesuffix('.weight'): s for n,s in param_shapes(self.config.model) if re.search(MATRIX, n)}
 
     def indices(self, name:str)->np.ndarray:
         "Indices (G, E) of a matrix, such as 'layers.0.attn.q'; uint8."
@@ -260,7 +260,7 @@ def posthoc_network(
     from nativebit.layers import start_layer
     cfg = override(cfg, nativebit=True, start=start, geometry=geometry)
     if start == 'gptq': params, books = gptq_params(cfg, params, calibration(cfg), cfg.quant)
-    else: books = {n.replace('.weight', '.codebook'): start_layer(w, cfg.quant)['codebook'] for n,w in leaf_names(params).items() if re.match(MATRIX, n)}
+    else: books = {n.replace('.weight', '.codebook'): start_layer(w, cfg.quant)['codebook'] for n,w in leaf_names(params).items() if re.search(MATRIX, n)}
     return cfg, hard_params(params, books, cfg.quant), books
 
 def calibration(cfg:Config):

@@ -17,14 +17,13 @@ from jaxtyping import Array, Float
 from .checkpoint import load_network
 from .codebook import assign, bits_per_weight, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
 from .commitment import hard_params
-from .config import GEOMETRIES, QuantConfig, need, suggest, block_of
+from .config import GEOMETRIES, MATRIX, QuantConfig, need, suggest, block_of
 from .core import UserError, cli, count_params, leaf_names, with_leaves
 from .data import load_tokenizer, prepare
 from .evaluate import compare, evaluate_ppl
 from .gptq import gptq_params
 from .rows import add_row, as_markdown, begin_rows, run_header
 from .layers import LLOYD_STEPS
-from .model import MATRIX
 from .start import calibration_batches
 from tqdm import tqdm
 

@@ -9,9 +9,9 @@ __all__ = ['MODES', 'step_flops', 'windows', 'time_step', 'main']
 import json, statistics, time
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from .config import Config, get_config
+from .config import MATRIX, Config, get_config
 from .core import UserError, cli, count_params
-from .model import MATRIX, model_shapes
+from .model import model_shapes
 from .step import first_state, make_quant_ops, make_step, quantize_now
 
 # %% ../nbs/23_speed.ipynb #73a6fb7d

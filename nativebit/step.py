@@ -17,10 +17,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 from .attention import ATTENTION
 from .commitment import compute_quant_reg
-from .config import Config, QuantConfig
+from .config import MATRIX, Config, QuantConfig
 from .core import leaf_names, named_key, with_leaves
 from .layers import QuantState, float_params, learn_params, quantized_params, requantize_params, start_params
-from .model import MATRIX, cross_entropy, dropout, forward_fn, init_model, model_shapes
+from .model import cross_entropy, dropout, forward_fn, init_model, model_shapes
 
 # %% ../nbs/10b_step.ipynb #d88a7c20
 class TrainState(NamedTuple):

@@ -22,7 +22,7 @@ from .data import batches, load_tokenizer, prepare
 from .evaluate import perplexity, token_nll
 from .layers import compute_quant_diagnostics
 from .model import forward_fn
-from .run_folder import alone, begin_log, check_folder, continued, finished_steps
+from .run_folder import alone, begin_log, check_folder, continued, finished_steps, run_folder
 from .sharding import anywhere, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
 from .start import check_start, init_state, load_teacher
 from .step import TrainState, eval_params, lambda_at, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
@@ -215,7 +215,7 @@ def main(
     named = dict(recipe=recipe, geometry=geometry, bits=bits, context_len=context_len, nativebit=False if no_nativebit else None)
     given = {**settings, **{k: v for k,v in named.items() if v is not None}}
     join_hosts(hosts)
-    folder = Path('logs')/name
+    folder = run_folder(name)
     if resume and (folder/'log.jsonl').exists():
         cfg, init_from, place = continued(folder, given)
         states = states or place
