@@ -14,7 +14,8 @@ import matplotlib
 from .checkpoint import fit_params, load_network
 from .config import get_config
 from .core import UserError, atomic_path, cli, read_jsonl
-from .data import DATA, load_tokenizer, prepare
+from .data import prepare
+from .tokenizer import DATA, load_tokenizer
 from .generate import generate, pack_params
 from .model import model_shapes
 from .ledger import ledger_text

@@ -244,7 +244,8 @@ def tokenizer_note(
     "What the header says of the tokenizer."
     name = '' if cfg.train.tokenizer else TOKENIZERS.get(cfg.model.vocab_size, '')
     if name != 'stdlib' and not cfg.train.tokenizer: return dict(name=name)
-    from nativebit.data import digest, load_tokenizer
+    from nativebit.data import digest
+    from nativebit.tokenizer import load_tokenizer
     return dict(name=name, digest=digest(load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer).to_str()))
 
 # %% ../nbs/14_pack.ipynb #a6ccd1a8
@@ -265,7 +266,7 @@ def posthoc_network(
 
 def calibration(cfg:Config):
     "The text that GPTQ reads: windows of the training split that the config names."
-    from nativebit.data import load_tokenizer
+    from nativebit.tokenizer import load_tokenizer
     from nativebit.posthoc import calibration_text
     return calibration_text(cfg, cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer), cfg.train.calibration_tokens)
 

@@ -19,7 +19,8 @@ from .codebook import assign, bits_per_weight, dequantize, from_blocks, init_cod
 from .commitment import hard_params
 from .config import GEOMETRIES, MATRIX, QuantConfig, need, suggest, block_of
 from .core import UserError, cli, count_params, leaf_names, with_leaves
-from .data import load_tokenizer, prepare
+from .data import prepare
+from .tokenizer import load_tokenizer
 from .evaluate import compare, evaluate_ppl
 from .gptq import gptq_params
 from .rows import add_row, as_markdown, begin_rows, run_header

@@ -16,7 +16,8 @@ from .config import GEOMETRIES, Config, QuantConfig, TrainConfig, get_config, ov
 from .convert import convert, open_model
 from .families import hf_names
 from .core import UserError, also_flags, atomic_path, cli, git_hash, save_arrays
-from .data import load_tokenizer, prepare
+from .data import prepare
+from .tokenizer import load_tokenizer
 from .ledger import layer_shapes
 from .pack import checkpoint_network, pack_tensors
 from .gguf_file import GGUFFile

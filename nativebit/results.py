@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .checkpoint import save_checkpoint
 from .config import get_config, suggest
 from .core import UserError, atomic_path, cli, leaf_names, read_jsonl
-from .data import DATA, load_tokenizer
+from .tokenizer import DATA, load_tokenizer
 from .evaluate import compare, perplexity, ppl_report, token_nll
 from .gaps import add_gaps, summary
 from .layers import compute_quant_diagnostics, quantized_params

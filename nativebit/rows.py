@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from filelock import FileLock
 from .core import UserError, atomic_path, git_hash, leaf_names, plain, read_jsonl
-from .data import DATA
+from .tokenizer import DATA
 
 # %% ../nbs/12a_rows.ipynb #424b67c3
 def run_header(

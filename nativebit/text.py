@@ -30,7 +30,8 @@ def tokenizer_for(
     note:dict,  # of a pack's header
 ):
     "The tokenizer a network was trained with. Raises `UserError` where ours is another one."
-    from nativebit.data import digest, load_tokenizer
+    from nativebit.data import digest
+    from nativebit.tokenizer import load_tokenizer
     tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
     if note.get('digest', other := digest(tok.to_str())) != other: raise UserError(f"this file was packed with another tokenizer than {cfg.train.tokenizer or 'data/stdlib/tokenizer.json'}; bring back the one it had")
     return tok

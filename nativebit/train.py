@@ -18,7 +18,8 @@ from .attention import ATTENTION, context_kl
 from .checkpoint import RunStates, save_checkpoint
 from .config import Config, QuantConfig, TrainConfig, get_config
 from .core import JSONLogger, TensorBoardLogger, UserError, also_flags, cli
-from .data import batches, load_tokenizer, prepare
+from .data import batches, prepare
+from .tokenizer import load_tokenizer
 from .evaluate import perplexity, token_nll
 from .layers import compute_quant_diagnostics
 from .model import forward_fn

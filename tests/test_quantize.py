@@ -9,7 +9,7 @@ from nativebit.checkpoint import fit_params
 from nativebit.config import Config, QuantConfig
 from nativebit.convert import open_model
 from nativebit.core import one_sentence, parse_args
-from nativebit.data import train_tokenizer
+from nativebit.tokenizer import train_tokenizer
 from nativebit.ledger import param_shapes
 from nativebit.model import forward_fn, model_shapes
 from nativebit.packed_folder import open_folder

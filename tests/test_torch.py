@@ -35,7 +35,7 @@ def pack_torch(path, embed='bfloat16', **settings):
 
 REFERENCE = """
 import sys, numpy as np, jax, jax.numpy as jnp
-from nativebit.data import load_tokenizer
+from nativebit.tokenizer import load_tokenizer
 from nativebit.generate import empty_cache, extend, generate, head, pack_params, scores
 from nativebit.pack import pack_checkpoint, read_pack
 folder, root, prompt = sys.argv[1:]

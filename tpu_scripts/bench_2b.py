@@ -14,7 +14,8 @@ from fastcore.script import bool_arg
 from nativebit.checkpoint import RunStates
 from nativebit.config import get_config
 from nativebit.core import UserError, git_hash, one_sentence, parse_args, read_jsonl
-from nativebit.data import load_tokenizer, prepare
+from nativebit.data import prepare
+from nativebit.tokenizer import load_tokenizer
 from nativebit.sharding import make_mesh, shard_shapes, use_mesh
 from nativebit.speed import step_flops, windows
 from nativebit.step import make_quant_ops, make_step, quantize_now, state_shapes
