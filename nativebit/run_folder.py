@@ -47,8 +47,9 @@ def continued(
 
 # %% ../nbs/10d_run_folder.ipynb #2135c86b
 def run_folder(name:str)->Path:
-    "Where a run of this name is. Raises `UserError` for a path out of logs/."
-    if Path(name).is_absolute() or '..' in Path(name).parts: raise UserError(f"--name {name} is a path; give a name, the run goes to logs/NAME")
+    "Where a run of this name is. Raises `UserError` for a path."
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or '..' in parts or parts[0] == 'logs': raise UserError(f"{name!r} is no name of a run; give NAME alone, the run is in logs/NAME")
     return Path('logs')/name
 
 def finished_steps(folder)->int:
