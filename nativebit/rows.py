@@ -40,7 +40,7 @@ def begin_rows(
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f'{out}.lock'):
+        with FileLock(f'{out}.lock', timeout=60):   # held for milliseconds by others; for ever where no file can be made
             there = read_jsonl(out) if out.exists() else []
             if not there and out.exists() and out.stat().st_size: raise ValueError('it has no header')
             first, *rows = there or [header]
