@@ -260,7 +260,9 @@ def keep(jsonl, name):
     "Write the table into the package, where `kernels/configs` points to."
     slug = next((w.lower() for w in name.split() if w[0] in 'HAB' and w[1:4].isdigit()), 'gpu')
     out = ROOT/'nativebit'/'kernels'/'configs'/f'{slug}.json'
-    with atomic_path(out) as tmp: tmp.write_text(json.dumps(table(jsonl, name), indent=0) + '\n')
+    made, there = table(jsonl, name), json.loads(out.read_text())['configs'] if out.exists() else {}
+    made['configs'] = {**there, **made['configs']}   # what was not timed now stays
+    with atomic_path(out) as tmp: tmp.write_text(json.dumps(made, indent=0) + '\n')
     say(f'wrote {out.relative_to(ROOT)}')
     return out
 

@@ -221,7 +221,8 @@ def main(
     "Tokenize a dataset once, into NATIVEBIT_CACHE (~/.cache/nativebit), and print its counts; or train a tokenizer for it."
     cfg = get_config(config, dataset=dataset)
     if train_tokenizer_to:
+        if Path(train_tokenizer_to).exists(): raise UserError(f"{train_tokenizer_to} exists; delete it, or choose another file")
         with atomic_path(train_tokenizer_to) as tmp: train_tokenizer((t for s,t in documents(dataset) if s == 'train'), cfg.model.vocab_size).tok.save(str(tmp))
-        return
+        return print(f"a tokenizer of {cfg.model.vocab_size:,} tokens is in {train_tokenizer_to}")
     _, meta = prepare(dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
     print(json.dumps({s: meta[s] for s in SPLITS}, indent=1))

@@ -87,7 +87,7 @@ def context_of(
     "Tokens a window of ours holds. Raises `UserError` where the model does not attend to that many."
     most = number(c, 'max_position_embeddings', int)
     window = number(c, 'sliding_window', int, optional=True) if family.window and c.get(family.window) else None
-    n = context_len or min(most, window or most, 2048)
+    n = min(most, window or most, 2048) if context_len is None else context_len
     if not 1 <= n <= most: raise UserError(f"--context-len {n}: this model takes between 1 and {most} tokens")
     if window and window < n: raise UserError(f"this model attends to the last {window} tokens only (sliding_window), and we to all {n}; "
                                               f"with --context-len {window} or less that is the same")

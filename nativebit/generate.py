@@ -192,7 +192,7 @@ def generate(
     how, T, ids, at = (float(temperature), top_k or model.vocab_size, float(top_p)), model.context_len, list(ids), None
     for i in range(n_tokens):
         if at is None or at == T:
-            ids, key = ids[-(T//2 if at or len(ids) >= T else T):], jax.random.fold_in(jax.random.key(seed), i)
+            ids, key = ids[-(max(1, T//2) if at or len(ids) >= T else T):], jax.random.fold_in(jax.random.key(seed), i)
             (token, cache), at = begin(model, params, ids, key, how, dtype), len(ids)
         now = token
         if i+1 < n_tokens: token, cache = decode(model, params, now, at, cache, key, how)
@@ -261,6 +261,6 @@ def main(
     tok, text = tokenizer_for(cfg, note), read_prompt(prompt)
     ids, how = [int(i) for i in tok.encode(text)] or [tok.eot], dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, dtype=dtype)
     print(text, end='', flush=True)
-    for piece in text_pieces(tok, generate(cfg.model, params, ids, max_tokens, stop=tok.eot, **how)): print(piece, end='', flush=True)
+    for piece in text_pieces(tok, generate(cfg.model, params, ids, max_tokens, stop=tok.eot, **how), ids): print(piece, end='', flush=True)
     print()
     if benchmark: print(speed_line(decode_speed(cfg.model, params, ids, max(64, max_tokens), **how), packed))

@@ -39,7 +39,8 @@ def damped(
     damp:float=.01,         # share of the mean diagonal that is added to it
 )->Float[Array, "I I"]:
     "Second moments that can be inverted."
-    return h + damp*jnp.diag(h).mean()*jnp.eye(len(h))
+    mean = jnp.diag(h).mean()
+    return h + jnp.where(mean > 0, damp*mean, 1.)*jnp.eye(len(h))   # an input that is always zero has no say
 
 def feedback_factor(
     h:Float[Array, "I I"],  # second moments

@@ -14,15 +14,17 @@ from .core import UserError
 def text_pieces(
     tokenizer,
     tokens,   # iterable
+    before=(),  # tokens in front of them: many tokenizers drop the space that a text begins with
 ):            # yields text as soon as it is whole characters
     "Tokens as text, piece by piece."
-    waiting = []
+    before, waiting = list(before)[-8:], []
+    new = lambda: tokenizer.decode(before + waiting)[len(tokenizer.decode(before)):]
     for t in tokens:
         waiting.append(t)
-        if (text := tokenizer.decode(waiting)).endswith('\ufffd') and len(waiting) < 8: continue
+        if (text := new()).endswith('\ufffd') and len(waiting) < 8: continue
         yield text
-        waiting = []
-    if waiting: yield tokenizer.decode(waiting)
+        before, waiting = waiting, []
+    if waiting: yield new()
 
 # %% ../nbs/14b_text.ipynb #0ca22fa8
 def tokenizer_for(

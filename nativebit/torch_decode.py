@@ -134,7 +134,7 @@ def generate(
     decoder.draws.manual_seed(seed)
     for i in range(n_tokens):
         if at is None or at == T:
-            ids = ids[-(T//2 if at or len(ids) >= T else T):]
+            ids = ids[-(max(1, T//2) if at or len(ids) >= T else T):]
             decoder.begin(ids, how); at = len(ids)
         now = decoder.read()
         if i+1 < n_tokens: decoder.step(how)

@@ -26,7 +26,7 @@ def nibble_words(p, BITS:tl.constexpr):
     return a, b, c, tl.load(p + 3)
 
 @triton.jit
-def simple_kernel(x, words, codebook, y, O, I:tl.constexpr, BO:tl.constexpr, BI:tl.constexpr, BITS:tl.constexpr, ROWS:tl.constexpr, GROUPS:tl.constexpr):
+def simple_kernel(x, words, codebook, y, O, I:tl.constexpr, BO:tl.constexpr, BI:tl.constexpr, BITS:tl.constexpr, K:tl.constexpr, ROWS:tl.constexpr, GROUPS:tl.constexpr):
     row, token = tl.program_id(0)*ROWS + tl.arange(0, ROWS)[:, None], tl.program_id(1)          # (ROWS, 1)
     acc = tl.zeros((ROWS, GROUPS), tl.float32)
     for k0 in range(0, I, 32*GROUPS):
@@ -37,7 +37,7 @@ def simple_kernel(x, words, codebook, y, O, I:tl.constexpr, BO:tl.constexpr, BI:
         s0, s1, s2, s3 = nibble_words(words + group*BITS, BITS)
         for j in tl.static_range(32):
             s = s0 if j < 8 else s1 if j < 16 else s2 if j < 24 else s3
-            w = tl.load(codebook + block*(2**BITS) + ((s >> (4*(j % 8))) & 15)).to(tl.float32)  # the gather
+            w = tl.load(codebook + block*K + ((s >> (4*(j % 8))) & 15)).to(tl.float32)  # the gather
             acc += w*tl.load(x + token*I + k + j, mask=inside & (k + j < I), other=0.).to(tl.float32)
     tl.store(y + token*O + row, tl.sum(acc, 1)[:, None].to(y.dtype.element_ty), mask=row < O)
 
@@ -48,7 +48,7 @@ def simple_linear(
 )->torch.Tensor:  # (M, out)
     "Multiply by gathers: any codebook, slow."
     (o, i), (bo, bi), y = p.shape, p.block_shape, x.new_empty(len(x), p.shape[0])
-    simple_kernel[triton.cdiv(o, 16), len(x)](x, p.data, p.codebook, y, o, i, bo, bi, p.bits, ROWS=16, GROUPS=8)
+    simple_kernel[triton.cdiv(o, 16), len(x)](x, p.data, p.codebook, y, o, i, bo, bi, p.bits, p.codebook.shape[1], ROWS=16, GROUPS=8)
     return y
 
 # %% ../../nbs/17_triton_inference.ipynb #5c3cf79f
