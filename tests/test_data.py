@@ -1,7 +1,7 @@
 "Preparing data: bad input is one sentence, and nothing half-written is ever taken for whole."
 import json, lzma, os, resource, signal, subprocess, sys, time
 import numpy as np, pytest
-from nativebit import data
+from nativebit import data, tokenizer
 from test_cli import cwd, refused, run
 
 @pytest.mark.parametrize('args, says', [
@@ -40,8 +40,8 @@ def test_full_disk(cwd):
 SLOW = """
 import os, time
 from pathlib import Path
-from nativebit import core, data
-class Slow(data.ByteTokenizer):
+from nativebit import core, data, tokenizer
+class Slow(tokenizer.ByteTokenizer):
     def encode_batch(self, texts):
         time.sleep(.5 if 'WAIT' in os.environ and len(list(Path('cache').glob('*/train-*.npy'))) >= 3 else .01)   # time to be killed in
         return super().encode_batch(texts)
@@ -62,9 +62,9 @@ def test_killed_and_resumed(cwd, monkeypatch, sign):
     kept = {f: f.stat().st_mtime_ns for f in cwd.glob('cache/*/train-*.npy')}
     monkeypatch.chdir(cwd)
     monkeypatch.setenv('NATIVEBIT_CACHE', str(cwd/'cache'))
-    resumed, counts = data.prepare('text:some.txt', data.ByteTokenizer(), shard_tokens=500)
+    resumed, counts = data.prepare('text:some.txt', tokenizer.ByteTokenizer(), shard_tokens=500)
     monkeypatch.setenv('NATIVEBIT_CACHE', str(cwd/'other'))
-    whole, expected = data.prepare('text:some.txt', data.ByteTokenizer())
+    whole, expected = data.prepare('text:some.txt', tokenizer.ByteTokenizer())
     for s in data.SPLITS:
         np.testing.assert_array_equal(resumed[s][:], whole[s])
         assert dict(counts[s], shards=0) == dict(expected[s], shards=0)
