@@ -156,7 +156,7 @@ def quantize_layer(
     moments:dict,       # {name: (I, I)} of its matrices
     quant:QuantConfig,  # geometry
     feedback:bool,      # GPTQ; False: weighted k-means only
-    rounds:int,         # of refitted entries, with feedback
+    rounds:int=ROUNDS,  # of refitted entries, with feedback
 )->tuple:               # (latent weights, codebooks), by name
     "Codebooks and latent weights of one layer's matrices."
     flat = leaf_names(params)

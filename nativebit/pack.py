@@ -38,7 +38,7 @@ def pack_tensors(
     out = {}
     for n,w in weights.items():
         w, p = np.asarray(w, np.float32), n.removesuffix('.weight')
-        if p in books: out |= {f'{p}.{k}': x for k,x in pack_matrix(w, *books[p], cfg.quant.block_shape).items()}
+        if p in books: out |= {f'{p}.{k}': x for k,x in pack_matrix(w, *books[p], cfg.quant.block_shape, n).items()}
         elif w.ndim == 2 and embed == 'int8': out[n], out[f'{n}.scale'] = int8_rows(w)
         else: out[n] = w.astype(DTYPES['F32' if embed == 'float32' else 'BF16'])
     return out
@@ -277,9 +277,8 @@ def checkpoint_network(
     geometry=None,  # with `posthoc`
 )->tuple:           # (Config, {name: evaluated weights}, {'layers.0.attn.q': (codes, scale), …})
     "What there is to pack of a checkpoint. Raises `UserError` for a float one without `posthoc`, and a quantized one with it."
-    import jax
     from nativebit.checkpoint import load_checkpoint, load_network
-    from nativebit.codebook import encode_codebook
+    from nativebit.codebook import stored_codebook
     from nativebit.core import leaf_names
     cfg, params = load_network(ckpt)
     if cfg.quant.nativebit and (posthoc or geometry): raise UserError(f"{ckpt} has codebooks already; leave --posthoc and --geometry out")
@@ -288,9 +287,7 @@ def checkpoint_network(
                         "or find some now with --posthoc gptq (or kmeans)")
     if posthoc: cfg, params, books = posthoc_network(cfg, params, posthoc, geometry)
     else: books = {n: x for n,x in load_checkpoint(ckpt)[0].items() if n.endswith('.codebook')}
-    encode = jax.jit(encode_codebook, static_argnums=1)
-    stored = lambda codes, scale: (np.asarray(codes), None if scale is None else np.asarray(scale).reshape(-1))
-    books = {n.removesuffix('.codebook'): stored(*encode(cb, cfg.quant.codebook_dtype)) for n,cb in books.items()}
+    books = {n.removesuffix('.codebook'): stored_codebook(cb, cfg.quant.codebook_dtype) for n,cb in books.items()}
     return cfg, {n: np.asarray(x) for n,x in leaf_names(params).items()}, books
 
 # %% ../nbs/14_pack.ipynb #7f243d7b

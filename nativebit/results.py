@@ -25,10 +25,9 @@ from .gaps import add_gaps, summary
 from .layers import compute_quant_diagnostics, quantized_params
 from .posthoc import CALIBRATED, METHODS, calibration_text, index_bits, load_float, network_bits, posthoc_params
 from .rows import add_row, as_lines, as_markdown, begin_rows, load_results, run_header
-from .step import eval_params
 from .sweep import parse_grid, points
 from .start import check_start, init_state
-from .train import NotANumber, fit, load_tokens, training_data
+from .train import NotANumber, delivered, fit, load_tokens, training_data
 
 # %% ../nbs/24_results.ipynb #1b5665cd
 TRAINED = dict(
@@ -186,14 +185,14 @@ def quantizer_state(state, cfg, start=None)->dict:
 
 # %% ../nbs/24_results.ipynb #f3874dc5
 def trained_row(setup, row, cfg, init_from, start)->tuple:
-    "(weights to evaluate, what is to be recorded) of a run; its checkpoint where the setup says."
+    "(weights to evaluate: those of the file, what is to be recorded) of a run; its checkpoint where the setup says."
     state, teacher = init_state(cfg, init_from, setup.tokens['train'])
     records, begun = [], time.time()
     state = fit(cfg, state, training_data(cfg, setup.tokens['train']), teacher=teacher, log=lambda **r: records.append(r))
     if setup.keep: save_checkpoint(Path(setup.keep)/row_key(row), cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from)
     about, last = quantizer_state(state, cfg, start if init_from else None) if cfg.quant.nativebit else {}, records[-1]
     about |= {f'train_{k}': float(last[name]) for k,name in dict(loss='loss', kl='distill').items() if name in last}   # of the last batch
-    return eval_params(state, cfg), dict(about, tokens_per_s=last['tokens_per_s'], train_s=time.time()-begun)
+    return delivered(state, cfg), dict(about, tokens_per_s=last['tokens_per_s'], train_s=time.time()-begun)
 
 def run_row(
     setup:Setup,

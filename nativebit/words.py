@@ -91,11 +91,12 @@ def entries_of(
 def exact_indices(
     b:Float[np.ndarray, "G E"],   # blocks of weights that are entries
     cb:Float[np.ndarray, "G K"],  # their codebooks, ascending
+    name:str='a matrix',          # for the error
 )->UInt8[np.ndarray, "G E"]:
     "The number of each weight's entry. Raises `UserError` where a weight is none."
     idx = np.zeros(b.shape, np.uint8)
     for k in range(cb.shape[1]-1): idx += b > cb[:, k, None]
-    if not np.array_equal(np.take_along_axis(cb, idx, 1), b): raise UserError("some weights are no entries of their codebook; pack what evaluation used, Q(w)")
+    if not np.array_equal(np.take_along_axis(cb, idx, 1), b): raise UserError(f"{name} has weights that are no entries of their codebook; pack what evaluation used, Q(w)")
     return idx
 
 # %% ../nbs/13a_words.ipynb #f1caa373
@@ -104,9 +105,10 @@ def pack_matrix(
     codes:np.ndarray,            # (G, K) codebooks in their storage type
     scale:np.ndarray|None,       # (G,) or (1,), where the storage type has one
     block_shape:tuple,           # rows × columns of a block
+    name:str='a matrix',         # for the error
 )->dict:                         # words, codebook and (where there is one) scale
     "What the file holds of a matrix."
-    idx = exact_indices(blocks_of(w, block_shape), entries_of(codes, scale))
+    idx = exact_indices(blocks_of(w, block_shape), entries_of(codes, scale), name)
     out = dict(words=pack_indices(idx.reshape(-1), index_width(codes.shape[1])), codebook=codes)
     return out if scale is None else dict(out, scale=scale)
 
