@@ -13,7 +13,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], author_email=cfg['author_email'], license='MIT', url=cfg['git_url'],
     packages=find_packages(include=['nativebit', 'nativebit.*']), include_package_data=True,
-    package_data={'nativebit.kernels': ['*.cu', '*.cuh', 'configs/*.json']},
+    package_data={'nativebit': ['assets/*'], 'nativebit.kernels': ['*.cu', '*.cuh', 'configs/*.json']},
     classifiers=['License :: OSI Approved :: MIT License', 'Programming Language :: Python :: 3'],
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')},

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from .config import QuantConfig
 from .hub import read_json, weight_files
-from .core import UserError, save_arrays, whole_folder
+from .core import UserError, array_bytes, save_arrays, whole_folder
 from .ledger import DTYPES, matrix_stored
 from .pack import crc
 from .words import index_width, pack_matrix, unpack_indices, unpack_matrix
@@ -114,7 +114,7 @@ def metadata(
     "A shard's metadata."
     return dict(format='pt', nativebit=str(VERSION), checksums=json.dumps(sums))
 
-def array_crc(x:np.ndarray)->str: return crc(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+def array_crc(x:np.ndarray)->str: return crc(array_bytes(x))
 
 def save_shard(path, tensors:dict):
     "Write one shard."
@@ -130,7 +130,7 @@ def shards(
         if shard and size + x.nbytes > max_shard:
             yield shard
             shard, size = {}, 0
-        shard[n], size = np.ascontiguousarray(x), size + x.nbytes
+        shard[n], size = x, size + x.nbytes
     yield shard
 
 def save_tensors(

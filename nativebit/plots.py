@@ -109,7 +109,7 @@ def draw_curve(
     ax.plot(x, moving_mean(y, width), color=color, marker='o' if len(y) <= 20 else None, markersize=4)
 
 # %% ../nbs/22_plots.ipynb #ed05ce36
-STYLE = Path(__file__).resolve().parent.parent/'nbs'/'nativebit.mplstyle' if '__file__' in globals() else Path('nativebit.mplstyle')
+STYLE = (Path(__file__).resolve().parent if '__file__' in globals() else Path('../nativebit'))/'assets'/'nativebit.mplstyle'
 
 def run_colors(n:int)->list:
     "A colour for each run, of the style in force or, when these are too few, of a colour map."
@@ -145,7 +145,7 @@ def draw_runs(
     "All runs, one panel for each thing that any of them has logged."
     panels = {key: title for key,title in PANELS.items() if any(key in r for r in runs.values())}
     rows, cols, abreast, size = layout(len(panels), list(runs))
-    with matplotlib.style.context([STYLE] if STYLE.exists() else []):
+    with matplotlib.style.context(STYLE):
         colors = dict(zip(runs, run_colors(len(runs))))
         fig = Figure(figsize=size, layout='constrained')
         for i,(key,title) in enumerate(panels.items()):

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from filelock import FileLock
 from .core import UserError, atomic_path, git_hash, leaf_names, plain, read_jsonl
-from .tokenizer import DATA
+from .tokenizer import shipped
 
 # %% ../nbs/12a_rows.ipynb #424b67c3
 def run_header(
@@ -58,7 +58,7 @@ def load_results(
     name:str,         # of a file in data/results, or a path
 )->tuple:             # (header, records)
     "What an experiment found. Raises `UserError` where there is no such file."
-    path = Path(name) if str(name).endswith('.jsonl') else DATA/'results'/f'{name}.jsonl'
+    path = Path(name) if str(name).endswith('.jsonl') else shipped('results', ', or give the path of a .jsonl file')/f'{name}.jsonl'
     try: first, *rows = read_jsonl(path)
     except (OSError, ValueError) as e: raise UserError(f"cannot read {path} ({e}); check the name; how those of data/results are made says its README.md") from e
     return first, rows
