@@ -87,14 +87,22 @@ def cluster_stats(
     return add_up(weight), add_up(weight*b)
 
 # %% ../nbs/04_codebook.ipynb #774af41e
+def _rank(b, t):
+    "How many weights of a sorted block are at most t, by bisection: (G, E), (G, n) -> (G, n)."
+    (G, E), pos = b.shape, jnp.zeros(t.shape, jnp.int32)
+    flat, first = b.reshape(-1), E*jnp.arange(G, dtype=jnp.int32)[:, None]
+    for step in [2**k for k in reversed(range(E.bit_length()))]:
+        at = pos + step
+        pos = jnp.where((at <= E) & (flat[first + jnp.minimum(at, E) - 1] <= t), at, pos)
+    return pos
+
 def _sorted_lloyd(b, cb, steps):
     "Lloyd on sorted blocks: an entry's weights lie side by side, and their sum is the difference of two running sums."
     b = jnp.sort(b, axis=1)
     total = jnp.pad(jnp.cumsum(b, 1), ((0, 0), (1, 0)))
     def step(_, cb):
-        t = thresholds(cb)
-        upto = [jnp.zeros(len(b), jnp.int32), *((b <= t[:, k, None]).sum(1, dtype=jnp.int32) for k in range(t.shape[1])), jnp.full(len(b), b.shape[1], jnp.int32)]
-        counts, sums = jnp.diff(at := jnp.stack(upto, 1)), jnp.diff(jnp.take_along_axis(total, at, 1))
+        at = jnp.pad(jnp.pad(_rank(b, thresholds(cb)), ((0, 0), (1, 0))), ((0, 0), (0, 1)), constant_values=b.shape[1])
+        counts, sums = jnp.diff(at), jnp.diff(jnp.take_along_axis(total, at, 1))
         return jnp.where(counts > 0, sums/jnp.maximum(counts, 1), cb)
     return jax.lax.fori_loop(0, steps, step, cb)
 

@@ -22,12 +22,11 @@ from .corpora import documents, file_documents, text_files
 from .data import eval_batches, tokenized
 from .evaluate import perplexity
 from .families import model_config
-from .gptq import exactly
 from .hub import weight_files
 from .packed_folder import is_packed, open_folder
 from .quantize import folder_reader, source_tokenizer
 from .rows import add_row, as_markdown, begin_rows, run_header
-from .streamed import _both, hidden_states
+from .streamed import paired_losses, hidden_states
 
 # %% ../nbs/18i_compare.ipynb #a7dce8ba
 def files_digest(paths)->str:
@@ -145,7 +144,7 @@ def losses(
     other:Reading,
 )->dict:             # tokens, original_ppl, ppl, increase (a fraction), kl in nats a token, top1
     "How far a network is from its original on a text."
-    both = [exactly(_both)(x, y, one.head, other.head, targets) for x,y,(_,targets,_) in zip(one.states, other.states, batches)]
+    both = [paired_losses(x, y, one.head, other.head, targets) for x,y,(_,targets,_) in zip(one.states, other.states, batches)]
     parts = [[np.asarray(a)[mask] for a in p] for p,(_,_,mask) in zip(both, batches)]
     first, second, kl, same = [np.concatenate(a).astype(np.float64) for a in zip(*parts)]
     return dict(tokens=len(kl), original_ppl=perplexity(first), ppl=perplexity(second), increase=math.expm1(min(second.mean() - first.mean(), 700)),

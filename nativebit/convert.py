@@ -112,16 +112,16 @@ def write_arrays(
 
 # %% ../nbs/18e_convert.ipynb #96a7159a
 def convert(
-    where,             # a folder, a .gguf file, or a name on the Hugging Face hub
+    where,             # a folder, a .gguf file, a name on the Hugging Face hub, or what `open_model` returned
     out,               # folder to write
     context_len=None,  # as for `open_model`
 )->Source:             # what was read
     "Write a model as a float checkpoint of ours, the original's config and tokenizer in `hf/`. Raises `UserError` where that is not possible."
-    source, out = open_model(where, context_len), Path(out)
+    source, out = where if isinstance(where, Source) else open_model(where, context_len), Path(out)
     files, held = source.files, source.held
     train = TrainConfig(tokenizer='tokenizer.json' if any(p.name == 'tokenizer.json' for p in files) else '')
     cfg = Config(source.name, source.model, QuantConfig(nativebit=False), train)
-    meta = dict(config=config_to_dict(cfg), step=0, source=str(where), git_hash=git_hash())
+    meta = dict(config=config_to_dict(cfg), step=0, source=str(getattr(where, 'name', where)), git_hash=git_hash())
     with whole_folder(out, source.nbytes + 2**26) as tmp, tqdm(total=source.nbytes, unit='B', unit_scale=True, disable=None) as bar:
         write_arrays(tmp/'model.safetensors', held, source.read, bar.update)
         (tmp/'hf').mkdir()

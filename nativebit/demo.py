@@ -15,7 +15,7 @@ from .checkpoint import fit_params, load_network
 from .config import get_config
 from .core import UserError, atomic_path, cli, read_jsonl
 from .data import prepare
-from .tokenizer import DATA, load_tokenizer
+from .tokenizer import load_tokenizer, shipped
 from .generate import generate, pack_params
 from .model import model_shapes
 from .ledger import ledger_text
@@ -42,7 +42,7 @@ def trained_row(
     tokens, tokenizer, max_tokens,
 )->dict:
     "Train one of the two runs from the shipped checkpoint and evaluate it."
-    train(cfg, folder, DATA/'stdlib', resume=True)   # an interrupted demo goes on
+    train(cfg, folder, shipped('stdlib'), resume=True)   # an interrupted demo goes on
     shutil.rmtree(folder/'state', ignore_errors=True)
     _, params = load_network(folder)
     bits = network_bits(params, cfg.quant) if cfg.quant.nativebit else 16.
@@ -122,7 +122,7 @@ def demo(
     **overrides,              # settings of both runs, e.g. `max_steps`
 )->list:                      # rows: method, val_ppl, test_ppl, kl, kl_p99, top1, bits_per_weight, bytes
     "Fine-tune the shipped float checkpoint to 3 bits and compare."
-    folder, (cfg, teacher) = Path(folder), load_network(DATA/'stdlib')
+    folder, (cfg, teacher) = Path(folder), load_network(shipped('stdlib'))
     tok = load_tokenizer(cfg.model.vocab_size)
     tokens, _ = prepare('stdlib', tok)
     configs = {m: demo_config(m, **overrides) for m in RUNS}

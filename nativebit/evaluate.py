@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .codebook import stored_codebook
 from .config import Config, QuantConfig
 from .core import UserError, leaf_names, with_leaves
-from .data import eval_batches
+from .data import eval_batches, thread_map
 from .gptq import exactly
 from .layers import gathered
 from .model import cross_entropy, forward_fn
@@ -88,11 +88,13 @@ def as_read(
     quant:QuantConfig,  # geometry
 ):                      # the same tree: matrices compared, everything else rounded to bfloat16
     "A quantized network as a reader of its packed file has it. Raises `UserError` where `read_back` does."
-    def stored(n, x):
-        cb, w = books.get(n.removesuffix('weight') + 'codebook'), to_host(x)
-        new = w.astype(ml_dtypes.bfloat16).astype(np.float32) if cb is None else read_back(np.asarray(w, np.float32), to_host(cb), quant, n)
-        return jax.device_put(new, getattr(x, 'sharding', None))
-    return with_leaves(params, {n: stored(n, x) for n,x in leaf_names(params).items()})
+    def stored(item):
+        n, x, w, cb = item
+        new = w.astype(ml_dtypes.bfloat16).astype(np.float32) if cb is None else read_back(np.asarray(w, np.float32), cb, quant, n)
+        return n, jax.device_put(new, getattr(x, 'sharding', None))
+    book = lambda n: None if (cb := books.get(n.removesuffix('weight') + 'codebook')) is None else to_host(cb)
+    items = ((n, x, to_host(x), book(n)) for n,x in leaf_names(params).items())   # in order: hosts gather together
+    return with_leaves(params, dict(thread_map(stored, items)))
 
 # %% ../nbs/12_evaluate.ipynb #41c74f77
 @lru_cache

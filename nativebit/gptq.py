@@ -105,7 +105,8 @@ def refit_codebook(
     strips = lambda x, value: jnp.pad(x, fill, constant_values=value).reshape(-(-o//bo), bo, -1, bi)
     idx = from_blocks(assign(to_blocks(latent, quant.block_shape), cb), w.shape, quant.block_shape).astype(jnp.int32)
     h = jnp.pad(damped(h), (0, -i % bi)).reshape(-(-i//bi), bi, -1, bi)
-    new = jax.lax.map(partial(_refit_strip, h, ridge), (strips(idx, -1), strips(w, 0), cb.reshape(-(-o//bo), -1, k)), batch_size=max(1, 32//bo))
+    at_once = max(1, 2**24//(bo*h.shape[0]*k*i))   # strips whose largest product takes 64 MB
+    new = jax.lax.map(partial(_refit_strip, h, ridge), (strips(idx, -1), strips(w, 0), cb.reshape(-(-o//bo), -1, k)), batch_size=min(at_once, -(-o//bo)))
     return project(jnp.sort(new.reshape(-1, k), 1), quant.codebook_dtype)
 
 # %% ../nbs/10a_gptq.ipynb #1301f012

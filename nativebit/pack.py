@@ -15,7 +15,7 @@ from pathlib import Path
 import ml_dtypes, numpy as np
 from jaxtyping import Float
 from .config import MATRIX, Config, block_of, brought_tokenizer, config_from_dict, config_to_dict, found_tokenizer, get_config, need, override
-from .core import UserError, atomic_path, cli, git_hash, save_arrays
+from .core import UserError, array_bytes, atomic_path, cli, git_hash, save_arrays
 from .ledger import DTYPES, FLOATS, Stored, ledger, ledger_text, param_shapes, stored_tensors
 from .words import entries_of, index_width, pack_matrix, unpack_indices, unpack_matrix
 
@@ -85,8 +85,7 @@ def write_pack(
     embed = next((k for k,v in FLOATS.items() if v == code.get(getattr(tensors.get('embed'), 'dtype', None))), 'bfloat16')
     found = {n: (code.get(x.dtype, str(x.dtype)), x.shape) for n,x in tensors.items()}
     if bad := misfit(found, stored_tensors(config, embed)): raise UserError(f"these tensors do not fit the config: {bad}; pack what `pack_tensors` returns")
-    tensors = {n: np.ascontiguousarray(x) for n,x in tensors.items()}
-    meta = pack_metadata({n: crc(x.view(np.uint8)) for n,x in tensors.items()}, config, embed, tokenizer or {})
+    meta = pack_metadata({n: crc(array_bytes(x)) for n,x in tensors.items()}, config, embed, tokenizer or {})
     with atomic_path(path) as tmp: save_arrays(tmp, tensors, meta)
     return path
 

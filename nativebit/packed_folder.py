@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['METHOD', 'VERSION', 'HINT', 'GUARD', 'GEOMETRY', 'SUFFIXES', 'SHARD', 'TYPES', 'quant_to_dict', 'packed_config',
-           'check_quant', 'packed_tensors', 'stored_linear', 'linear_misfit', 'is_packed', 'metadata', 'array_crc',
+           'check_quant', 'packed_tensors', 'stored_linear', 'linear_misfit', 'is_packed', 'metadata', 'array_crcs',
            'save_shard', 'shards', 'save_tensors', 'save_folder', 'read_shard', 'Folder', 'linear_names',
            'linear_weight', 'check_linears', 'check_folder', 'shapes_of', 'read_files', 'open_folder']
 
 # %% ../nbs/18f_packed_folder.ipynb #6419f382
 import json, shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -114,11 +115,13 @@ def metadata(
     "A shard's metadata."
     return dict(format='pt', nativebit=str(VERSION), checksums=json.dumps(sums))
 
-def array_crc(x:np.ndarray)->str: return crc(array_bytes(x))
+def array_crcs(tensors:dict)->dict:
+    "{name: crc} of arrays, several at a time."
+    with ThreadPoolExecutor() as pool: return dict(zip(tensors, pool.map(lambda x: crc(array_bytes(x)), tensors.values())))
 
 def save_shard(path, tensors:dict):
     "Write one shard."
-    save_arrays(path, tensors, metadata({n: array_crc(x) for n,x in tensors.items()}))
+    save_arrays(path, tensors, metadata(array_crcs(tensors)))
 
 def shards(
     tensors,        # iterator of (name, array)
@@ -236,9 +239,9 @@ def check_linears(
 
 def check_folder(folder:Folder):
     "Raise `UserError` where a checksum is wrong or an index too large."
-    for n,x in folder.tensors.items():
-        if n in folder.sums and folder.sums[n] != array_crc(x):
-            raise UserError(f"{folder.path} is damaged (the checksum of {n} is wrong); copy the folder again or make it anew")
+    found = array_crcs({n: x for n,x in folder.tensors.items() if n in folder.sums})
+    if wrong := next((n for n in found if folder.sums[n] != found[n]), None):
+        raise UserError(f"{folder.path} is damaged (the checksum of {wrong} is wrong); copy the folder again or make it anew")
     if (K := folder.quant.n_entries) == 2**(bits := index_width(K)): return
     for P in folder.linears:
         top = unpack_indices(folder.words(P), bits, folder.words(P).size*32//bits).max()

@@ -94,14 +94,14 @@ def whole_checkpoint(folder):
     except UserError as e: raise UserError(f"{e}; the training is not lost: its checkpoint is whole in {folder}, the same command goes on from there, and python -m nativebit.pack {folder} --out FILE packs it alone") from e
 
 def trained(
-    where,         # the model
+    source,        # the model, as of `open_model`
     work,          # folder for the float checkpoint and the run
     geometry:str,  # a key of `GEOMETRIES`
-    context_len=None, **settings,  # as of `open_model` and `qat_config`
+    **settings,    # as of `qat_config`
 ):                 # (our name -> array of what stays in float, packed layers)
     "Quantize a model by training it."
     from nativebit.train import train   # the other methods need none of it
-    if not (work/'float').exists(): convert(where, work/'float', context_len)
+    if not (work/'float').exists(): convert(source, work/'float')
     cfg = qat_config(work/'float', geometry, **settings)
     if not (work/'qat'/'model.safetensors').exists(): train(cfg, work/'qat', work/'float', resume=True)
     tensors, meta = load_checkpoint(work/'qat')
@@ -186,7 +186,7 @@ def quantize(
     reads = dict(gptq=dict(data=data, calibration_tokens=calibration_tokens), qat=dict(data=data, calibration_tokens=calibration_tokens, **settings)).get(method, {})
     setup = dict(model=str(where), method=method, geometry=geometry, context_len=context_len, **reads)
     work = begin_work(out.with_name(f'{out.name}.work'), setup)
-    if method == 'qat': read, layers = trained(where, work, geometry, context_len, dataset=data, test_tokens=test_tokens, calibration_tokens=calibration_tokens, **settings)
+    if method == 'qat': read, layers = trained(source, work, geometry, dataset=data, test_tokens=test_tokens, calibration_tokens=calibration_tokens, **settings)
     else: read, layers = source.read, packed_layers(source.model, source.read, quant, method, windows, partial(stored_layer, work), partial(store_layer, work))
     with whole_checkpoint(work/'qat') if method == 'qat' else nullcontext():
         save_folder(out, source.config, quant, folder_tensors(source.model, read, layers), source.files)

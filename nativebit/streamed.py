@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['layer_tree', 'layer_arrays', 'to_float32', 'read_layer', 'embedded', 'layer_fn', 'weight_entries', 'layer_entries',
-           'packed_layer', 'layer_matrices', 'ahead', 'packed_layers', 'hidden_states', 'compare_models']
+           'packed_layer', 'layer_matrices', 'ahead', 'packed_layers', 'hidden_states', 'paired_losses',
+           'compare_models']
 
 # %% ../nbs/18g_streamed.ipynb #51d1caf4
 import math
@@ -82,7 +83,6 @@ def layer_entries(
     return matrices, weight_entries(matrices, quant, method)
 
 # %% ../nbs/18g_streamed.ipynb #537d0529
-@partial(jax.jit, static_argnames='quant')
 def _packed_matrices(latent, entries, quant):
     out = {}
     for n,w in latent.items():
@@ -92,12 +92,14 @@ def _packed_matrices(latent, entries, quant):
         if scale is not None: out[f'{P}scale'] = scale.reshape(-1)
     return out
 
+_pack_jit = jax.jit(_packed_matrices, static_argnames='quant')
+
 def packed_layer(
     latent:dict, entries:dict,  # as of `layer_entries`
     quant:QuantConfig,          # geometry
 )->dict:                        # {'attn.q.words': …, 'attn.q.codebook': …, 'attn.q.scale': …, …}
     "What storage holds of a layer's matrices."
-    return {n: np.asarray(x) for n,x in _packed_matrices(latent, entries, quant).items()}
+    return {n: np.asarray(x) for n,x in _pack_jit(latent, entries, quant).items()}
 
 def layer_matrices(
     model:ModelConfig,
@@ -122,12 +124,17 @@ def ahead(
             yield x
 
 # %% ../nbs/18g_streamed.ipynb #1b739881
+@partial(jax.jit, static_argnames=('quant', 'method'))
+def _quantized(arrays, quant, method):
+    "`packed_layer` by a method that looks at weights alone, as one program."
+    return _packed_matrices(*layer_entries(to_float32(arrays), None, quant, method), quant)
+
 def _uncalibrated(model, read, quant, method, load, store):
     "Packed layers by a method that looks at weights alone."
     stored_or_read = ((i, load(i)) for i in range(model.n_layers))
     layers = ((i, packed, {} if packed else layer_arrays(model, read, i)) for i,packed in stored_or_read)
     for i,packed,arrays in ahead(layers):
-        if packed is None: store(i, packed := packed_layer(*layer_entries(to_float32(arrays), None, quant, method), quant))
+        if packed is None: store(i, packed := {n: np.asarray(x) for n,x in _quantized(arrays, quant, method).items()})
         yield packed
 
 def _calibrated(model, read, quant, method, batches, load, store):
@@ -174,7 +181,7 @@ def hidden_states(
 
 @jax.jit
 @exactly
-def _both(x, y, head_x, head_y, targets):
+def paired_losses(x, y, head_x, head_y, targets):
     "Losses, divergence, agreement; the logits of one window at a time."
     def window(parts):
         one, other, t = parts[0] @ head_x.T, parts[1] @ head_y.T, parts[2]
@@ -193,6 +200,6 @@ def compare_models(
     batches = list(eval_batches(tokens, model.context_len, batch_size, max_tokens))
     xs, ys = [hidden_states(model, read, [b[0] for b in batches], desc) for read,desc in ((one, 'original'), (other, 'quantized'))]
     heads = [jnp.asarray(read('embed' if model.tied else 'head'), jnp.float32) for read in (one, other)]
-    parts = [[np.asarray(a)[mask] for a in _both(x, y, *heads, targets)] for x,y,(_,targets,mask) in zip(xs, ys, batches)]
+    parts = [[np.asarray(a)[mask] for a in paired_losses(x, y, *heads, targets)] for x,y,(_,targets,mask) in zip(xs, ys, batches)]
     first, second, kl, same = [np.concatenate(a).astype(np.float64) for a in zip(*parts)]
     return dict(original_ppl=math.exp(first.mean()), ppl=math.exp(second.mean()), kl=float(kl.mean()), top1=float(same.mean()), tokens=len(kl))
