@@ -25,6 +25,8 @@ def test_commands_parse():
     lines = [l for g in groups for l in g]
     assert all(re.match(r'(cd \$ROOT && )?python -', l) or l.startswith('python $ROOT/tools/') for l in lines)
     assert all(find_spec(m) for l in lines for m in re.findall(r'python -m (nativebit\.\w+)', l))
+    compared = [g for l in lines if ' bits ' in l for g in l.split(' bits ')[1].split()]
+    assert sorted(compared) == sorted(GEOMETRIES)
     assert {n for n in gpu_check.gpu_notebooks()} == {l.split()[-1] for l in lines if '--path' in l} and gpu_check.gpu_notebooks()
     rehearsed = [l for g in gpu_check.paragraphs(gpu_check.COMMANDS.read_text(), rehearse=True) for l in g]
     assert len(rehearsed) == len(lines) - 1 and not any('cudnn' in l for l in rehearsed)
@@ -36,7 +38,7 @@ def run_main(tmp_path, monkeypatch, commands, device='NVIDIA of paper'):
     with pytest.raises(SystemExit) as e: gpu_check.main()
     return e.value.code, json.loads((tmp_path/'gpu_check.json').read_text()) if device else None
 
-ALL_EQUAL = f"""echo '{json.dumps(dict.fromkeys(GEOMETRIES, True))}' > bits.json\n\n"""
+ALL_EQUAL = 'for g in ' + ' '.join(GEOMETRIES) + '; do echo true > bits-$g.json; done\n\n'
 
 def test_exit_codes_are_written_as_they_were(tmp_path, monkeypatch, capsys):
     code, record = run_main(tmp_path, monkeypatch, ALL_EQUAL + "python -c 'print(6*7)'\necho why; exit 3\n\nfalse | cat\npython -c 'import os; os.kill(os.getpid(), 9)'\n")
@@ -48,7 +50,7 @@ def test_exit_codes_are_written_as_they_were(tmp_path, monkeypatch, capsys):
 
 def test_it_passes_only_with_every_geometry(tmp_path, monkeypatch):
     assert run_main(tmp_path, monkeypatch, ALL_EQUAL)[0] == 0
-    code, record = run_main(tmp_path, monkeypatch, """echo '{"int8": true, "lut-b": false}' > bits.json""")
+    code, record = run_main(tmp_path, monkeypatch, 'echo true > bits-int8.json; echo false > bits-lut-b.json')
     assert code == 1 and record['bit_equal'] == {g: g == 'int8' for g in GEOMETRIES}
     assert run_main(tmp_path, monkeypatch, 'true')[0] == 1   # nothing was compared
 

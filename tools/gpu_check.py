@@ -29,7 +29,8 @@ def paragraphs(text, rehearse=False):
 def run_command(command, folder):
     "Run a line of bash; its exit code as it is, its seconds, and its output."
     env = dict(os.environ, ROOT=str(ROOT), PYTHON=sys.executable, PYTHONPATH=str(ROOT), NATIVEBIT_CACHE=str(folder/'cache'), HF_HUB_OFFLINE='1',
-               XLA_PYTHON_CLIENT_PREALLOCATE='false', PYTHONFAULTHANDLER='1')
+               XLA_PYTHON_CLIENT_PREALLOCATE='false', JAX_COMPILATION_CACHE_DIR=str(folder/'jax-cache'), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.3', PYTHONFAULTHANDLER='1')
+    env.pop('TRITON_INTERPRET', None)   # kernels are to run on the GPU
     script, start = 'set -o pipefail; python() { "$PYTHON" "$@"; }\n' + command, time.time()
     r = subprocess.run(['timeout', '-k', '10', str(LIMIT), 'bash', '-c', script], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
     row = dict(command=command, exit=r.returncode, seconds=round(time.time()-start, 1))
@@ -43,8 +44,8 @@ def run_all(groups, folder, workers=WORKERS):
 
 def bit_equal(folder):
     "What gpu_parts.py found of each geometry; False where it came to no end."
-    found = json.loads((folder/'bits.json').read_text()) if (folder/'bits.json').exists() else {}
-    return {g: found.get(g) is True for g in GEOMETRIES}
+    found = {g: folder/f'bits-{g}.json' for g in GEOMETRIES}
+    return {g: p.exists() and json.loads(p.read_text()) is True for g,p in found.items()}
 
 def passed(record): return all(r['exit'] == 0 for r in record['commands']) and all(record['bit_equal'].values())
 

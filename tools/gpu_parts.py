@@ -2,7 +2,7 @@
 gpu_parts.py inputs              write book.txt and model/, a Llama in random weights
 gpu_parts.py text FOLDER         let transformers load a folder and continue a text
 gpu_parts.py logits FOLDER MODEL are a packed folder's logits in PyTorch JAX's, to a thousandth?
-gpu_parts.py bits FILE           does every geometry hold, bit for bit, what is evaluated here?"""
+gpu_parts.py bits GEOMETRY…       does a geometry hold, bit for bit, what is evaluated here? bits-GEOMETRY.json says so"""
 import json, os, sys
 from pathlib import Path
 import numpy as np
@@ -49,24 +49,24 @@ def logits(folder, source):
 
 def same_bits(a, b): return a.shape == b.shape and np.asarray(a, np.float32).tobytes() == np.asarray(b, np.float32).tobytes()
 
-def trained(folder, **settings):
+def trained(folder, start=None, **settings):
     "A small run of a few steps: its config and its last state."
     from nativebit.checkpoint import RunStates
     from nativebit.config import get_config
     from nativebit.step import state_shapes
     from nativebit.train import train
     cfg = get_config('tiny', n_layers=1, d_model=128, d_ff=256, n_heads=4, dataset='text:book.txt', warmup_steps=1, lr=3e-3, max_steps=4, save_every=4, val_batches=1, test_tokens=256, **settings)
-    train(cfg, folder, 'bits/float' if cfg.quant.nativebit else None)
+    train(cfg, folder, start)
     states = RunStates(folder/'state')
     return cfg, states.restore(state_shapes(cfg), states.latest)
 
-def file_holds_evaluated(geometry):
+def file_holds_evaluated(geometry, start):
     "After training: does the packed file, read with NumPy, hold what evaluation computes with?"
     from nativebit.core import UserError, leaf_names
     from nativebit.pack import pack_checkpoint, read_pack
     from nativebit.step import eval_params
-    folder = Path('bits')/geometry
-    cfg, state = trained(folder, recipe='qat', geometry=geometry)
+    folder = Path(f'bits-{geometry}')
+    cfg, state = trained(folder, start, recipe='qat', geometry=geometry)
     try: held = read_pack(pack_checkpoint(folder, folder/'one.nbpack.safetensors', 'float32')).weights()
     except UserError as e: print(f"{geometry}: {e}"); return False
     evaluated = leaf_names(eval_params(state, cfg))
@@ -85,11 +85,11 @@ def projected_as_on_cpu(geometry):
     if not same_bits(here, cpu): print(f"{geometry}: project differs from a CPU's in {(here != cpu).sum()} of {cb.size} entries, by {abs(here-cpu).max():.1e} at most")
     return same_bits(here, cpu)
 
-def bits(out):
-    from nativebit.config import GEOMETRIES
-    trained(Path('bits/float'), nativebit=False)
-    same = {g: all([file_holds_evaluated(g), projected_as_on_cpu(g)]) for g in GEOMETRIES}
-    Path(out).write_text(json.dumps(same))
+def bits(*geometries):
+    start = Path(f'bits-{geometries[0]}')/'float'
+    trained(start, nativebit=False)
+    same = {g: all([file_holds_evaluated(g, start), projected_as_on_cpu(g)]) for g in geometries}
+    for g,ok in same.items(): Path(f'bits-{g}.json').write_text(json.dumps(ok))
     print(same)
     sys.exit(int(not all(same.values())))
 
