@@ -40,6 +40,9 @@ test-python: .venv/torch
 test-slow: .venv/torch   ## the tests that CI has no time for: the demo, two processes, a full disk
 	$(BIN)/python -m pytest -q -n 2 tests -m slow
 
+gpu-check:           ## on an NVIDIA GPU: every command of tools/gpu_check.txt, and data/results/gpu_check.json
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/gpu_check.py
+
 check-generated: .venv/ready   ## the package is what the notebooks export, and the notebooks are clean
 	tools/check_generated $(BIN)
 
@@ -55,4 +58,4 @@ hooks: .venv/ready   ## nbdev's git hooks: clean notebooks before they are commi
 clean:               ## remove the environment and what runs have written
 	rm -rf .venv logs _proc _docs
 
-.PHONY: help env demo test test-notebooks test-python test-slow check-generated check-readme readme hooks clean
+.PHONY: help env demo test test-notebooks test-python test-slow gpu-check check-generated check-readme readme hooks clean
