@@ -40,7 +40,7 @@ def run(home, *args):
     p.out, p.err = p.communicate()
     return p
 
-QAT = ['--method', 'qat', '--geometry', 'lut-b', '--data', 'text:some.txt', '--max-steps', '30', '--batch-size', '4', '--warmup-steps', '1', '--val-batches', '1', '--test-tokens', '1024', '--lr', '3e-3']
+QAT = ['--method', 'qat', '--geometry', 'lut-b', '--data', 'text:some.txt', '--max-steps', '60', '--batch-size', '4', '--warmup-steps', '1', '--val-batches', '1', '--test-tokens', '1024', '--lr', '3e-3']
 
 def table(folder): return json.loads((folder/'quantize.json').read_text())['rows']
 
