@@ -67,7 +67,7 @@ def requantize_layer(
 def learn_layer(
     old:Float[Array, "O I"],  # latent weights of the forward pass
     w:Float[Array, "O I"],    # latent weights after the optimizer's step
-    g:Float[Array, "O I"],    # gradient of the forward weights
+    g:Float[Array, "O I"],    # the task's gradient at the forward weights
     layer:dict,               # codebook, counts, sums; zeros in the last two at first
     quant:QuantConfig,        # geometry
     lr,                       # of the entries

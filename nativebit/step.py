@@ -135,32 +135,42 @@ def structure(cfg:Config)->Config:
     return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), train)
 
 # %% ../nbs/10b_step.ipynb #00726d7f
-def batch_gradients(params, quant_state, batch, key, *rest):
+def batch_gradients(
+    params, quant_state, batch, key, teacher,
+    cfg:Config,  # the run
+    forward,     # these and the others as of `loss_fn`
+):               # (gradient, metrics)
     "Gradient and metrics of `loss_fn`, the batch cut into `accumulate` parts."
-    cfg, grad = rest[-2], jax.grad(loss_fn, has_aux=True)
-    n = cfg.train.accumulate
-    if n == 1: return grad(params, quant_state, batch, key, *rest)
+    grad, n = jax.grad(loss_fn, has_aux=True), cfg.train.accumulate
+    of = lambda batch, key: grad(params, quant_state, batch, key, teacher, cfg, forward)
+    if n == 1: return of(batch, key)
     parts = batch.reshape(-1, n, batch.shape[1])   # every n-th window: each device has its share of each part
-    part = lambda i: grad(params, quant_state, parts[:, i], jax.random.fold_in(key, i), *rest)
+    part = lambda i: of(parts[:, i], jax.random.fold_in(key, i))
     add = lambda i, total: jax.tree.map(jnp.add, total, part(i))
     return jax.tree.map(lambda x: x/n, jax.lax.fori_loop(1, n, add, part(0)))
 
 # %% ../nbs/10b_step.ipynb #9cce3a7c
-def gradients(params, quant_state, batch, lam, key, *rest):
-    "Gradient and metrics of the whole loss; `lam` is the λ of the commitment at this step."
-    cfg, (grads, metrics) = rest[-2], batch_gradients(params, quant_state, batch, key, *rest)
-    if not cfg.quant.nativebit or not cfg.train.quant_reg_weight: return grads, dict(metrics, quant_reg=0.)
-    params, grads = jax.lax.optimization_barrier((params, grads))
+def gradients(
+    params, quant_state, batch,
+    lam,         # λ of the commitment at this step
+    key, teacher,
+    cfg:Config,  # the run
+    forward,     # these and the others as of `loss_fn`
+):               # (gradient of `loss_fn`, gradient of λ · commitment or None without one, metrics)
+    "The gradients of the two parts of the loss: the weights follow both, learned entries the first alone."
+    task, metrics = batch_gradients(params, quant_state, batch, key, teacher, cfg, forward)
+    if not cfg.quant.nativebit or not cfg.train.quant_reg_weight: return task, None, dict(metrics, quant_reg=0.)
+    params, task = jax.lax.optimization_barrier((params, task))
     reg, pull = jax.value_and_grad(lambda p: compute_quant_reg(nnx.merge_state(p, quant_state), cfg.quant))(params)
-    return jax.tree.map(lambda g, r: g + lam*r, grads, pull), dict(metrics, quant_reg=reg)
+    return task, jax.tree.map(lambda r: lam*r, pull), dict(metrics, quant_reg=reg)
 
 # %% ../nbs/10b_step.ipynb #b962517b
 def _with_quant(state, merged): return state._replace(quant_state=nnx.split_state(merged, nnx.Param, QuantState)[1])
 
-def learn_codebooks(state, old, grads, quant, lr):
-    "The state with entries moved by the gradients at the weights `old`."
+def learn_codebooks(state, old, task, quant, lr):
+    "The state with entries moved by the task's gradient at the weights `old`."
     merged = nnx.merge_state(state.params, state.quant_state)
-    return _with_quant(state, learn_params(merged, old, grads, quant, quant.codebook_lr*lr, state.step))
+    return _with_quant(state, learn_params(merged, old, task, quant, quant.codebook_lr*lr, state.step))
 
 # %% ../nbs/10b_step.ipynb #a62f11a4
 @lru_cache
@@ -169,12 +179,13 @@ def _compiled_step(cfg):
     opt = make_optimizer(cfg, model_shapes(cfg))
     @partial(jax.jit, donate_argnums=0)
     def step(state, batch, teacher, lr, lam, key, move):
-        grads, metrics = gradients(state.params, state.quant_state, batch, lam, key, teacher, cfg, forward)
+        task, pull, metrics = gradients(state.params, state.quant_state, batch, lam, key, teacher, cfg, forward)
+        grads = task if pull is None else jax.tree.map(jnp.add, task, pull)
         updates, opt_state = opt.update(grads, state.opt_state, state.params)
         rates = with_leaves(updates, {n: lr*move if re.search(MATRIX, n) else lr for n in leaf_names(updates)})
         params = jax.tree.map(lambda p, u, r: p + r*u, state.params, updates, rates)
         new = TrainState(params, state.quant_state, opt_state, state.step+1)
-        if cfg.quant.nativebit and cfg.quant.codebook_lr: new = learn_codebooks(new, state.params, grads, cfg.quant, lr)
+        if cfg.quant.nativebit and cfg.quant.codebook_lr: new = learn_codebooks(new, state.params, task, cfg.quant, lr)
         return new, dict(metrics, grad_norm=optax.global_norm(grads))
     return step
 
