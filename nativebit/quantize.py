@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'begin_work', 'layer_path', 'stored_layer', 'store_layer', 'folder_tensors', 'qat_config',
-           'checkpoint_layers', 'whole_checkpoint', 'trained', 'folder_reader', 'folder_bits', 'report',
-           'check_request', 'source_tokenizer', 'usable', 'read_data', 'quantize', 'main']
+           'begin_compiling', 'checkpoint_layers', 'whole_checkpoint', 'trained', 'folder_reader', 'folder_bits',
+           'report', 'check_request', 'source_tokenizer', 'usable', 'read_data', 'quantize', 'main']
 
 # %% ../nbs/18h_quantize.ipynb #5f2dcad9
 import json, shlex, shutil, sys
@@ -70,13 +70,18 @@ def folder_tensors(
 
 # %% ../nbs/18h_quantize.ipynb #3d1a1446
 def qat_config(
-    folder,        # float checkpoint
+    cfg:Config,    # of the float network
     geometry:str,  # a key of `GEOMETRIES`
     **settings,    # of the training run; by default the recipe's
 ):
     "The training run that quantizes a model: recipe `qat`, whatever is given wins."
     attention = 'cudnn' if jax.default_backend() == 'gpu' else 'reference'
-    return get_config(str(folder), recipe='qat', geometry=geometry, **dict(attention=attention) | settings)
+    return override(cfg, recipe='qat', geometry=geometry, **dict(attention=attention) | settings)
+
+def begin_compiling(cfg, geometry:str, **settings):
+    "Begin to compile the training step, while text is read."
+    from nativebit.train import compiling
+    compiling(qat_config(cfg, geometry, **settings))
 
 def checkpoint_layers(
     tensors:dict,  # {name: array} of a quantized checkpoint: latent weights and codebooks
@@ -102,7 +107,7 @@ def trained(
     "Quantize a model by training it."
     from nativebit.train import train   # the other methods need none of it
     if not (work/'float').exists(): convert(source, work/'float')
-    cfg = qat_config(work/'float', geometry, **settings)
+    cfg = qat_config(get_config(str(work/'float')), geometry, **settings)
     if not (work/'qat'/'model.safetensors').exists(): train(cfg, work/'qat', work/'float', resume=True)
     tensors, meta = load_checkpoint(work/'qat')
     cfg = config_from_dict(meta['config'])
@@ -180,13 +185,16 @@ def quantize(
     "Quantize a model into a folder that transformers loads. Raises `UserError` for whatever can't be done."
     check_request(method, geometry, data, settings)
     source, quant, out = open_model(where, context_len), QuantConfig(**GEOMETRIES[geometry]), usable(out)
-    cfg, tokenizer = override(Config(source.name, source.model, quant), test_tokens=test_tokens, calibration_tokens=calibration_tokens, **settings), source_tokenizer(source) if data else None
+    reading = dict(test_tokens=test_tokens, calibration_tokens=calibration_tokens)
+    cfg = override(Config(source.name, source.model, quant), **reading, **settings)
+    if method == 'qat': begin_compiling(cfg, geometry, **reading, **settings)
+    tokenizer = source_tokenizer(source) if data else None
     tokens = read_data(data, tokenizer) if data else {}
     windows = calibration_text(cfg, data, tokenizer, calibration_tokens) if method == 'gptq' else ()
     reads = dict(gptq=dict(data=data, calibration_tokens=calibration_tokens), qat=dict(data=data, calibration_tokens=calibration_tokens, **settings)).get(method, {})
     setup = dict(model=str(where), method=method, geometry=geometry, context_len=context_len, **reads)
     work = begin_work(out.with_name(f'{out.name}.work'), setup)
-    if method == 'qat': read, layers = trained(source, work, geometry, dataset=data, test_tokens=test_tokens, calibration_tokens=calibration_tokens, **settings)
+    if method == 'qat': read, layers = trained(source, work, geometry, dataset=data, **reading, **settings)
     else: read, layers = source.read, packed_layers(source.model, source.read, quant, method, windows, partial(stored_layer, work), partial(store_layer, work))
     with whole_checkpoint(work/'qat') if method == 'qat' else nullcontext():
         save_folder(out, source.config, quant, folder_tensors(source.model, read, layers), source.files)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainState', 'lr_schedule', 'make_optimizer', 'first_state', 'state_shapes', 'distillation', 'hidden_distance',
            'lambda_at', 'freeze_rest', 'loss_fn', 'structure', 'batch_gradients', 'gradients', 'learn_codebooks',
-           'make_step', 'make_quant_ops', 'eval_params', 'quantize_now']
+           'step_numbers', 'make_step', 'compile_step', 'make_quant_ops', 'eval_params', 'quantize_now']
 
 # %% ../nbs/10b_step.ipynb #9b2a1465
 import re
@@ -190,13 +190,25 @@ def _compiled_step(cfg):
     return step
 
 # %% ../nbs/10b_step.ipynb #832ccfff
+def step_numbers(cfg:Config):
+    "What of a run changes from step to step: step number from 0 -> (learning rate, λ, random key, 0 once the matrices rest)."
+    lr, key, t = lr_schedule(cfg), named_key(cfg.train.seed, 'dropout'), cfg.train
+    return lambda i: (lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i), float(i < (1 - t.settle)*t.max_steps))
+
 def make_step(
     cfg:Config,  # the run
 ):               # (state, batch, step number from 0, teacher=None) -> (state, metrics)
     "One optimizer step, compiled; the old state's memory is reused."
-    step, lr, key = _compiled_step(structure(cfg)), lr_schedule(cfg), named_key(cfg.train.seed, 'dropout')
-    moving = lambda i: float(i < (1 - cfg.train.settle)*cfg.train.max_steps)   # 0 once the matrices rest
-    return lambda state, batch, i, teacher=None: step(state, batch, teacher, lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i), moving(i))
+    step, numbers = _compiled_step(structure(cfg)), step_numbers(cfg)
+    return lambda state, batch, i, teacher=None: step(state, batch, teacher, *numbers(i))
+
+def compile_step(
+    cfg:Config,  # the run, on one device
+):
+    "Compile a run's step before there is a state; the run then finds it compiled."
+    batch = jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32)
+    teacher = model_shapes(cfg) if cfg.train.distill_weight else None
+    _compiled_step(structure(cfg)).lower(state_shapes(cfg), batch, teacher, *step_numbers(cfg)(0)).compile()
 
 # %% ../nbs/10b_step.ipynb #82f8d332
 def _where_it_was(new, old): return new if new.sharding == old.sharding else jax.device_put(new, old.sharding)

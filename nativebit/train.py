@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['validate', 'step_record', 'NotANumber', 'check_finite', 'noted_signals', 'fit', 'probe', 'delivered', 'finish',
-           'load_tokens', 'resumed_state', 'training_data', 'run_steps', 'train', 'main']
+           'load_tokens', 'resumed_state', 'training_data', 'run_steps', 'compiling', 'train', 'main']
 
 # %% ../nbs/11_train.ipynb #26df455c
 import math, signal, sys, threading, time
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from .model import forward_fn
 from .run_folder import alone, begin_log, check_folder, continued, finished_steps, run_folder
 from .sharding import anywhere, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
 from .start import check_start, init_state, load_teacher
-from .step import TrainState, eval_params, lambda_at, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
+from .step import TrainState, compile_step, eval_params, lambda_at, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
 
 # %% ../nbs/11_train.ipynb #c3535024
 def validate(
@@ -180,6 +181,20 @@ def run_steps(cfg, state, data, states, **kw):
     tqdm.write(f"stopped at step {state.step}{states.kept}", sys.stderr)
     raise SystemExit(128 + (stop or [signal.SIGTERM])[0])   # of several hosts another may have had the signal
 
+# %% ../nbs/11_train.ipynb #2760b42b
+@lru_cache
+def _compiling(cfg):
+    done = Future()
+    def work():
+        try: done.set_result(compile_step(cfg))
+        except Exception as e: done.set_exception(e)   # the first step meets it again, and says so
+    threading.Thread(target=work, daemon=True).start()
+    return done
+
+def compiling(cfg:Config)->Future|None:
+    "The step of a run on one device, compiled in a thread; the same future whenever it is asked for. None on a CPU, which has no time to spare."
+    return None if jax.default_backend() == 'cpu' else _compiling(structure(cfg))
+
 # %% ../nbs/11_train.ipynb #dcea8278
 def train(
     cfg:Config,             # the run
@@ -191,8 +206,10 @@ def train(
     states=None,            # where states go, if not into `folder`: one place that all hosts see, such as gs://BUCKET/NAME
 )->dict:                    # the last record: test_ppl, context_kl, total_time_s
     "Train, validate, test, save. Raises `UserError` for anything the user can mend, `SystemExit` after a signal."
-    start, tokens, place, states, mesh = time.time(), load_tokens(cfg), states, RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
+    start, place, states, mesh = time.time(), states, RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
     check_batch(cfg, mesh)
+    ready = compiling(cfg) if mesh is None else None
+    tokens = load_tokens(cfg)
     data = training_data(cfg, tokens['train'], mesh)
     with alone(folder):   # before its states are read: opening them deletes what another process is just saving
         check_folder(folder, states.latest or 0, cfg.train.max_steps, resume)
@@ -201,6 +218,7 @@ def train(
         check = partial(validate, cfg, tokens=tokens['valid'])
         first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']), **check(p)))(eval_params(state, cfg))
         with use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger, place) as logger:
+            if ready: ready.exception()   # waits
             state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
             return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
