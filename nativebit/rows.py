@@ -21,7 +21,7 @@ def run_header(
 )->dict:
     "The first line of a file of results."
     about |= dict(command=shlex.join(['python', '-m', f'nativebit.{program}', *sys.argv[1:]]), git_hash=git_hash())
-    return dict(type='header', **about, device=jax.devices()[0].device_kind, jax=jax.__version__, setup=setup)
+    return dict(type='header', **about, entries='rounded', device=jax.devices()[0].device_kind, jax=jax.__version__, setup=setup)
 
 # %% ../nbs/12a_rows.ipynb #4f080ed3
 def as_lines(records)->str: return ''.join(json.dumps(r, default=plain) + '\n' for r in records)
@@ -44,7 +44,7 @@ def begin_rows(
             there = read_jsonl(out) if out.exists() else []
             if not there and out.exists() and out.stat().st_size: raise ValueError('it has no header')
             first, *rows = there or [header]
-            check_setup(out, first['setup'], header['setup'])
+            check_setup(out, *({**r['setup'], 'entries': r.get('entries')} for r in (first, header)))   # as storage holds them, or not
             with atomic_path(out) as tmp: tmp.write_text(as_lines([first, *rows]))
     except (OSError, ValueError, TypeError, KeyError) as e: raise UserError(f"cannot go on with {out} ({e!r}); give --out another file") from e
     return rows

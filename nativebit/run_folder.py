@@ -25,7 +25,7 @@ class NoLogger:
 def begin_log(cfg, folder, init_from, step, first, kind=JSONLogger, states=None):
     "A logger whose file holds a header and what belongs to the first `step` steps; `first()` is the evaluation before step 1."
     logger = (NoLogger if jax.process_index() else kind)(Path(folder)/'log.jsonl', keep=lambda r: step and r.get('step', 0) <= step and r.get('type') != 'eval')
-    about = dict(git_hash=git_hash(), device=jax.devices()[0].device_kind, argv=sys.argv, config=config_to_dict(cfg), init_from=init_from and str(init_from), states=states and str(states))
+    about = dict(git_hash=git_hash(), entries='rounded', device=jax.devices()[0].device_kind, argv=sys.argv, config=config_to_dict(cfg), init_from=init_from and str(init_from), states=states and str(states))
     if step: logger.log(type='resume', from_step=step, **about)
     else:
         logger.log(type='header', schema_version=2, **about)
