@@ -27,7 +27,8 @@ def test_commands_parse():
     assert all(find_spec(m) for l in lines for m in re.findall(r'python -m (nativebit\.\w+)', l))
     compared = [g for l in lines if ' bits ' in l for g in l.split(' bits ')[1].split()]
     assert sorted(compared) == sorted(GEOMETRIES)
-    assert {n for n in gpu_check.gpu_notebooks()} == {l.split()[-1] for l in lines if '--path' in l} and gpu_check.gpu_notebooks()
+    run = [m[1] for l in lines if (m := re.search(r'nbdev_test\(path="([^"]+)", flags="gpu"', l))]   # given as arguments: `python -c` hands it no flags, and it would run all notebooks
+    assert run == gpu_check.gpu_notebooks() and run
     rehearsed = [l for g in gpu_check.paragraphs(gpu_check.COMMANDS.read_text(), rehearse=True) for l in g]
     assert len(rehearsed) == len(lines) - 1 and not any('cudnn' in l for l in rehearsed)
 
