@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['layer_tree', 'layer_arrays', 'to_float32', 'read_layer', 'embedded', 'layer_fn', 'weight_entries', 'layer_entries',
-           'packed_layer', 'layer_matrices', 'ahead', 'packed_layers', 'hidden_states', 'paired_losses',
+           'fetched', 'packed_layer', 'layer_matrices', 'ahead', 'packed_layers', 'hidden_states', 'paired_losses',
            'compare_models']
 
 # %% ../nbs/18g_streamed.ipynb #51d1caf4
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 from .codebook import assign, decode_codebook, encode_codebook, to_blocks
 from .config import Config, ModelConfig, QuantConfig
-from .core import leaf_names, with_leaves
+from .core import UserError, leaf_names, with_leaves
 from .data import eval_batches
 from .generate import rms_norm
 from .gptq import exactly, quantize_layer, second_moments
@@ -90,16 +90,27 @@ def _packed_matrices(latent, entries, quant):
         idx, P = assign(to_blocks(w, quant.block_shape), decode_codebook(codes, scale)), n.removesuffix('weight')
         out |= {f'{P}words': pack_words(idx.reshape(-1), index_width(quant.n_entries)), f'{P}codebook': codes}
         if scale is not None: out[f'{P}scale'] = scale.reshape(-1)
+        out[f'{P}finite'] = jnp.isfinite(w).all()
     return out
 
 _pack_jit = jax.jit(_packed_matrices, static_argnames='quant')
+
+def fetched(
+    arrays:dict,   # of `_packed_matrices`, on the device
+    layer:str='',  # its name, for the error
+)->dict:
+    "A packed layer on the host. Raises `UserError` where a matrix holds NaN or infinity, which no codebook can hold."
+    out = {n: np.asarray(x) for n,x in arrays.items()}
+    bad = next((n.removesuffix('finite') for n,x in out.items() if n.endswith('.finite') and not x), None)
+    if bad: raise UserError(f"{layer}{bad}weight holds NaN or infinite numbers; check the model, or download it again")
+    return {n: x for n,x in out.items() if not n.endswith('.finite')}
 
 def packed_layer(
     latent:dict, entries:dict,  # as of `layer_entries`
     quant:QuantConfig,          # geometry
 )->dict:                        # {'attn.q.words': …, 'attn.q.codebook': …, 'attn.q.scale': …, …}
     "What storage holds of a layer's matrices."
-    return {n: np.asarray(x) for n,x in _pack_jit(latent, entries, quant).items()}
+    return fetched(_pack_jit(latent, entries, quant))
 
 def layer_matrices(
     model:ModelConfig,
@@ -134,7 +145,7 @@ def _uncalibrated(model, read, quant, method, load, store):
     stored_or_read = ((i, load(i)) for i in range(model.n_layers))
     layers = ((i, packed, {} if packed else layer_arrays(model, read, i)) for i,packed in stored_or_read)
     for i,packed,arrays in ahead(layers):
-        if packed is None: store(i, packed := {n: np.asarray(x) for n,x in _quantized(arrays, quant, method).items()})
+        if packed is None: store(i, packed := fetched(_quantized(arrays, quant, method), f'layers.{i}.'))
         yield packed
 
 def _calibrated(model, read, quant, method, batches, load, store):
