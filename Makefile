@@ -19,23 +19,24 @@ help:                ## this list
 env: .venv/ready     ## make the environment in .venv
 
 demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (3 to 6 minutes on 2 cores)
-	$(BIN)/python -m nativebit.demo
+	$(BIN)/python -m nativebit demo
 
-# notebooks and tests compile the same small steps: once is enough; and a crash names its line
-test test-slow: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/jax-cache
-test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
-test test-slow: export PYTHONFAULTHANDLER = 1
-test: .venv/torch check-generated check-readme   ## everything CI checks: notebooks and tests side by side
-	$(MAKE) -j2 test-notebooks test-python
+# notebooks and tests compile the same small steps: once is enough, and quicker with fewer optimizations; a crash names its line
+test test-notebooks test-python test-slow: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/jax-cache
+test test-notebooks test-python test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test test-notebooks test-python test-slow: export XLA_FLAGS = --xla_backend_optimization_level=1
+test test-notebooks test-python test-slow: export PYTHONFAULTHANDLER = 1
+test: .venv/torch check-generated check-readme   ## everything CI checks: notebooks, then tests
+	$(MAKE) test-notebooks test-python
 
-# notebooks run as on a laptop, GPU or not; each in a process of its own, or what they leave in memory adds up to more than there is
+# notebooks run as on a laptop, GPU or not
 test-notebooks: export TRITON_INTERPRET = 1
 test-notebooks: export CUDA_VISIBLE_DEVICES =
 test-notebooks: .venv/torch
-	find nbs -name '*.ipynb' -not -path '*/.*' | sort | PATH="$(CURDIR)/$(BIN):$$PATH" timeout 1440 xargs -P 2 -n 1 nbdev_test --do_print --path
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/test_notebooks.py
 
 test-python: .venv/torch
-	$(BIN)/python -m pytest -q -n 2 tests
+	$(BIN)/python -m pytest -q -n auto tests
 
 test-slow: .venv/torch   ## the tests that CI has no time for: the demo, two processes, a full disk
 	$(BIN)/python -m pytest -q -n 2 tests -m slow

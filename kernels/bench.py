@@ -7,7 +7,7 @@ import argparse, datetime, math, os, subprocess, sys
 from pathlib import Path
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, say, write
 import torch
-from nativebit.kernels import linear
+from nativebit.kernels import ops as linear
 
 TOKENS = (1, 2, 4, 8, 16, 512, 2048)
 WEIGHTS = LAYERS*sum(math.prod(s) for s in SHAPES)

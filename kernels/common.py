@@ -8,7 +8,7 @@ REHEARSE = '--rehearse' in sys.argv
 if REHEARSE: os.environ.setdefault('TRITON_INTERPRET', '1')
 
 import torch
-from nativebit.kernels import cuda, units
+from nativebit.kernels import cuda, layout as units
 
 DEVICE = 'cpu' if REHEARSE else 'cuda'
 SHAPES = [(48, 256), (32, 256)] if REHEARSE else [(7680, 2560), (2560, 2560), (13824, 2560), (2560, 6912)]   # qkv, o, gate|up, down of the 2.2B network

@@ -6,9 +6,9 @@
 import argparse, itertools, json, shutil, sys
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, run_stages, say, write
 import torch
-from nativebit.core import atomic_path
-from nativebit.kernels import cuda, linear
-from nativebit.kernels.layer import layer_products
+from nativebit.utils.files import atomic_path
+from nativebit.kernels import cuda, ops as linear
+from nativebit.kernels.decode_layer import layer_products
 
 LIMIT = 2e-3    # relative error a configuration may have; int8 activations: 1.5e-2
 

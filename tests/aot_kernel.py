@@ -5,7 +5,7 @@ os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_T
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from nativebit.packed import Packed, lut_matmul, tiled
+from nativebit.inference.packed_matmul import Packed, lut_matmul, tiled
 
 def shapes(O, I, block_shape, dtype, chip):
     "A tiled matrix of the 2.2B model, by its shapes."

@@ -2,7 +2,7 @@
 import importlib.util, json, os, subprocess, sys
 from pathlib import Path
 import pytest
-from nativebit.core import read_jsonl
+from nativebit.utils.files import read_jsonl
 
 SCRIPT = Path(__file__).resolve().parent.parent/'tpu_scripts'/'bench_2b.py'
 spec = importlib.util.spec_from_file_location('bench_2b', SCRIPT)

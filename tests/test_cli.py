@@ -1,15 +1,16 @@
 "Bad input, as a user would give it: one sentence on stderr, a non-zero exit, no traceback, nothing left behind."
 import io, os, subprocess, sys
 from contextlib import chdir, redirect_stderr
-from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 import numpy as np, pytest
 from safetensors.numpy import save_file
-from nativebit.core import one_sentence, parse_args, read_jsonl
+from nativebit.__main__ import program
+from nativebit.utils.cli import one_sentence, parse_args
+from nativebit.utils.files import read_jsonl
 
 STDLIB = Path(__file__).resolve().parent.parent/'data'/'stdlib'
-TRAIN = ['nativebit.train', '--config', 'tiny', '--max-steps', '2', '--val-batches', '1', '--no-nativebit']
+TRAIN = ['nativebit', 'train', '--config', 'tiny', '--max-steps', '2', '--val-batches', '1', '--no-nativebit']
 
 @pytest.fixture
 def cwd(tmp_path):
@@ -20,9 +21,9 @@ def run(cwd, *args):
     env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
     return subprocess.run([sys.executable, '-m', *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
 
-def refused(cwd, module, *args, says):
+def refused(cwd, top, command, *args, says):
     "Run a program's `main` in this process, which saves the imports; returns what it says last."
-    main, said = import_module(module).main, io.StringIO()
+    main, said = program(command).main, io.StringIO()
     with chdir(cwd), patch.dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache')), redirect_stderr(said), pytest.raises(SystemExit) as e, one_sentence():
         main(**parse_args(main, list(map(str, args))))
     sentence = isinstance(e.value.code, str)
@@ -61,7 +62,7 @@ def test_a_quantized_checkpoint_is_no_teacher(cwd):
     quantized = [a for a in TRAIN if a != '--no-nativebit']
     assert run(cwd, *quantized, '--dataset', 'text:some.txt', '--name', 'q').returncode == 0
     refused(cwd, *quantized, '--dataset', 'text:some.txt', '--init-from', 'logs/q', '--distill-weight', '1', says='is quantized already')
-    refused(cwd, 'nativebit.posthoc', '--ckpt', 'logs/q', '--dataset', 'text:some.txt', says='is quantized already')
+    refused(cwd, 'nativebit', 'posthoc', '--ckpt', 'logs/q', '--dataset', 'text:some.txt', says='is quantized already')
 
 @pytest.mark.parametrize('args, says', [
     (['--methods', 'rtn,gguf'], "unknown method 'gguf'"),
@@ -78,12 +79,12 @@ def test_a_quantized_checkpoint_is_no_teacher(cwd):
 def test_posthoc_refusals(cwd, args, says):
     (cwd/'short.txt').write_text('\n\n'.join(['a line']*30))
     before = (cwd/'some.txt').read_text()
-    refused(cwd, 'nativebit.posthoc', '--ckpt', STDLIB, '--dataset', 'text:some.txt', *args, says=says)
+    refused(cwd, 'nativebit', 'posthoc', '--ckpt', STDLIB, '--dataset', 'text:some.txt', *args, says=says)
     assert (cwd/'some.txt').read_text() == before
 
 def test_posthoc_goes_on_where_it_stopped(cwd):
     assert run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'float').returncode == 0
-    table = ['nativebit.posthoc', '--ckpt', 'logs/float', '--dataset', 'text:some.txt', '--max-tokens', '64', '--calibration-tokens', '1', '--out', 'rows.jsonl']
+    table = ['nativebit', 'posthoc', '--ckpt', 'logs/float', '--dataset', 'text:some.txt', '--max-tokens', '64', '--calibration-tokens', '1', '--out', 'rows.jsonl']
     assert run(cwd, *table, '--methods', 'rtn,gptq').returncode == 0
     first = (cwd/'rows.jsonl').read_text()
     r = run(cwd, *table, '--methods', 'rtn,nf,gptq')

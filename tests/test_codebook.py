@@ -1,10 +1,10 @@
 "Properties of the quantizer over random shapes, entries and geometries."
 import jax, jax.numpy as jnp, numpy as np
 from hypothesis import given, settings, strategies as st
-from nativebit.codebook import assign, bits_per_weight, dequantize, from_blocks, init_codebook, lloyd, project, to_blocks
+from nativebit.quant.codebook import assign, bits_per_weight, dequantize, init_codebook, lloyd, project, hard_weight
+from nativebit.quant.blocks import from_blocks, to_blocks
 from nativebit.config import GEOMETRIES, QuantConfig
-from nativebit.layers import EMAState, requantize_layer, start_layer
-from nativebit.commitment import hard_weight
+from nativebit.quant.linear import EMAState, requantize_layer, start_layer
 
 sides, seeds = st.sampled_from([1, 7, 64, 130]), st.integers(0, 2**31-1)   # few shapes, many values: each shape is compiled
 blocks = st.sampled_from([(1, 128), (8, 64), (3, 5), (1, 1)])

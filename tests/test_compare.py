@@ -2,16 +2,17 @@
 import json, os, shutil, subprocess, sys
 import ml_dtypes, numpy as np, pytest
 from safetensors.numpy import save_file
-import nativebit.compare as compare
-from nativebit.checkpoint import fit_params
+import nativebit.pipelines.compare as compare
+from nativebit.models.checkpoint import fit_params
 from nativebit.config import Config, QuantConfig
-from nativebit.core import one_sentence, parse_args, read_jsonl
-from nativebit.evaluate import compare as whole_networks, token_nll
-from nativebit.families import hf_names, model_config
-from nativebit.ledger import param_shapes
-from nativebit.model import model_shapes
-from nativebit.quantize import quantize
-from nativebit.tokenizer import train_tokenizer
+from nativebit.utils.cli import one_sentence, parse_args
+from nativebit.utils.files import read_jsonl
+from nativebit.evaluation.perplexity import compare as whole_networks, token_nll
+from nativebit.interop.families import hf_names, model_config
+from nativebit.formats.size import param_shapes
+from nativebit.models.transformer import model_shapes
+from nativebit.pipelines.quantize import quantize
+from nativebit.data.tokenizers import train_tokenizer
 
 CONFIG = dict(architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
               num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=10000., hidden_act='silu')
@@ -41,7 +42,7 @@ def home(tmp_path_factory):
     return home
 
 def whole(where):
-    "A model as `12_evaluate` wants it."
+    "A model as `06_evaluation/01_perplexity` wants it."
     n = compare.open_network(where)
     cfg = Config('whole', n.model, QuantConfig(nativebit=False))
     return cfg, fit_params({k: np.asarray(n.read(k), np.float32) for k,_ in param_shapes(n.model)}, model_shapes(cfg))
@@ -117,9 +118,9 @@ def test_a_damaged_folder_is_refused(home, tmp_path):
 
 def test_the_program(home):
     env = dict(os.environ, JAX_PLATFORMS='cpu', NATIVEBIT_CACHE=str(home/'cache'))
-    run = lambda *args: subprocess.run([sys.executable, '-m', 'nativebit.compare', *args], cwd=home, env=env, capture_output=True, text=True)
+    run = lambda *args: subprocess.run([sys.executable, '-m', 'nativebit', 'compare', *args], cwd=home, env=env, capture_output=True, text=True)
     p = run('model', 'rtn', 'kmeans', '--texts', TEXTS, '--max-tokens', '128', '--out', 'rows.jsonl')
     assert p.returncode == 0 and p.stdout.startswith('| text | model | tokens |') and p.stdout.count('\n') == 6, p.stderr
     header, *rows = read_jsonl(home/'rows.jsonl')
-    assert header['setup']['original'] == 'model' and header['command'].startswith('python -m nativebit.compare model rtn') and len(rows) == 4
+    assert header['setup']['original'] == 'model' and header['command'].startswith('nativebit compare model rtn') and len(rows) == 4
     assert 'made from it' in run('--help').stdout

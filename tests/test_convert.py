@@ -2,14 +2,14 @@
 import json, re, subprocess, sys, tracemalloc
 import jax.numpy as jnp, ml_dtypes, numpy as np, pytest
 from safetensors.numpy import save_file
-from nativebit.checkpoint import load_checkpoint, load_network
+from nativebit.models.checkpoint import load_checkpoint, load_network
 from nativebit.config import ModelConfig
-from nativebit.convert import convert, open_model
-from nativebit.core import UserError
-from nativebit.families import FAMILIES, ROPES, hf_names, model_config, their_name
-from nativebit.gguf_file import GGUF_KEYS, LLAMA3, llama3_divisors
-from nativebit.ledger import param_shapes
-from nativebit.model import forward_fn
+from nativebit.interop.convert import convert, open_model
+from nativebit.utils.cli import UserError
+from nativebit.interop.families import FAMILIES, ROPES, hf_names, model_config, their_name
+from nativebit.interop.gguf import GGUF_KEYS, LLAMA3, llama3_divisors
+from nativebit.formats.size import param_shapes
+from nativebit.models.transformer import forward_fn
 
 transformers, torch = pytest.importorskip('transformers'), pytest.importorskip('torch')
 
@@ -83,7 +83,7 @@ def test_a_config_that_says_little(kind):
 
 def test_little_is_imported():
     "Reading a model needs NumPy: no JAX, no torch, and the optional packages only where they are used."
-    code = "import sys, nativebit.convert; print({'jax', 'torch', 'transformers', 'gguf', 'huggingface_hub'} & set(sys.modules))"
+    code = "import sys, nativebit convert; print({'jax', 'torch', 'transformers', 'gguf', 'huggingface_hub'} & set(sys.modules))"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout == 'set()\n', done.stdout + done.stderr
 
@@ -227,7 +227,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, monkeypatch):
     folder = write_model(tmp_path/'x')
     def full(*a): raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
-        m.setattr('nativebit.convert.write_arrays', full)
+        m.setattr('nativebit.interop.convert.write_arrays', full)
         with pytest.raises(UserError, match='No space left on device'): convert(folder, tmp_path/'out')
     assert [p.name for p in tmp_path.iterdir()] == ['x']
     convert(folder, tmp_path/'out')

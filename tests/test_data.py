@@ -22,18 +22,18 @@ def test_refusals(cwd, monkeypatch, args, says):
     (cwd/'cut.txt.xz').write_bytes(lzma.compress(b'text ' * 10000)[:-20])
     (cwd/'latin.txt').write_bytes('déjà vu'.encode('latin-1'))
     (cwd/'bad.jsonl').write_text('{"text": "good"}\n{"txt": "misspelt"}\n')
-    refused(cwd, 'nativebit.data', '--config', 'tiny', *args, says=says)   # the last --config counts
+    refused(cwd, 'nativebit', 'data', '--config', 'tiny', *args, says=says)   # the last --config counts
     assert not list(cwd.glob('cache/*/meta.json'))
 
 def test_counts_and_help(cwd):
-    r = run(cwd, 'nativebit.data', 'text:some.txt', '--config', 'tiny')
+    r = run(cwd, 'nativebit', 'data', 'text:some.txt', '--config', 'tiny')
     assert r.returncode == 0 and json.loads(r.stdout)['valid']['documents'] == 20, r.stderr
-    assert 'openwebtext' in run(cwd, 'nativebit.data', '--help').stdout
+    assert 'openwebtext' in run(cwd, 'nativebit', 'data', '--help').stdout
 
 def test_full_disk(cwd):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu', PYTHONDONTWRITEBYTECODE='1')
-    r = subprocess.run([sys.executable, '-m', 'nativebit.data', 'text:some.txt', '--config', 'tiny'], cwd=cwd, env=env, capture_output=True, text=True, preexec_fn=limit)
+    r = subprocess.run([sys.executable, '-m', 'nativebit', 'data', 'text:some.txt', '--config', 'tiny'], cwd=cwd, env=env, capture_output=True, text=True, preexec_fn=limit)
     assert r.returncode == 1 and 'choose another folder with NATIVEBIT_CACHE' in r.stderr and 'Traceback' not in r.stderr, r.stderr
     assert not [f for f in (cwd/'cache').rglob('*') if f.is_file() and f.suffix != '.lock']
 

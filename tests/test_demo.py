@@ -4,7 +4,7 @@ import pytest
 
 @pytest.mark.slow
 def test_demo(tmp_path):
-    args = [sys.executable, '-m', 'nativebit.demo', '--out', tmp_path/'demo', '--max-steps', '2', '--max-tokens', '2048']
+    args = [sys.executable, '-m', 'nativebit', 'demo', '--out', tmp_path/'demo', '--max-steps', '2', '--max-tokens', '2048']
     r = subprocess.run(args, cwd=tmp_path, env=dict(os.environ, JAX_PLATFORMS='cpu'), capture_output=True, text=True)
     assert r.returncode == 0 and '| nativebit_qat |' in r.stdout, r.stderr
     rows = json.loads((tmp_path/'demo'/'results.json').read_text())

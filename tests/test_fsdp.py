@@ -3,12 +3,12 @@ import os, subprocess, sys
 
 PROGRAM = """
 import sys, jax, numpy as np
-from nativebit.checkpoint import RunStates
+from nativebit.train.states import RunStates
 from nativebit.config import get_config
-from nativebit.core import leaf_names
-from nativebit.sharding import device_bytes, make_mesh, shard_batch, shard_shapes, shard_state, shardings, use_mesh
-from nativebit.step import first_state, make_quant_ops, make_step, state_shapes
-from nativebit.model import init_model
+from nativebit.utils.pytree import leaf_names
+from nativebit.distributed.sharding import device_bytes, make_mesh, shard_batch, shard_shapes, shard_state, shardings, use_mesh
+from nativebit.train.step import first_state, make_quant_ops, make_step, state_shapes
+from nativebit.models.transformer import init_model
 
 cfg = get_config('tiny', n_layers=1, batch_size=16, requantize_every=1, quant_reg_weight=.1, distill_weight=.5, accumulate=2)
 batches = np.random.default_rng(0).integers(0, 256, (3, 16, 65)).astype(np.int32)
@@ -36,7 +36,7 @@ for shape in ((8, 1), (1, 8), (2, 4)):
     mesh = make_mesh(*shape)
     state, many = run(mesh)
     check(many[0], one[0], ('-',))
-    check(many[2], one[2], ('0.opt_state',))   # a delta that was rounded to its neighbour shows in the moments (18_tpu)
+    check(many[2], one[2], ('0.opt_state',))   # a delta that was rounded to its neighbour shows in the moments (04_distributed/01_sharding)
     for x,s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings(state, mesh, cfg.quant))): assert x.sharding.is_equivalent_to(s, x.ndim)
     held, whole = device_bytes(state), sum(x.nbytes for x in jax.tree.leaves(state))
     assert len(held) == 8 and max(held.values()) < 1.05*whole/shape[1], held

@@ -2,10 +2,10 @@
 import importlib.util, os, re, subprocess, sys
 from pathlib import Path
 import pytest
-from nativebit.checkpoint import save_checkpoint
+from nativebit.models.checkpoint import save_checkpoint
 from nativebit.config import get_config
-from nativebit.model import init_model
-from nativebit.pack import pack_checkpoint
+from nativebit.models.transformer import init_model
+from nativebit.ptq.pack import pack_checkpoint
 
 HERE = Path(__file__).resolve().parent
 CACHE = dict(JAX_COMPILATION_CACHE_DIR=os.environ.get('JAX_COMPILATION_CACHE_DIR', ''), JAX_PLATFORMS='cpu')
@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     return path
 
 def run(folder, *args, stdin=''):
-    return subprocess.run([sys.executable, '-m', 'nativebit.generate', *map(str, args)], cwd=folder, env=dict(os.environ, **CACHE), input=stdin, capture_output=True, text=True, errors='replace')
+    return subprocess.run([sys.executable, '-m', 'nativebit', 'generate', *map(str, args)], cwd=folder, env=dict(os.environ, **CACHE), input=stdin, capture_output=True, text=True, errors='replace')
 
 def test_packed_or_not_the_same_text(folder):
     texts = [run(folder, *args, '--max-tokens', '40', '--temperature', '0', '--prompt', 'def f') for args in

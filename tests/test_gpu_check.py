@@ -75,7 +75,7 @@ def test_results_of_a_gpu_say_whether_entries_were_rounded(name): assert RESULTS
 
 NOTE = "† Measured when a GPU's compiler still dropped the rounding of codebooks"
 
-@pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'experiments').glob('*.ipynb')) + [ROOT/'nbs'/'index.ipynb'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'studies').glob('*.ipynb')) + [ROOT/'nbs'/'index.ipynb'], ids=lambda p: p.stem)
 def test_notebooks_mark_what_was_not_rounded(path):
     code = '\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code')
     reads = lambda name: re.search(rf"""load\w*\(['"]{name}['"]|results/{name}\.jsonl|for n in \([^)]*['"]{name}['"]""", code)

@@ -5,12 +5,12 @@ import ml_dtypes, numpy as np, pytest
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 from nativebit.config import GEOMETRIES, QuantConfig
-from nativebit.core import UserError
-from nativebit.export import export_lut_b, export_nbpack, export_safetensors
-from nativebit.ledger import CODES, DTYPES
-from nativebit.packed_folder import GUARD, linear_weight, open_folder, packed_tensors, save_folder, save_shard, weight_files
-from nativebit.words import blocks_of, entries_of, matrix_of
-import nativebit.hf as hf
+from nativebit.utils.cli import UserError
+from nativebit.interop.export import export_lut_b, export_nbpack, export_safetensors
+from nativebit.formats.size import CODES, DTYPES
+from nativebit.formats.hf_folder import GUARD, linear_weight, open_folder, packed_tensors, save_folder, save_shard, weight_files
+from nativebit.formats.bitpacking import blocks_of, entries_of, matrix_of
+import nativebit.interop.transformers as hf
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 transformers.utils.logging.disable_progress_bar()
@@ -246,8 +246,8 @@ def test_exports(packed, tmp_path):
 
 @pytest.mark.parametrize('family', ['llama', 'tied', 'qwen2', 'qwen3'])
 def test_one_packed_file_computes_the_same(packed, tmp_path, family):
-    from nativebit.pack import read_pack
-    from nativebit.torch_model import from_pack
+    from nativebit.formats.nbpack import read_pack
+    from nativebit.pytorch.model import from_pack
     pack = read_pack(export_nbpack(open_folder(packed(family, 'int8')), tmp_path/'m.nbpack.safetensors'))
     with torch.no_grad(): got = from_pack(pack)(TOKENS)
     assert torch.allclose(got, logits(load(packed(family, 'int8'))), atol=1e-4)

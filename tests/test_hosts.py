@@ -1,8 +1,8 @@
 "Two processes train together under jax.distributed: one is killed, both start again, and end where an undisturbed run does."
 import os, signal, socket, subprocess, sys, time
 import numpy as np, pytest
-from nativebit.checkpoint import load_checkpoint
-from nativebit.core import read_jsonl
+from nativebit.models.checkpoint import load_checkpoint
+from nativebit.utils.files import read_jsonl
 
 RUN = ['--config', 'tiny', '--dataset', 'text:some.txt', '--max-steps', '20', '--batch-size', '8', '--val-batches', '1', '--warmup-steps', '5',
        '--save-every', '5', '--val-every', '10', '--log-every', '5', '--requantize-every', '3', '--quant-reg-weight', '0.1']
@@ -16,7 +16,7 @@ def start(cwd, name, n=2):
     env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu', OMP_NUM_THREADS='1', XLA_FLAGS='--xla_backend_optimization_level=0', **cache)
     at = f'127.0.0.1:{free_port()}'
     hosts = [['--hosts', f'{at},{n},{i}'] for i in range(n)]
-    return [subprocess.Popen([sys.executable, '-m', 'nativebit.train', *RUN, '--name', name, '--resume', *h], cwd=cwd, env=env,
+    return [subprocess.Popen([sys.executable, '-m', 'nativebit', 'train', *RUN, '--name', name, '--resume', *h], cwd=cwd, env=env,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for h in hosts]
 
 def finish(ps):

@@ -7,17 +7,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from nativebit import start, step
-from nativebit.attention import causal_attention
-from nativebit.checkpoint import save_checkpoint
+from nativebit.models.attention import causal_attention
+from nativebit.models.checkpoint import save_checkpoint
 from nativebit.config import Config, QuantConfig, TrainConfig, get_config
-from nativebit.core import leaf_names
-from nativebit.evaluate import compare
-from nativebit.gptq import refit_codebook
-from nativebit.layers import learn_layer, start_layer
-from nativebit.model import forward_fn, init_model
-from nativebit.start import init_state
-from nativebit.step import distillation, first_state, lambda_at, loss_fn, make_step, structure
-from nativebit.train import fit, load_tokens, train, training_data
+from nativebit.utils.pytree import leaf_names
+from nativebit.evaluation.perplexity import compare
+from nativebit.ptq.gptq import refit_codebook
+from nativebit.quant.linear import learn_layer, start_layer
+from nativebit.models.transformer import forward_fn, init_model
+from nativebit.train.init import init_state
+from nativebit.train.step import distillation, first_state, lambda_at, loss_fn, make_step, structure
+from nativebit.train.loop import fit, load_tokens, train, training_data
 
 SMALL = dict(n_layers=1, d_model=16, n_heads=2, d_ff=16, context_len=8, block_shape=(1, 16), batch_size=4)   # one shape of matrix: two dozen steps are compiled
 

@@ -3,11 +3,12 @@ import json, math, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
-from nativebit.config import CODEBOOK_DTYPES, GEOMETRIES, block_of, config_to_dict, get_config, override
-from nativebit.core import UserError
-from nativebit.ledger import CODES, DTYPES, ledger_text, param_shapes
-from nativebit.pack import estimate_ledger, file_ledger, int8_rows, metadata_crc, pack_tensors, read_pack, write_pack
-from nativebit.words import entries_of, index_width, matrix_of, pack_matrix, unpack_matrix
+from nativebit.config import CODEBOOK_DTYPES, GEOMETRIES, config_to_dict, get_config, override
+from nativebit.quant.blocks import block_of
+from nativebit.utils.cli import UserError
+from nativebit.formats.size import CODES, DTYPES, ledger_text, param_shapes
+from nativebit.formats.nbpack import estimate_ledger, file_ledger, int8_rows, metadata_crc, pack_tensors, read_pack, write_pack
+from nativebit.formats.bitpacking import entries_of, index_width, matrix_of, pack_matrix, unpack_matrix
 
 STDLIB = Path(__file__).resolve().parent.parent/'data'/'stdlib'
 some = lambda n: settings(max_examples=n, deadline=None, derandomize=True)
@@ -135,13 +136,13 @@ def test_no_memory_is_taken_for_absurd_sizes(packed):
     huge = override(read_pack(path).config, n_layers=10**15, d_ff=10**15)
     for change in (lambda h: h['__metadata__'].update(config=json.dumps(config_to_dict(huge))), lambda h: h['embed'].update(shape=[2**47, 2**47], data_offsets=[0, 2**95])):
         path.with_name('huge').write_bytes(with_header(whole, change))
-        code = ("import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\nfrom nativebit.pack import UserError, read_pack\n"
+        code = ("import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\nfrom nativebit pack import UserError, read_pack\n"
                 f"try: read_pack({str(path.with_name('huge'))!r})\nexcept UserError as e: print('refused')")
         r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, OPENBLAS_NUM_THREADS='1'))
         assert r.stdout == 'refused\n', r.stderr
 
 def run(*args, cwd):
-    return subprocess.run([sys.executable, '-m', 'nativebit.pack', *map(str, args)], cwd=cwd, env=dict(os.environ, JAX_PLATFORMS='cpu'), capture_output=True, text=True)
+    return subprocess.run([sys.executable, '-m', 'nativebit', 'pack', *map(str, args)], cwd=cwd, env=dict(os.environ, JAX_PLATFORMS='cpu'), capture_output=True, text=True)
 
 def test_command_line(tmp_path):
     r = run(STDLIB, '--out', 'x.nbpack.safetensors', '--posthoc', 'quantile', '--geometry', 'lut-b', '--embed', 'int8', cwd=tmp_path)
@@ -174,6 +175,6 @@ def test_refusals(tmp_path, args, says):
     assert not [*tmp_path.iterdir()]
 
 def test_neither_jax_nor_torch():
-    code = "import sys; sys.modules['jax'] = sys.modules['torch'] = None\nfrom nativebit.pack import read_pack, main; main('tpu-2b', estimate=True)"
+    code = "import sys; sys.modules['jax'] = sys.modules['torch'] = None\nfrom nativebit pack import read_pack, main; main('tpu-2b', estimate=True)"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.returncode == 0 and 'whole file' in r.stdout, r.stderr

@@ -1,10 +1,10 @@
-"`nativebit.plots` and the TensorBoard log, as a user would meet them: from a run to a picture, and one sentence for each mistake."
+"`nativebit plots` and the TensorBoard log, as a user would meet them: from a run to a picture, and one sentence for each mistake."
 import os, subprocess, sys
 from pathlib import Path
 import pytest
 from nativebit.config import get_config
-from nativebit.core import TensorBoardLogger, read_jsonl
-from nativebit.train import train
+from nativebit.utils.files import TensorBoardLogger, read_jsonl
+from nativebit.train.loop import train
 
 HEADER, STEP = '{"type": "header", "schema_version": 2}\n', '{"step": 10, "loss": 3.0, "val_loss": 3.1}\n'
 LOGS = {'good.jsonl': HEADER+STEP, 'killed.jsonl': HEADER+STEP+'{"step": 20, "lo', 'begun.jsonl': HEADER, 'notes.txt': 'today I trained\nand it was good\n',
@@ -18,7 +18,7 @@ def cwd(tmp_path):
     return tmp_path
 
 def plots(cwd, *args):
-    return subprocess.run([sys.executable, '-m', 'nativebit.plots', *args], cwd=cwd, env=dict(os.environ, JAX_PLATFORMS='cpu'), capture_output=True, text=True)
+    return subprocess.run([sys.executable, '-m', 'nativebit', 'plots', *args], cwd=cwd, env=dict(os.environ, JAX_PLATFORMS='cpu'), capture_output=True, text=True)
 
 def is_png(path): return path.read_bytes().startswith(b'\x89PNG') and path.stat().st_size > 5000
 

@@ -4,16 +4,16 @@ from pathlib import Path
 from unittest.mock import Mock
 import ml_dtypes, numpy as np, pytest
 from safetensors.numpy import save_file
-from nativebit.families import hf_names, model_config
-from nativebit.checkpoint import fit_params
+from nativebit.interop.families import hf_names, model_config
+from nativebit.models.checkpoint import fit_params
 from nativebit.config import Config, QuantConfig
-from nativebit.convert import open_model
-from nativebit.core import one_sentence, parse_args
-from nativebit.tokenizer import train_tokenizer
-from nativebit.ledger import param_shapes
-from nativebit.model import forward_fn, model_shapes
-from nativebit.packed_folder import open_folder
-from nativebit.quantize import folder_reader, main, quantize, store_layer
+from nativebit.interop.convert import open_model
+from nativebit.utils.cli import one_sentence, parse_args
+from nativebit.data.tokenizers import train_tokenizer
+from nativebit.formats.size import param_shapes
+from nativebit.models.transformer import forward_fn, model_shapes
+from nativebit.formats.hf_folder import open_folder
+from nativebit.pipelines.quantize import folder_reader, main, quantize, store_layer
 
 CONFIG = dict(architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
               num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=10000., hidden_act='silu', tie_word_embeddings=True)
@@ -33,7 +33,7 @@ def home(tmp_path_factory):
 
 def start(home, *args):
     env = dict(os.environ, JAX_PLATFORMS='cpu', NATIVEBIT_CACHE=str(home/'cache'))
-    return subprocess.Popen([sys.executable, '-m', 'nativebit.quantize', 'model', *args], cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, '-m', 'nativebit', 'quantize', 'model', *args], cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def run(home, *args):
     p = start(home, *args)
@@ -46,7 +46,7 @@ def table(folder): return json.loads((folder/'quantize.json').read_text())['rows
 
 def test_qat_teaches_and_goes_on(home, monkeypatch):
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.chdir(home); m.setattr('nativebit.quantize.save_folder', Mock(side_effect=KeyboardInterrupt)); main(**parse_args(main, ['model', *QAT, '--out', 'qat']))
+        m.chdir(home); m.setattr('nativebit.pipelines.quantize.save_folder', Mock(side_effect=KeyboardInterrupt)); main(**parse_args(main, ['model', *QAT, '--out', 'qat']))
     assert not (home/'qat').exists()
     log = (home/'qat.work'/'qat'/'log.jsonl').read_text()
     p = run(home, *QAT, '--out', 'qat')
@@ -55,6 +55,7 @@ def test_qat_teaches_and_goes_on(home, monkeypatch):
     quantize(home/'model', home/'kmeans', 'kmeans', 'lut-b', f"text:{home/'some.txt'}", test_tokens=1024)
     assert table(home/'qat')[1]['kl'] < table(home/'kmeans')[1]['kl']   # what training starts from
 
+@pytest.mark.slow
 def test_qat_stopped_in_training_goes_on(home):
     p = start(home, *QAT, '--out', 'stopped')
     log = home/'stopped.work'/'qat'/'log.jsonl'
@@ -70,9 +71,9 @@ def test_layers_that_are_finished_are_kept(home, tmp_path, monkeypatch, method):
     make = lambda out: quantize(home/'model', out, method, 'lut-b', f"text:{home/'some.txt'}", calibration_tokens=512, test_tokens=64)
     make(tmp_path/'whole')
     def stopped(work, i, packed): store_layer(work, i, packed); raise KeyboardInterrupt
-    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr('nativebit.quantize.store_layer', stopped); make(tmp_path/'out')
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr('nativebit.pipelines.quantize.store_layer', stopped); make(tmp_path/'out')
     stored = []
-    with monkeypatch.context() as m: m.setattr('nativebit.quantize.store_layer', lambda work, i, packed: (stored.append(i), store_layer(work, i, packed))); make(tmp_path/'out')
+    with monkeypatch.context() as m: m.setattr('nativebit.pipelines.quantize.store_layer', lambda work, i, packed: (stored.append(i), store_layer(work, i, packed))); make(tmp_path/'out')
     assert stored == [1]
     a, b = [open_folder(tmp_path/d).tensors for d in ('out', 'whole')]
     assert set(a) == set(b) and all(a[n].tobytes() == b[n].tobytes() for n in a)

@@ -6,16 +6,20 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 from safetensors import deserialize
 from safetensors.numpy import load_file, save_file
-import nativebit, nativebit.core
-from nativebit.checkpoint import load_checkpoint, load_network, save_checkpoint
+import nativebit, nativebit.utils.safetensors
+from nativebit.models.checkpoint import load_checkpoint, load_network, save_checkpoint
 from nativebit.config import Config, ModelConfig, QuantConfig, TrainConfig
-from nativebit.convert import write_arrays
-from nativebit.core import TYPE_CODES, UserError, atomic_path, leaf_names, save_arrays, with_leaves
-from nativebit.hub import Held
-from nativebit.model import init_model
-from nativebit.pack import pack_checkpoint, read_pack, write_pack
-from nativebit.packed_folder import open_folder, packed_tensors, save_folder
-from nativebit.quantize import store_layer, stored_layer
+from nativebit.interop.convert import write_arrays
+from nativebit.utils.safetensors import TYPE_CODES, save_arrays
+from nativebit.utils.cli import UserError
+from nativebit.utils.files import atomic_path
+from nativebit.utils.pytree import leaf_names, with_leaves
+from nativebit.interop.hub import Held
+from nativebit.models.transformer import init_model
+from nativebit.ptq.pack import pack_checkpoint
+from nativebit.formats.nbpack import read_pack, write_pack
+from nativebit.formats.hf_folder import open_folder, packed_tensors, save_folder
+from nativebit.pipelines.quantize import store_layer, stored_layer
 
 CFG = Config('t', ModelConfig(vocab_size=256, n_layers=1, d_model=32, n_heads=2, d_ff=64, context_len=16), QuantConfig(nativebit=False), TrainConfig())
 
@@ -55,7 +59,7 @@ def test_without_arrays_and_without_metadata(tmp_path):
 
 def test_there_is_one_writer():
     for f in Path(nativebit.__file__).parent.rglob('*.py'):
-        assert not re.search(r'\bsave_file\b|\bserialize(_file)?\b|safetensors\.(numpy|torch|flax) import save', f.read_text()), f"{f.name} writes safetensors itself; use core.save_arrays"
+        assert not re.search(r'\bsave_file\b|\bserialize(_file)?\b|safetensors\.(numpy|torch|flax) import save', f.read_text()), f"{f.name} writes safetensors itself; use utils.safetensors.save_arrays"
 
 @pytest.mark.parametrize('lies', LIES)
 def test_a_checkpoint(tmp_path, lies):
@@ -103,7 +107,7 @@ def test_a_conversion(tmp_path):
 
 def damaging(change):
     "A `check_arrays` that finds a file changed."
-    check = nativebit.core.check_arrays
+    check = nativebit.utils.safetensors.check_arrays
     def changed(path, head, sums):
         data = bytearray(Path(path).read_bytes())
         Path(path).write_bytes(change(data, len(head)))
@@ -119,7 +123,7 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path, monkeypatch, dama
     x = numbers('float32', (300, 1000))   # more than one part is read of it
     with atomic_path(tmp_path/'a') as tmp: save_arrays(tmp, dict(x=x))
     before = (tmp_path/'a').read_bytes()
-    monkeypatch.setattr('nativebit.core.check_arrays', damaging(DAMAGES[damage]))
+    monkeypatch.setattr('nativebit.utils.safetensors.check_arrays', damaging(DAMAGES[damage]))
     with pytest.raises(UserError, match='cannot write .*/a: the file holds other bytes of (x|y|its header) than were written'):
         with atomic_path(tmp_path/'a') as tmp: save_arrays(tmp, dict(x=x, y=x[:3]))
     assert (tmp_path/'a').read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['a']
@@ -128,6 +132,6 @@ def test_a_checkpoint_that_holds_something_else_leaves_the_old_one(tmp_path, mon
     params = init_model(CFG, seed=0)[0]
     save_checkpoint(tmp_path/'c', CFG, params, step=1)
     before = {p.name: p.read_bytes() for p in (tmp_path/'c').iterdir()}
-    monkeypatch.setattr('nativebit.core.check_arrays', damaging(DAMAGES['last_byte']))
+    monkeypatch.setattr('nativebit.utils.safetensors.check_arrays', damaging(DAMAGES['last_byte']))
     with pytest.raises(UserError, match='than were written'): save_checkpoint(tmp_path/'c', CFG, params, step=2)
     assert {p.name: p.read_bytes() for p in (tmp_path/'c').iterdir()} == before

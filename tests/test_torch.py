@@ -4,14 +4,14 @@ from pathlib import Path
 import ml_dtypes, numpy as np, pytest
 torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
 from nativebit.config import get_config
-from nativebit.core import UserError
-from nativebit.pack import pack_tensors, write_pack
-from nativebit.generate_torch import continue_text, main, open_file
-from nativebit.torch_decode import Decoder, generate
-from nativebit.torch_layers import NativeBitLinear, encode_codebook
-from nativebit.torch_model import NativeBitGPT, from_pack
-from nativebit.torch_packed import PackedLinear
-from nativebit.torch_speed import dequantized, run_benchmark
+from nativebit.utils.cli import UserError
+from nativebit.formats.nbpack import pack_tensors, write_pack, read_pack
+from nativebit.pytorch.generate import continue_text, main, open_file
+from nativebit.pytorch.decode import Decoder, generate
+from nativebit.pytorch.quant import NativeBitLinear, encode_codebook
+from nativebit.pytorch.model import NativeBitGPT, from_pack
+from nativebit.pytorch.linear import PackedLinear
+from nativebit.pytorch.benchmark import dequantized, run_benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
@@ -35,9 +35,9 @@ def pack_torch(path, embed='bfloat16', **settings):
 
 REFERENCE = """
 import sys, numpy as np, jax, jax.numpy as jnp
-from nativebit.tokenizer import load_tokenizer
-from nativebit.generate import empty_cache, extend, generate, head, pack_params, scores
-from nativebit.pack import pack_checkpoint, read_pack
+from nativebit.data.tokenizers import load_tokenizer
+from nativebit.inference.generate import empty_cache, extend, generate, head, pack_params, scores
+from nativebit.ptq.pack import pack_checkpoint
 folder, root, prompt = sys.argv[1:]
 out, run = {}, jax.jit(extend, static_argnums=0)
 for g,embed in (('lut-b', 'int8'), ('int8', 'bfloat16')): pack_checkpoint(f'{root}/data/stdlib', f'{folder}/stdlib-{g}', embed, posthoc='kmeans', geometry=g)

@@ -2,9 +2,9 @@
 import os, shlex, shutil, subprocess, sys
 from pathlib import Path
 import pytest, yaml
-from nativebit.core import parse_args
-from nativebit.posthoc import main as posthoc
-from nativebit.train import main as train
+from nativebit.utils.cli import parse_args
+from nativebit.ptq.baselines import main as posthoc
+from nativebit.train.loop import main as train
 
 SCRIPTS = Path(__file__).resolve().parent.parent/'tpu_scripts'
 BASH = [p for p in SCRIPTS.iterdir() if p.is_file() and p.read_text().startswith(('#!/usr/bin/env bash', '# shellcheck'))]
@@ -127,16 +127,16 @@ def printed(repo, *args):
     return [shlex.split(line)[2:] for line in r.stdout.splitlines()]
 
 def test_the_published_recipe(repo):
-    (module, *argv), = printed(repo, 'qat', '42')
+    (module, command, *argv), = printed(repo, 'qat', '42')
     given = parse_args(train, argv)
     want = dict(config='tpu-2b', dataset='openwebtext', max_steps=5000, init_from='logs/2b-float-42', lr=1e-4, weight_decay=.01, warmup_steps=200, delay_quant_steps=0,
                 ema_decay=.99, quant_reg_weight=1., use_canonical_ema=True, batch_size=64, remat=True, val_every=500, seed=42, resume=True, states=None, no_nativebit=False)
-    assert module == 'nativebit.train' and {k: given[k] for k in want} == want
+    assert (module, command) == ('nativebit', 'train') and {k: given[k] for k in want} == want
 
 def test_all_modes_are_calls_of_the_package(repo):
     runs = printed(repo, 'all', '1', '--bucket', 'gs://bkt', '--hosts', 'auto')
-    assert [m for m,*_ in runs] == ['nativebit.train', 'nativebit.posthoc', 'nativebit.train', 'nativebit.train']
-    given = [parse_args(dict(train=train, posthoc=posthoc)[m.split('.')[1]], argv) for m,*argv in runs]
+    assert [run[:2] for run in runs] == [['nativebit', c] for c in ('train', 'posthoc', 'train', 'train')]
+    given = [parse_args(dict(train=train, posthoc=posthoc)[command], argv) for _,command,*argv in runs]
     assert given[0]['no_nativebit'] and given[0]['states'] == 'gs://bkt/2b-float-1/state' and given[2]['hosts'] == 'auto' and given[1]['ckpt'] == given[2]['init_from']
     for args, says in ((['qat'], 'give a mode'), (['qat', 'x'], 'is not a number'), (['int3', '1'], 'choose from float, nb')): assert says in run(repo, 'run_2b', *args).stderr
 

@@ -50,19 +50,20 @@ root = Path(sys.argv[1])
 assert Path(nativebit.__file__).is_relative_to(sys.prefix), nativebit.__file__
 assert not [p for p in sys.path if Path(p).resolve().is_relative_to(root) and 'site-packages' not in p], sys.path
 
-from nativebit.tokenizer import load_tokenizer
+from nativebit.data.tokenizers import load_tokenizer
 tok, text = load_tokenizer(4096), 'def parse(path): return open(path).read()  # é'
 assert tok.decode(tok.encode(text)) == text and 0 < len(tok.encode(text)) < 30
 
 from matplotlib import rc_context, style
-from nativebit.plots import STYLE, run_colors
+from nativebit.experiments.plots import STYLE, run_colors
 with style.context(STYLE): assert run_colors(2) == ['#0072b2', '#d55e00']
 
-from nativebit.rows import add_row, begin_rows, load_results, run_header
+from nativebit.utils.cli import UserError
+from nativebit.evaluation.results_file import add_row, begin_rows, load_results, run_header
 begin_rows('rows.jsonl', run_header('results', dict(dataset='stdlib'))); add_row('rows.jsonl', method='rtn')
 assert load_results('rows.jsonl')[1] == load_results(Path('rows.jsonl').absolute())[1] == [dict(method='rtn')]
 try: load_results('headline')
-except nativebit.core.UserError as e: print(e)
+except UserError as e: print(e)
 """
 
 def test_tokenizer_style_and_results(outside):
@@ -71,14 +72,14 @@ def test_tokenizer_style_and_results(outside):
     assert r.stdout == 'data/results comes with the repository and not with the package; clone the repository and run there, or give the path of a .jsonl file\n'
 
 def test_a_training_and_its_picture(outside):
-    r = outside('-m', 'nativebit.train', '--config', 'tiny', '--dataset', 'text:some.txt', '--name', 'run', '--max-steps', 3, '--batch-size', 2,
+    r = outside('-m', 'nativebit', 'train', '--config', 'tiny', '--dataset', 'text:some.txt', '--name', 'run', '--max-steps', 3, '--batch-size', 2,
                 '--log-every', 1, '--val-every', 3, '--val-batches', 1, '--test-tokens', 128)
     assert r.returncode == 0, r.stderr
     assert {p.name for p in (outside.cwd/'logs'/'run').iterdir()} == {'log.jsonl', 'model.safetensors', 'meta.json'}
-    r = outside('-m', 'nativebit.plots', 'logs/run', '--out', 'runs.png')
+    r = outside('-m', 'nativebit', 'plots', 'logs/run', '--out', 'runs.png')
     assert (r.returncode, r.stdout) == (0, 'drawn: runs.png\n'), r.stderr
     assert (outside.cwd/'runs.png').read_bytes().startswith(b'\x89PNG')
 
 def test_the_demo_says_where_its_checkpoint_is(outside):
-    r = outside('-m', 'nativebit.demo')
+    r = outside('-m', 'nativebit', 'demo')
     assert r.returncode == 1 and 'data/stdlib' in r.stderr and r.stderr.startswith('error: ') and r.stderr.count('\n') == 1, r.stderr

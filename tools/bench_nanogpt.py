@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time nanoGPT's train step the way `python -m nativebit.speed` times ours: same GPU, same batch, same count of operations.
+"""Time nanoGPT's train step the way `python -m nativebit speed` times ours: same GPU, same batch, same count of operations.
 
 usage: bench_nanogpt.py FOLDER_WITH_model.py OUT.jsonl [BATCH]     (needs PyTorch with CUDA)
 

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS, RESULT, WORKERS, LIMIT = Path(__file__).with_suffix('.txt'), ROOT/'data'/'results'/'gpu_check.json', 8, 300   # commands at a time; seconds a command may take
 sys.path.insert(0, str(ROOT))
 from nativebit.config import GEOMETRIES
-from nativebit.core import atomic_path, git_hash
+from nativebit.utils.files import atomic_path, git_hash
 
 def gpu_name():
     "The GPU's name, None where there is none."

@@ -12,7 +12,7 @@ LLAMA = dict(vocab_size=1024, hidden_size=256, intermediate_size=768, num_hidden
 
 def inputs():
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
-    from nativebit.tokenizer import EOT, train_tokenizer
+    from nativebit.data.tokenizers import EOT, train_tokenizer
     text = '\n\n'.join(p.read_text(errors='replace') for p in sorted(Path(os.__file__).parent.glob('*.py')))[:1_500_000]
     Path('book.txt').write_text(text)
     AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA), dtype='bfloat16').save_pretrained('model')
@@ -26,13 +26,13 @@ def text(folder):
 
 def jax_logits(folder, source, tokens):
     import jax
-    from nativebit.checkpoint import fit_params
+    from nativebit.models.checkpoint import fit_params
     from nativebit.config import Config, QuantConfig
-    from nativebit.convert import open_model
-    from nativebit.ledger import param_shapes
-    from nativebit.model import forward_fn, model_shapes
-    from nativebit.packed_folder import open_folder
-    from nativebit.quantize import folder_reader
+    from nativebit.interop.convert import open_model
+    from nativebit.formats.size import param_shapes
+    from nativebit.models.transformer import forward_fn, model_shapes
+    from nativebit.formats.hf_folder import open_folder
+    from nativebit.pipelines.quantize import folder_reader
     model = open_model(source).model
     cfg, read = Config('packed', model, QuantConfig(nativebit=False)), folder_reader(open_folder(folder), model)
     params = fit_params({n: read(n) for n,_ in param_shapes(model)}, model_shapes(cfg))
@@ -51,10 +51,10 @@ def same_bits(a, b): return a.shape == b.shape and np.asarray(a, np.float32).tob
 
 def trained(folder, start=None, **settings):
     "A small run of a few steps: its config and its last state."
-    from nativebit.checkpoint import RunStates
+    from nativebit.train.states import RunStates
     from nativebit.config import get_config
-    from nativebit.step import state_shapes
-    from nativebit.train import train
+    from nativebit.train.step import state_shapes
+    from nativebit.train.loop import train
     cfg = get_config('tiny', n_layers=1, d_model=128, d_ff=256, n_heads=4, dataset='text:book.txt', warmup_steps=1, lr=3e-3, max_steps=4, save_every=4, val_batches=1, test_tokens=256, **settings)
     train(cfg, folder, start)
     states = RunStates(folder/'state')
@@ -62,9 +62,11 @@ def trained(folder, start=None, **settings):
 
 def file_holds_evaluated(geometry, start):
     "After training: does the packed file, read with NumPy, hold what evaluation computes with?"
-    from nativebit.core import UserError, leaf_names
-    from nativebit.pack import pack_checkpoint, read_pack
-    from nativebit.step import eval_params
+    from nativebit.utils.cli import UserError
+    from nativebit.utils.pytree import leaf_names
+    from nativebit.ptq.pack import pack_checkpoint
+    from nativebit.formats.nbpack import read_pack
+    from nativebit.train.step import eval_params
     folder = Path(f'bits-{geometry}')
     cfg, state = trained(folder, start, recipe='qat', geometry=geometry)
     try: held = read_pack(pack_checkpoint(folder, folder/'one.nbpack.safetensors', 'float32')).weights()
@@ -76,7 +78,7 @@ def file_holds_evaluated(geometry, start):
 def projected_as_on_cpu(geometry):
     "Inside one compiled function, does this device round random codebooks as a CPU does?"
     import jax
-    from nativebit.codebook import project
+    from nativebit.quant.codebook import project
     from nativebit.config import QuantConfig, GEOMETRIES
     quant, rng = QuantConfig(**GEOMETRIES[geometry]), np.random.default_rng(0)
     cb = np.sort(rng.standard_normal((8192, quant.n_entries))*np.exp(rng.uniform(-12, 3, (8192, 1)))).astype(np.float32)

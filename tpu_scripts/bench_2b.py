@@ -4,23 +4,24 @@
 
 Random weights, real text, FSDP over the first GPUs. Each row is measured in a process of its own and written when it is done; a row that is there
 is not measured again, so the command can be repeated until nothing is left. A row that did not fit or was cut off says so and is tried again only with --again.
-MFU is useful operations (`nativebit.speed.step_flops`: nothing for recomputed layers, half of causal attention's square) over 989 TFLOP/s a GPU,
+MFU is useful operations (`nativebit.train.benchmark.step_flops`: nothing for recomputed layers, half of causal attention's square) over 989 TFLOP/s a GPU,
 the dense bfloat16 peak that NVIDIA states for an H100 or H200 (SXM).
 """
 import json, os, statistics, subprocess, sys, tempfile, time, zlib
 from pathlib import Path
 import jax, numpy as np
 from fastcore.script import bool_arg
-from nativebit.checkpoint import RunStates
+from nativebit.train.states import RunStates
 from nativebit.config import get_config
-from nativebit.core import UserError, git_hash, one_sentence, parse_args, read_jsonl
-from nativebit.data import prepare
-from nativebit.tokenizer import load_tokenizer
-from nativebit.sharding import make_mesh, shard_shapes, use_mesh
-from nativebit.speed import step_flops, windows
-from nativebit.step import make_quant_ops, make_step, quantize_now, state_shapes
-from nativebit.start import init_state
-from nativebit.train import training_data
+from nativebit.utils.cli import UserError, one_sentence, parse_args
+from nativebit.utils.files import git_hash, read_jsonl
+from nativebit.data.loader import prepare
+from nativebit.data.tokenizers import load_tokenizer
+from nativebit.distributed.sharding import make_mesh, shard_shapes, use_mesh
+from nativebit.train.benchmark import step_flops, windows
+from nativebit.train.step import make_quant_ops, make_step, quantize_now, state_shapes
+from nativebit.train.init import init_state
+from nativebit.train.loop import training_data
 
 PEAK = 989e12   # FLOP/s, dense bfloat16
 KEYS = ('config', 'kind', 'gpus', 'mode', 'requantize_every', 'batch_per_gpu', 'remat', 'saved_on')
@@ -132,7 +133,7 @@ def main(
             write({k: v for k,v in r.items() if k != 'states'})
 
 if __name__ == '__main__':
-    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # as the package's own commands do (23_speed)
+    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # as the package's own commands do (08_train/06_benchmark)
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.94')
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir())/'bench-jax'))          # rows that differ in requantize_every alone compile once
     with one_sentence(): main(**parse_args(main))
