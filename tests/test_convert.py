@@ -83,7 +83,7 @@ def test_a_config_that_says_little(kind):
 
 def test_little_is_imported():
     "Reading a model needs NumPy: no JAX, no torch, and the optional packages only where they are used."
-    code = "import sys, nativebit convert; print({'jax', 'torch', 'transformers', 'gguf', 'huggingface_hub'} & set(sys.modules))"
+    code = "import sys, nativebit.interop.convert; print({'jax', 'torch', 'transformers', 'gguf', 'huggingface_hub'} & set(sys.modules))"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout == 'set()\n', done.stdout + done.stderr
 

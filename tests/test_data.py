@@ -1,7 +1,7 @@
 "Preparing data: bad input is one sentence, and nothing half-written is ever taken for whole."
 import json, lzma, os, resource, signal, subprocess, sys, time
 import numpy as np, pytest
-from nativebit import data, tokenizer
+from nativebit.data import loader as data, tokenizers as tokenizer
 from test_cli import cwd, refused, run
 
 @pytest.mark.parametrize('args, says', [
@@ -40,13 +40,14 @@ def test_full_disk(cwd):
 SLOW = """
 import os, time
 from pathlib import Path
-from nativebit import core, data, tokenizer
-class Slow(tokenizer.ByteTokenizer):
+from nativebit.data import loader, tokenizers
+from nativebit.utils.cli import one_sentence
+class Slow(tokenizers.ByteTokenizer):
     def encode_batch(self, texts):
         time.sleep(.5 if 'WAIT' in os.environ and len(list(Path('cache').glob('*/train-*.npy'))) >= 3 else .01)   # time to be killed in
         return super().encode_batch(texts)
-data.in_batches = lambda docs: ([doc] for doc in docs)
-with core.one_sentence(): data.prepare('text:some.txt', Slow(), shard_tokens=500)
+loader.in_batches = lambda docs: ([doc] for doc in docs)
+with one_sentence(): loader.prepare('text:some.txt', Slow(), shard_tokens=500)
 """
 
 @pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGKILL])

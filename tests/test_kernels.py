@@ -5,7 +5,7 @@ import pytest
 os.environ.setdefault('TRITON_INTERPRET', '1')   # before Triton is imported
 torch, triton = pytest.importorskip('torch', reason='the kernels need the extra `torch`'), pytest.importorskip('triton', reason='no Triton for this system')
 from hypothesis import given, settings, strategies as st
-from nativebit import torch_decode, torch_model
+from nativebit.pytorch import decode as torch_decode, model as torch_model
 from nativebit.config import get_config
 from nativebit.kernels import cuda, ops as linear, triton_lut as lut, megakernel as token, layout as units
 from nativebit.pytorch.benchmark import random_network
@@ -131,6 +131,7 @@ def test_numbers_may_come_late(monkeypatch):
 
 AHEAD = '''
 import triton
+from nativebit.kernels import triton_lut as lut
 from triton.compiler import ASTSource
 from triton.backends.compiler import GPUTarget
 def ptx(fn, types, **const):

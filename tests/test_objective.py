@@ -6,7 +6,7 @@ import jax, jax.numpy as jnp, numpy as np, optax, pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from nativebit import start, step
+from nativebit.train import init as start, step
 from nativebit.models.attention import causal_attention
 from nativebit.models.checkpoint import save_checkpoint
 from nativebit.config import Config, QuantConfig, TrainConfig, get_config

@@ -8,6 +8,7 @@ from nativebit.quant.blocks import block_of
 from nativebit.utils.cli import UserError
 from nativebit.formats.size import CODES, DTYPES, ledger_text, param_shapes
 from nativebit.formats.nbpack import estimate_ledger, file_ledger, int8_rows, metadata_crc, pack_tensors, read_pack, write_pack
+from nativebit.data.tokenizers import tokenizer_note
 from nativebit.formats.bitpacking import entries_of, index_width, matrix_of, pack_matrix, unpack_matrix
 
 STDLIB = Path(__file__).resolve().parent.parent/'data'/'stdlib'
@@ -136,7 +137,7 @@ def test_no_memory_is_taken_for_absurd_sizes(packed):
     huge = override(read_pack(path).config, n_layers=10**15, d_ff=10**15)
     for change in (lambda h: h['__metadata__'].update(config=json.dumps(config_to_dict(huge))), lambda h: h['embed'].update(shape=[2**47, 2**47], data_offsets=[0, 2**95])):
         path.with_name('huge').write_bytes(with_header(whole, change))
-        code = ("import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\nfrom nativebit pack import UserError, read_pack\n"
+        code = ("import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\nfrom nativebit.formats.nbpack import UserError, read_pack\n"
                 f"try: read_pack({str(path.with_name('huge'))!r})\nexcept UserError as e: print('refused')")
         r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, OPENBLAS_NUM_THREADS='1'))
         assert r.stdout == 'refused\n', r.stderr
@@ -151,7 +152,8 @@ def test_command_line(tmp_path):
     assert run('--inspect', 'x.nbpack.safetensors', cwd=tmp_path).stdout == r.stdout
     again = run(STDLIB, '--out', 'x.nbpack.safetensors', '--posthoc', 'quantile', cwd=tmp_path)
     assert again.returncode != 0 and 'add --force' in again.stderr
-    assert ledger_text(estimate_ledger(read_pack(tmp_path/'x.nbpack.safetensors').config, 'int8')) + '\n' == r.stdout   # known to the byte from shapes alone
+    cfg = read_pack(tmp_path/'x.nbpack.safetensors').config
+    assert ledger_text(estimate_ledger(cfg, 'int8', tokenizer_note(cfg))) + '\n' == r.stdout   # known to the byte from shapes alone
 
 def test_estimates_meet_their_aims():
     total = lambda geometry, embed='bfloat16': next(r['bytes'] for r in estimate_ledger(get_config('tpu-2b', geometry=geometry), embed) if r['part'] == 'whole file')/1e9
@@ -175,6 +177,6 @@ def test_refusals(tmp_path, args, says):
     assert not [*tmp_path.iterdir()]
 
 def test_neither_jax_nor_torch():
-    code = "import sys; sys.modules['jax'] = sys.modules['torch'] = None\nfrom nativebit pack import read_pack, main; main('tpu-2b', estimate=True)"
+    code = "import sys; sys.modules['jax'] = sys.modules['torch'] = None\nfrom nativebit.formats.nbpack import read_pack; from nativebit.ptq.pack import main; main('tpu-2b', estimate=True)"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.returncode == 0 and 'whole file' in r.stdout, r.stderr

@@ -5,7 +5,7 @@ import ml_dtypes, numpy as np, pytest
 torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
 from nativebit.config import get_config
 from nativebit.utils.cli import UserError
-from nativebit.formats.nbpack import pack_tensors, write_pack, read_pack
+from nativebit.formats.nbpack import pack_tensors, write_pack
 from nativebit.pytorch.generate import continue_text, main, open_file
 from nativebit.pytorch.decode import Decoder, generate
 from nativebit.pytorch.quant import NativeBitLinear, encode_codebook
@@ -37,6 +37,7 @@ REFERENCE = """
 import sys, numpy as np, jax, jax.numpy as jnp
 from nativebit.data.tokenizers import load_tokenizer
 from nativebit.inference.generate import empty_cache, extend, generate, head, pack_params, scores
+from nativebit.formats.nbpack import read_pack
 from nativebit.ptq.pack import pack_checkpoint
 folder, root, prompt = sys.argv[1:]
 out, run = {}, jax.jit(extend, static_argnums=0)
@@ -124,7 +125,7 @@ def test_a_prompt_must_leave_room(packs):
 
 def run_program(args, head='', name='generate_torch', **kw):
     "A program in a process of its own, after some lines of Python."
-    code = f"import sys, runpy; {head}; sys.argv = ['{name}', *sys.argv[1:]]; runpy.run_module('nativebit.{name}', run_name='__main__', alter_sys=True)"
+    code = f"import sys, runpy; {head}; sys.argv = ['nativebit', '{name}', *sys.argv[1:]]; runpy.run_module('nativebit', run_name='__main__', alter_sys=True)"
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'), **kw)
 
 def test_the_program_needs_no_jax(packs):
@@ -134,7 +135,7 @@ def test_the_program_needs_no_jax(packs):
 @pytest.mark.parametrize('name, extra', [('generate_torch', 'torch'), ('hf', 'hf')])
 def test_without_torch_it_says_so(name, extra):
     r = run_program(['x'], "sys.modules['torch'] = None", name)
-    assert r.returncode == 1 and r.stderr.startswith('error: this program needs PyTorch') and r.stderr.endswith(f"with pip install -e '.[{extra}]'\n"), r.stderr
+    assert r.returncode == 1 and r.stderr == f"error: nativebit {name} needs torch, which is not installed: pip install -e '.[{extra}]'\n", r.stderr
 
 def imported(path):
     "Top-level packages that a module imports."

@@ -12,7 +12,6 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 import jax, jax.numpy as jnp, numpy as np
-from jaxtyping import Array, Float
 from tqdm import tqdm
 from ..quant.codebook import assign, decode_codebook, encode_codebook
 from ..quant.blocks import to_blocks

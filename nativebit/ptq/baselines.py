@@ -20,7 +20,7 @@ from ..quant.codebook import FLOAT16, bits_per_weight, init_codebook, lloyd, rou
 from ..quant.blocks import to_blocks, block_of
 from ..config import GEOMETRIES, MATRIX, QuantConfig
 from ..utils.cli import need, suggest, UserError
-from ..utils.pytree import count_params, leaf_names, with_leaves
+from ..utils.pytree import count_params, leaf_names
 from ..data.loader import prepare, calibration_batches
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.perplexity import as_read, compare, evaluate_ppl

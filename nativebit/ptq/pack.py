@@ -9,17 +9,11 @@ __all__ = ['posthoc_network', 'calibration', 'checkpoint_network', 'pack_checkpo
 import re
 from pathlib import Path
 import numpy as np
-from ..models.checkpoint import load_checkpoint, load_network
-from ..quant.codebook import stored_codebook, hard_params
 from ..config import MATRIX, Config, brought_tokenizer, get_config, override
 from ..utils.cli import need, UserError
-from ..utils.pytree import leaf_names
-from .gptq import gptq_params
-from ..quant.linear import start_layer
 from ..formats.size import FLOATS, ledger_text
 from ..formats.nbpack import estimate_ledger, file_ledger, pack_tensors, write_pack
 from ..data.tokenizers import tokenizer_note, load_tokenizer
-from .baselines import calibration_text
 
 # %% ../../nbs/07_ptq/03_pack.ipynb #a6ccd1a8
 def posthoc_network(
@@ -28,6 +22,10 @@ def posthoc_network(
     geometry=None,       # a key of `GEOMETRIES`; None: the config's own
 )->tuple:                # (Config, tree of evaluated weights, {'layers.0.attn.q.codebook': float32 codebooks, …})
     "Codebooks for a float network, without training."
+    from nativebit.ptq.gptq import gptq_params
+    from nativebit.quant.codebook import hard_params
+    from nativebit.quant.linear import start_layer
+    from nativebit.utils.pytree import leaf_names
     cfg = override(cfg, nativebit=True, start=start, geometry=geometry)
     if start == 'gptq': params, books = gptq_params(cfg, params, calibration(cfg), cfg.quant)
     else: books = {n.replace('.weight', '.codebook'): start_layer(w, cfg.quant)['codebook'] for n,w in leaf_names(params).items() if re.search(MATRIX, n)}
@@ -35,6 +33,7 @@ def posthoc_network(
 
 def calibration(cfg:Config):
     "The text that GPTQ reads: windows of the training split that the config names."
+    from nativebit.ptq.baselines import calibration_text
     return calibration_text(cfg, cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer), cfg.train.calibration_tokens)
 
 # %% ../../nbs/07_ptq/03_pack.ipynb #214a05cb
@@ -44,6 +43,9 @@ def checkpoint_network(
     geometry=None,  # with `posthoc`
 )->tuple:           # (Config, {name: evaluated weights}, {'layers.0.attn.q': (codes, scale), …})
     "What there is to pack of a checkpoint. Raises `UserError` for a float one without `posthoc`, and a quantized one with it."
+    from nativebit.models.checkpoint import load_checkpoint, load_network
+    from nativebit.quant.codebook import stored_codebook
+    from nativebit.utils.pytree import leaf_names
     cfg, params = load_network(ckpt)
     if cfg.quant.nativebit and (posthoc or geometry): raise UserError(f"{ckpt} has codebooks already; leave --posthoc and --geometry out")
     if not cfg.quant.nativebit and not posthoc:

@@ -9,10 +9,7 @@ __all__ = ['pick_device', 'open_file', 'continue_text', 'main']
 import os, shutil, sys
 from pathlib import Path
 from fastcore.script import Param
-try: import torch
-except ImportError:
-    if __name__ == '__main__': sys.exit("error: this program needs PyTorch; install it with pip install -e '.[torch]'")
-    raise
+import torch
 from ..config import get_config
 from ..utils.cli import need, UserError
 from ..formats.nbpack import read_pack
