@@ -9,7 +9,8 @@ from nativebit.utils.cli import UserError
 from nativebit.interop.export import export_lut_b, export_nbpack, export_safetensors
 from nativebit.formats.size import CODES, DTYPES
 from nativebit.formats.hf_folder import GUARD, linear_weight, open_folder, packed_tensors, save_folder, save_shard, weight_files
-from nativebit.formats.bitpacking import blocks_of, entries_of, matrix_of
+from nativebit.formats.bitpacking import entries_of
+from nativebit.quant.blocks import from_blocks, to_blocks
 import nativebit.interop.transformers as hf
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -23,14 +24,14 @@ TOKENS = torch.arange(20).view(2, 10)*3
 
 def quantiles(w, quant):
     "A matrix as the nearest quantiles of its blocks: weights, codes, scales."
-    b = blocks_of(w, quant.block_shape)
+    b = to_blocks(w, quant.block_shape)
     cb, dtype = np.quantile(b, np.linspace(.02, .98, quant.n_entries), 1).T, quant.codebook_dtype
     scale = {'int8': (abs(cb).max(1)/127).astype(np.float16), 'float8_e4m3': (abs(cb).max().reshape(1)/448).astype(np.float32)}.get(dtype)
     codes = cb if scale is None else cb/scale.astype(np.float32)[:, None]
     codes = (np.rint(codes) if dtype == 'int8' else codes).astype(DTYPES[CODES[dtype]])
     e = entries_of(codes, scale)
     idx = (b[:, :, None] > ((e[:, 1:] + e[:, :-1])/2)[:, None]).sum(2)
-    return matrix_of(np.take_along_axis(e, idx, 1), w.shape, quant.block_shape), codes, scale
+    return from_blocks(np.take_along_axis(e, idx, 1), w.shape, quant.block_shape), codes, scale
 
 def float_model(family):
     torch.manual_seed(0)

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from nativebit.config import CODEBOOK_DTYPES, GEOMETRIES, config_to_dict, get_config, override
-from nativebit.quant.blocks import block_of
+from nativebit.quant.blocks import block_of, from_blocks
 from nativebit.utils.cli import UserError
 from nativebit.formats.size import CODES, DTYPES, ledger_text, param_shapes
 from nativebit.formats.nbpack import estimate_ledger, file_ledger, int8_rows, metadata_crc, pack_tensors, read_pack, write_pack
 from nativebit.data.tokenizers import tokenizer_note
-from nativebit.formats.bitpacking import entries_of, index_width, matrix_of, pack_matrix, unpack_matrix
+from nativebit.formats.bitpacking import entries_of, index_width, pack_matrix, unpack_matrix
 
 STDLIB = Path(__file__).resolve().parent.parent/'data'/'stdlib'
 some = lambda n: settings(max_examples=n, deadline=None, derandomize=True)
@@ -22,7 +22,7 @@ def random_matrix(rng, shape, K, block_shape, dtype):
     codes = np.take_along_axis(codes, codes.astype(np.float32).argsort(1), 1)
     scale = {'int8': rng.uniform(1e-4, 1e-2, G).astype(np.float16), 'float8_e4m3': rng.uniform(1e-4, 1e-2, 1).astype(np.float32)}.get(dtype)
     blocks = np.take_along_axis(entries_of(codes, scale), rng.integers(0, K, (G, bo*bi)), 1)
-    return matrix_of(blocks, shape, block_shape), codes, scale
+    return from_blocks(blocks, shape, block_shape), codes, scale
 
 def random_network(seed=0, **settings):
     "A tiny network: config, weights, stored codebooks."

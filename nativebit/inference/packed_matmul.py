@@ -13,9 +13,9 @@ from functools import partial
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Integer, Num, UInt32
-from ..quant.blocks import block_of
+from ..quant.blocks import block_of, from_blocks
 from ..formats.nbpack import Pack
-from ..formats.bitpacking import index_width, matrix_of, pack_indices, unpack_indices
+from ..formats.bitpacking import index_width, pack_indices, unpack_indices
 
 # %% ../../nbs/10_inference/01_packed_matmul.ipynb #af122894
 def selectors(
@@ -91,9 +91,9 @@ def words_by_row(
     (bo, bi), (o, i) = block_shape, shape
     rows, columns = -(-o//bo)*bo, -(-i//bi)*bi
     if bo == 1: return words
-    if bi % 32 == 0: return matrix_of(words.reshape(-1, bo*bi//32*bits), (rows, columns//32*bits), (bo, bi//32*bits)).reshape(-1)
+    if bi % 32 == 0: return from_blocks(words.reshape(-1, bo*bi//32*bits), (rows, columns//32*bits), (bo, bi//32*bits)).reshape(-1)
     idx = unpack_indices(words, bits, rows*columns).reshape(-1, bo*bi)
-    return pack_indices(matrix_of(idx, (rows, columns), block_shape).reshape(-1), bits)
+    return pack_indices(from_blocks(idx, (rows, columns), block_shape).reshape(-1), bits)
 
 def packed_matrix(
     pack:Pack,

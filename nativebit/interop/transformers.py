@@ -19,7 +19,7 @@ try:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 except ImportError as e: raise ImportError("nativebit.hf needs transformers 5.23 or newer: pip install -e '.[hf]'") from e
 from ..config import QuantConfig
-from ..quant.blocks import block_of
+from ..quant.blocks import block_of, from_blocks
 from ..utils.cli import UserError
 from ..formats.size import matrix_stored
 from ..formats.nbpack import crc
@@ -39,13 +39,13 @@ def dequantize(
     block_shape:tuple,  # rows × columns of a block
 )->Float[Tensor, "O I"]:
     "`nativebit.formats.bitpacking.unpack_matrix` for PyTorch, any geometry."
-    (bo, bi), (o, i), (G, K) = block_of(block_shape, shape), shape, codebook.shape
+    (bo, bi), (G, K) = block_of(block_shape, shape), codebook.shape
     bits = index_width(K)
     w = words.view(-1, bits)
     idx = unpack_words(w, bits) if bits < 8 else unpack_words(w[:, :4], 4) | unpack_words(w[:, 4:], 4) << 4
     cb = codebook.float() if scale is None else codebook.float()*scale.float()[:, None]
     b = cb.gather(1, idx.flatten()[:G*bo*bi].view(G, -1))
-    return b.view(-(-o//bo), -1, bo, bi).transpose(1, 2).reshape(-(-o//bo)*bo, -1)[:o, :i]
+    return from_blocks(b, shape, block_shape)
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #0bf4933a
 def on_gpu(x:Tensor)->bool: return x.device.type == 'cuda'
