@@ -7,7 +7,7 @@ import argparse, datetime, math, os, subprocess, sys
 from pathlib import Path
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, say, write
 import torch
-from nativebit.kernels import ops as linear
+from nativebit.kernels import ops
 
 TOKENS = (1, 2, 4, 8, 16, 512, 2048)
 WEIGHTS = LAYERS*sum(math.prod(s) for s in SHAPES)
@@ -52,10 +52,10 @@ def bf16(b):
 
 def ours(b, geometry, act='float', dtype=torch.float16, tokens=None, note='', run=None):
     bits, kind = GEOMETRIES[geometry]
-    if REHEARSE and not run: run = lambda x, p: linear.run_config(x, p, linear.default_config(p.shape, len(x), True, act))   # the CUDA source, on the CPU
-    b.kernel(f'nativebit {geometry}{note}', lambda s: random_packed(s, bits, kind), run or (lambda x, p: linear.lut_linear(x, p, act)), lambda p: p.nbytes, tokens, dtype, check=True)
+    if REHEARSE and not run: run = lambda x, p: ops.run_config(x, p, ops.default_config(p.shape, len(x), True, act))   # the CUDA source, on the CPU
+    b.kernel(f'nativebit {geometry}{note}', lambda s: random_packed(s, bits, kind), run or (lambda x, p: ops.lut_linear(x, p, act)), lambda p: p.nbytes, tokens, dtype, check=True)
 
-def triton_only(x, p): return linear.run_config(x, p, TRITON.get((p.shape, len(x))) or linear.default_config(p.shape, len(x), False))
+def triton_only(x, p): return ops.run_config(x, p, TRITON.get((p.shape, len(x))) or ops.default_config(p.shape, len(x), False))
 
 def int4(b):
     def make(s):
@@ -87,7 +87,7 @@ def read_triton(path):
     import json
     best = {}
     for r in map(json.loads, Path(path).read_text().splitlines()):
-        if 'ms' not in r or 'shape' not in r or r['geometry'] != 'int8' or r['backend'] not in linear.BACKENDS: continue
+        if 'ms' not in r or 'shape' not in r or r['geometry'] != 'int8' or r['backend'] not in ops.BACKENDS: continue
         key = tuple(r['shape']), r['M']
         if r['ms'] < best.get(key, (1e9,))[0]: best[key] = r['ms'], {k: v for k,v in r.items() if k not in ('shape', 'geometry', 'M', 'ms', 'error', 'gb_s')}
     TRITON.update({k: v[1] for k,v in best.items()})

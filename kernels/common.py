@@ -8,7 +8,7 @@ REHEARSE = '--rehearse' in sys.argv
 if REHEARSE: os.environ.setdefault('TRITON_INTERPRET', '1')
 
 import torch
-from nativebit.kernels import cuda, layout as units
+from nativebit.kernels import cuda, layout
 
 DEVICE = 'cpu' if REHEARSE else 'cuda'
 SHAPES = [(48, 256), (32, 256)] if REHEARSE else [(7680, 2560), (2560, 2560), (13824, 2560), (2560, 6912)]   # qkv, o, gate|up, down of the 2.2B network
@@ -30,21 +30,21 @@ def write(path, record):
 
 def random_packed(shape, bits, kind):
     "A matrix of random units, made where it is used. Scales make its products about as large as trained ones."
-    (o, i), (bo, bi), n = shape, units.KINDS[kind][1], 256*bits
+    (o, i), (bo, bi), n = shape, layout.KINDS[kind][1], 256*bits
     T, B, table = -(-o//16), -(-i//128), (16 if kind == 'int8' else 4)*2**bits
     words = torch.randint(0, 256, (T, B, n), dtype=torch.uint8, device=DEVICE)
     if kind == 'int8':
         codes = torch.randint(-127, 128, (T, B, table), device=DEVICE).to(torch.int8).view(torch.uint8)
         scales = (torch.rand(T, B, 16, device=DEVICE)*2e-2/i**.5 + 1e-4).half().view(torch.uint8)
-        return units.PackedMatrix(torch.cat([words, codes, scales], -1), torch.empty(0, device=DEVICE), shape, (bo, bi), bits, kind)
+        return layout.PackedMatrix(torch.cat([words, codes, scales], -1), torch.empty(0, device=DEVICE), shape, (bo, bi), bits, kind)
     codes = (torch.randn(T, B, table, device=DEVICE)*60).to(torch.float8_e4m3fn).view(torch.uint8)
-    return units.PackedMatrix(torch.cat([words, codes], -1), torch.empty(0, device=DEVICE), shape, (bo, bi), bits, kind, 1/60/i**.5)
+    return layout.PackedMatrix(torch.cat([words, codes], -1), torch.empty(0, device=DEVICE), shape, (bo, bi), bits, kind, 1/60/i**.5)
 
 def activations(M, i, dtype=torch.float16): return torch.randn(M, i, device=DEVICE).to(dtype)
 
 def exact_part(x, p):
     "The product in float64, of the last 16 tokens."
-    return x[-16:].double() @ units.dequantize(p).double().T
+    return x[-16:].double() @ layout.dequantize(p).double().T
 
 def error(y, exact):
     "Relative error of a product whose last tokens should be `exact`."

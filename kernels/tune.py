@@ -7,7 +7,7 @@ import argparse, itertools, json, shutil, sys
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, run_stages, say, write
 import torch
 from nativebit.utils.files import atomic_path
-from nativebit.kernels import cuda, ops as linear
+from nativebit.kernels import cuda, ops
 from nativebit.kernels.decode_layer import layer_products
 
 LIMIT = 2e-3    # relative error a configuration may have; int8 activations: 1.5e-2
@@ -55,10 +55,10 @@ class Tuner:
         int8 = cfg.get('activations') == 'int8'
         record = dict(shape=list(shape), geometry=geometry, M=M, **cfg)
         try:
-            y = linear.run_config(x, matrices[0], cfg)
+            y = ops.run_config(x, matrices[0], cfg)
             e = error(y, exact)
             if not e < (1.5e-2 if int8 else LIMIT): raise RuntimeError(f'wrong: relative error {e:.2e}')
-            ms = graph_ms(lambda: [linear.run_config(x, p, cfg) for p in matrices], reps=15)/len(matrices)
+            ms = graph_ms(lambda: [ops.run_config(x, p, cfg) for p in matrices], reps=15)/len(matrices)
         except Exception as err:
             write(self.out, dict(record, failed=str(err)[:300]))
             if 'CUDA error' in str(err) and 'illegal' in str(err).lower(): raise
@@ -79,7 +79,7 @@ class Tuner:
 
     def stack_ms(self, layers, M, cfgs, reps=15):
         xs = {s[1]: activations(M, s[1]) for s in SHAPES}
-        return graph_ms(lambda: [linear.run_config(xs[p.shape[1]], p, cfg) for layer in layers for p, cfg in zip(layer, cfgs)], reps=reps)
+        return graph_ms(lambda: [ops.run_config(xs[p.shape[1]], p, cfg) for layer in layers for p, cfg in zip(layer, cfgs)], reps=reps)
 
     def stack(self, geometry, M, wanted='decode', act='float', changes=(), others=0):
         "The whole stack with the best of each shape; then with each of the `others` next ones, one shape at a time; then `changes` of the winner."
@@ -125,7 +125,7 @@ def stage_smoke(t):
             backend, p = 'prefill' if 'bm' in cfg else 'decode', random_packed(shape, bits, kind)
             for dtype in (torch.float16, torch.bfloat16)[:1 if REHEARSE else 2]:
                 x = activations(M, shape[1], dtype)
-                try: y = linear.run_config(x, p, dict(cfg, backend=backend)); e = error(y, exact_part(x, p)); again = torch.equal(y, linear.run_config(x, p, dict(cfg, backend=backend)))
+                try: y = ops.run_config(x, p, dict(cfg, backend=backend)); e = error(y, exact_part(x, p)); again = torch.equal(y, ops.run_config(x, p, dict(cfg, backend=backend)))
                 except Exception as err: say(f'   {geometry} {shape} M={M} {cfg} {dtype}: FAILED {str(err)[:200]}'); write(t.out, dict(smoke=geometry, M=M, **cfg, failed=str(err)[:300])); continue
                 ok = e < (1.5e-2 if 'activations' in cfg else 2.2e-3) and again
                 write(t.out, dict(smoke=geometry, M=M, **cfg, dtype=str(dtype), error=e, same_twice=again))
@@ -140,9 +140,9 @@ def stage_chain(t, n=12):
         x = activations(M, d)
         def chain(overlap):
             y = x
-            for p in layers: y = linear.run_config(y, p, dict(cfg, overlap=overlap))/32
+            for p in layers: y = ops.run_config(y, p, dict(cfg, overlap=overlap))/32
             z = x
-            for p in layers: z = linear.run_config(z, p, dict(cfg, overlap=overlap))
+            for p in layers: z = ops.run_config(z, p, dict(cfg, overlap=overlap))
             return y, z
         try:
             want, same = chain(0), True
@@ -163,7 +163,7 @@ def stage_floor(t, n=104):
         if REHEARSE: (_, _, cfg), shape, n = small(shape, 1, cfg), (64, 512), 2
         matrices, x = [random_packed(shape, 3, 'int8') for _ in range(n)], activations(1, shape[1])
         for change in (dict(), dict(overlap=0), dict(flags=1), dict(flags=3)):
-            ms = graph_ms(lambda: [linear.run_config(x, p, dict(cfg, backend='decode', **change)) for p in matrices])
+            ms = graph_ms(lambda: [ops.run_config(x, p, dict(cfg, backend='decode', **change)) for p in matrices])
             write(t.out, dict(floor=list(shape), **cfg, change=change, us=1e3*ms/n)); say(f'   FLOOR {shape} {cfg} {change}: {1e3*ms/n:.2f} us a launch')
 
 def stage_layer(t, geometry='int8', context=512, others=5):
@@ -171,7 +171,7 @@ def stage_layer(t, geometry='int8', context=512, others=5):
     bits, kind = GEOMETRIES[geometry]
     D, F, N, H = (256, 384, 2, 128) if REHEARSE else (2560, 6912, 20, 128)
     shapes, lib = [(3*D, D), (D, D), (2*F, D), (D, F)], cuda.library(bits, kind)
-    tried = [sorted(t.tried.get((s, geometry, 1, 'float', 'decode'), [(0., linear.default_config(s, 1, True), 0, 0)]), key=lambda c: c[0])[:others+1] for s in shapes]
+    tried = [sorted(t.tried.get((s, geometry, 1, 'float', 'decode'), [(0., ops.default_config(s, 1, True), 0, 0)]), key=lambda c: c[0])[:others+1] for s in shapes]
     half = lambda *size: torch.randn(*size, device=DEVICE).half()
     layers = [([random_packed(s, bits, kind) for s in shapes], [half(D), half(D)], half(2, context + 8, N, H)) for _ in range(LAYERS)]
     cos, sin, at, x = torch.ones(context + 8, H//2, device=DEVICE), torch.zeros(context + 8, H//2, device=DEVICE), torch.tensor([context], device=DEVICE), half(1, D)
@@ -192,7 +192,7 @@ def stage_layer(t, geometry='int8', context=512, others=5):
     say(f'   LAYERS {geometry}, refined: {best:.4f} ms {cfgs}')
     for s, c, cfg in zip(shapes, tried, cfgs): write(t.out, dict(shape=list(s), geometry=geometry, M=1, **cfg, ms=next(m for m, k, *_ in c if k == cfg), chosen=2))
     write(t.out, dict(layers=geometry, context=context, ms=best))
-    def products(): [[linear.run_config(half_x[m.shape[1]], m, c) for m, c in zip(p, cfgs)] for p, *_ in layers]
+    def products(): [[ops.run_config(half_x[m.shape[1]], m, c) for m, c in zip(p, cfgs)] for p, *_ in layers]
     half_x = {s[1]: half(1, s[1]) for s in shapes}
     alone = graph_ms(products, reps=20); write(t.out, dict(stack=geometry, M=1, backend='decode', act='float', change='configurations of whole layers', ms=alone)); say(f'   their products alone: {alone:.4f} ms')
 
@@ -239,7 +239,7 @@ def stage_profile(t):
         bits, kind = GEOMETRIES[geometry]
         matrices, x = [random_packed(SHAPES[-2], bits, kind) for _ in range(4)], activations(M, SHAPES[-2][1])
         for _ in range(8):
-            for p in matrices: linear.run_config(x, p, cfg)
+            for p in matrices: ops.run_config(x, p, cfg)
 
 STAGES = dict(smoke=stage_smoke, main=stage_main, triton=stage_triton, profile=stage_profile)
 LEAVE = dict(smoke=60, main=50, triton=2, profile=0)   # seconds each leaves for those behind it
@@ -250,7 +250,7 @@ def table(jsonl, device):
     for r in map(json.loads, jsonl.read_text().splitlines()):
         if 'shape' not in r or 'ms' not in r: continue
         bits, kind = GEOMETRIES[r['geometry']]
-        key = linear.config_key(tuple(r['shape']), bits, kind, r['M'], r.get('activations', 'float'))
+        key = ops.config_key(tuple(r['shape']), bits, kind, r['M'], r.get('activations', 'float'))
         cfg = {k: v for k,v in r.items() if k not in ('shape', 'geometry', 'M', 'error', 'gb_s', 'chosen')}
         ours, rank = cfg['backend'] in ('decode', 'prefill'), (int(r.get('chosen', 0)), -r['ms'])   # what was best in whole layers goes before what was best in the stack, and that before what was best alone
         if ours and rank > best.get(key, ((0, -1e9),))[0]: best[key] = rank, dict(cfg, ms=round(r['ms'], 5))

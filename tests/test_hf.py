@@ -114,7 +114,7 @@ def test_laid_out_for_kernels(packed, tmp_path, monkeypatch, family, geometry):
     want, dense = files_of(path), looked_up(float_model(family), path)
     monkeypatch.setattr(hf, 'on_gpu', lambda x: True)              # lut_linear multiplies by its reference here
     model = load(path)
-    assert all(m.form is not None and m.looked_up is None for m in model.modules() if isinstance(m, hf.NativeBitHfLinear))
+    assert all(m.form is not None and m.dense_weight is None for m in model.modules() if isinstance(m, hf.NativeBitHfLinear))
     assert torch.allclose(logits(model), logits(dense), atol=1e-4)
     model.to(torch.float16).to(torch.float32)
     packed_only = lambda f: {n: x for n,x in f.items() if n.rpartition('.')[0] in open_folder(path).linears and not n.endswith('bias')}
@@ -129,7 +129,7 @@ def test_on_a_gpu_the_kernels_multiply(packed, tmp_path, family, geometry):
     path, near = packed(family, geometry), dict(atol=.1, rtol=.05)
     model, dense = load(path, dtype=torch.bfloat16, device_map='cuda'), looked_up(float_model(family), path).to('cuda', torch.bfloat16)
     up = model.model.layers[0].mlp.up_proj
-    assert up.form is not None and up.looked_up is None and (up.weight is None) == (geometry in ('int8', 'lut-b', '2bit', '4bit'))
+    assert up.form is not None and up.dense_weight is None and (up.weight is None) == (geometry in ('int8', 'lut-b', '2bit', '4bit'))
     assert torch.allclose(logits(model, TOKENS.cuda()), logits(dense, TOKENS.cuda()), **near)      # many tokens…
     assert torch.allclose(logits(model, TOKENS[:1, :1].cuda()), logits(dense, TOKENS[:1, :1].cuda()), **near)   # …and one: other kernels
     model.save_pretrained(tmp_path/'a')

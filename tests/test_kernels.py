@@ -7,7 +7,7 @@ torch, triton = pytest.importorskip('torch', reason='the kernels need the extra 
 from hypothesis import given, settings, strategies as st
 from nativebit.pytorch import decode as torch_decode, model as torch_model
 from nativebit.config import get_config
-from nativebit.kernels import cuda, ops as linear, triton_lut as lut, megakernel as token, layout as units
+from nativebit.kernels import cuda, layout, megakernel, ops, triton_lut
 from nativebit.pytorch.benchmark import random_network
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,55 +16,55 @@ pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason='Trit
 
 def parts(o, i, bits, kind):
     "Words, codes and scales of a random matrix, as a file has them."
-    words, codes, scales = units.random_blocks(o, i, bits, kind)
+    words, codes, scales = layout.random_blocks(o, i, bits, kind)
     return words, codes, torch.tensor(1/60/i**.5) if scales is None else scales
 
-sizes = dict(o=st.integers(1, 70), i=st.integers(1, 70).map(lambda n: 8*n), bits=st.sampled_from([2, 3, 4]), kind=st.sampled_from(list(units.KINDS)))
+sizes = dict(o=st.integers(1, 70), i=st.integers(1, 70).map(lambda n: 8*n), bits=st.sampled_from([2, 3, 4]), kind=st.sampled_from(list(layout.KINDS)))
 
 @settings(max_examples=40, deadline=None)
 @given(**sizes)
 def test_units_can_be_undone(o, i, bits, kind):
     words, codes, scales = parts(o, i, bits, kind)
     scales = scales if kind == 'int8' else None
-    for a, b in zip((words, codes, scales), units.from_units(units.to_units(words, codes, scales, (o, i)), (o, i), bits, kind)):
+    for a, b in zip((words, codes, scales), layout.from_units(layout.to_units(words, codes, scales, (o, i)), (o, i), bits, kind)):
         assert (a is None and b is None) or torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 @settings(max_examples=20, deadline=None)
 @given(**sizes)
 def test_dequantize_is_what_the_file_says(o, i, bits, kind):
     words, codes, scales = parts(o, i, bits, kind)
-    cb, (bo, bi) = codes.float()*scales.float().reshape(-1, 1), units.KINDS[kind][1]
-    w = units.dequantize(units.pack_matrix(words, codes, scales, (o, i), (bo, bi)))
+    cb, (bo, bi) = codes.float()*scales.float().reshape(-1, 1), layout.KINDS[kind][1]
+    w = layout.dequantize(layout.pack_matrix(words, codes, scales, (o, i), (bo, bi)))
     row, col = torch.arange(o)[:, None], torch.arange(i)[None, :]
     block = row//bo * -(-i//bi) + col//bi
-    idx = units.unpack_words(words, bits).flatten(1)[block, row % bo * bi + col % bi]
+    idx = layout.unpack_words(words, bits).flatten(1)[block, row % bo * bi + col % bi]
     assert torch.equal(w, cb[block, idx])
 
-@pytest.mark.parametrize('kind', list(units.KINDS))
+@pytest.mark.parametrize('kind', list(layout.KINDS))
 def test_codebooks_of_few_entries(kind):
     words, codes, scales = parts(16, 128, 3, kind)
-    idx = units.unpack_words(words, 3).clamp(max=5)
-    p = units.pack_matrix(units.pack_words(idx, 3), codes.view(torch.uint8)[:, :6].contiguous().view(codes.dtype), scales, (16, 128), units.KINDS[kind][1])
-    assert p.kind == kind and torch.equal(units.dequantize(p), units.dequantize(units.pack_matrix(units.pack_words(idx, 3), codes, scales, (16, 128), units.KINDS[kind][1])))
+    idx = layout.unpack_words(words, 3).clamp(max=5)
+    p = layout.pack_matrix(layout.pack_words(idx, 3), codes.view(torch.uint8)[:, :6].contiguous().view(codes.dtype), scales, (16, 128), layout.KINDS[kind][1])
+    assert p.kind == kind and torch.equal(layout.dequantize(p), layout.dequantize(layout.pack_matrix(layout.pack_words(idx, 3), codes, scales, (16, 128), layout.KINDS[kind][1])))
 
 def test_odd_inputs_go_the_slow_way():
     words, codes, scales = parts(16, 100, 3, 'int8')
-    p = units.pack_matrix(words, codes, scales, (16, 100), (1, 128))
+    p = layout.pack_matrix(words, codes, scales, (16, 100), (1, 128))
     assert p.kind == 'float' and p.shape == (16, 100)
 
 def test_defaults_fit_shared_memory():
     lib = on_cpu(3, 'int8')
     for o, i, M in ((13824, 2560, 16), (2560, 6912, 16), (32000, 8192, 1), (8192, 28672, 16), (64, 128, 2), (8, 2048, 1)):
-        for bits in (2, 3, 4): assert linear.decode_bytes(-(-o//16), -(-i//128), M, bits, *[linear.default_config((o, i), M, True, bits=bits)[k] for k in ('clusters', 'ranks')]) < 231_000
+        for bits in (2, 3, 4): assert ops.decode_bytes(-(-o//16), -(-i//128), M, bits, *[ops.default_config((o, i), M, True, bits=bits)[k] for k in ('clusters', 'ranks')]) < 231_000
     for o, i in ((8, 2048), (40, 136)):
-        p, x = units.random_matrix(o, i, 3, 'int8'), torch.randn(2, i).half()
-        kw = {k: v for k,v in linear.default_config((o, i), 2, True).items() if k != 'backend'}
-        assert units.relative_error(cuda.decode(x, p, lib=lib, **kw), x, p) < 5e-4
+        p, x = layout.random_matrix(o, i, 3, 'int8'), torch.randn(2, i).half()
+        kw = {k: v for k,v in ops.default_config((o, i), 2, True).items() if k != 'backend'}
+        assert layout.relative_error(cuda.decode(x, p, lib=lib, **kw), x, p) < 5e-4
 
 @pytest.mark.parametrize('o, i, bits, kind', [(24, 264, 3, 'int8'), (40, 200, 3, 'float8_e4m3'), (16, 128, 2, 'int8'), (8, 136, 4, 'float8_e4m3')])
 def test_triton(o, i, bits, kind):
-    p, x = units.random_matrix(o, i, bits, kind), torch.randn(2, i).half()
-    for y in (lut.triton_decode(x, p, blocks=2), lut.triton_matmul(x, p, bm=16, bn=16), lut.dequantized_linear(x, p)): assert units.relative_error(y, x, p) < 2e-3
+    p, x = layout.random_matrix(o, i, bits, kind), torch.randn(2, i).half()
+    for y in (triton_lut.triton_decode(x, p, blocks=2), triton_lut.triton_matmul(x, p, bm=16, bn=16), triton_lut.dequantized_linear(x, p)): assert layout.relative_error(y, x, p) < 2e-3
 
 def on_cpu(bits, kind):
     if not shutil.which('g++'): pytest.skip('no g++ to compile the CUDA source for a CPU')
@@ -75,27 +75,27 @@ def test_cuda_source(bits, kind):
     lib = on_cpu(bits, kind)
     for (o, i), M, dtype, how in [((16, 128), 1, torch.float16, dict(clusters=1, ranks=1, wide=1)), ((120, 264), 3, torch.bfloat16, dict(clusters=2, ranks=1, wide=3, deep=2, tj=2)),
                                   ((56, 648), 16, torch.float16, dict(clusters=2, ranks=2, wide=2, tj=2)), ((136, 392), 9, torch.float16, dict(clusters=3, ranks=4, wide=2, deep=2))]:
-        p, x = units.random_matrix(o, i, bits, kind), torch.randn(M, i).to(dtype)
-        assert units.relative_error(cuda.decode(x, p, lib=lib, **how), x, p) < (5e-4 if dtype == torch.float16 else 2.2e-3), (o, i, M, how)
-    p, x = units.random_matrix(131, 200, bits, kind), torch.randn(70, 200).half()
-    for bm in (64, 96): assert units.relative_error(cuda.prefill(x, p, bm=bm, lib=lib), x, p) < 5e-4
+        p, x = layout.random_matrix(o, i, bits, kind), torch.randn(M, i).to(dtype)
+        assert layout.relative_error(cuda.decode(x, p, lib=lib, **how), x, p) < (5e-4 if dtype == torch.float16 else 2.2e-3), (o, i, M, how)
+    p, x = layout.random_matrix(131, 200, bits, kind), torch.randn(70, 200).half()
+    for bm in (64, 96): assert layout.relative_error(cuda.prefill(x, p, bm=bm, lib=lib), x, p) < 5e-4
 
 def test_integer_activations():
     torch.manual_seed(1)   # how much 8 bits lose depends on the draw
-    lib, p, x = on_cpu(3, 'int8'), units.random_matrix(64, 512, 3, 'int8'), torch.randn(2, 512).half()
+    lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(64, 512, 3, 'int8'), torch.randn(2, 512).half()
     x[0, 7] = 900.                                                      # an outlier costs its own block, nothing else
-    for act, limit in (('float', 5e-4), ('int8', 1.5e-2)): assert units.relative_error(cuda.decode(x, p, activations=act, clusters=2, lib=lib), x, p) < limit, act
+    for act, limit in (('float', 5e-4), ('int8', 1.5e-2)): assert layout.relative_error(cuda.decode(x, p, activations=act, clusters=2, lib=lib), x, p) < limit, act
 
 def test_refused_launches():
-    lib, p, x = on_cpu(3, 'int8'), units.random_matrix(32, 256, 3, 'int8'), torch.randn(1, 256).half()
+    lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(32, 256, 3, 'int8'), torch.randn(1, 256).half()
     with pytest.raises(RuntimeError, match='no such kernel'): cuda.decode(x, p, wide=17, lib=lib)
     with pytest.raises(RuntimeError, match='no such kernel'): cuda.decode(torch.randn(17, 256).half(), p, lib=lib)
 
 def test_operator():
-    p, x = units.random_matrix(32, 256, 3, 'int8'), torch.randn(2, 3, 256)
-    assert linear.lut_linear(x, p).shape == (2, 3, 32) and linear.lut_linear(x[:0], p).shape == (0, 3, 32)
-    with pytest.raises(ValueError, match='takes 256 inputs'): linear.lut_linear(x[..., :8], p)
-    with pytest.raises(ValueError, match="choose 'float' or 'int8'"): linear.lut_linear(x, p, 'int4')
+    p, x = layout.random_matrix(32, 256, 3, 'int8'), torch.randn(2, 3, 256)
+    assert ops.lut_linear(x, p).shape == (2, 3, 32) and ops.lut_linear(x[:0], p).shape == (0, 3, 32)
+    with pytest.raises(ValueError, match='takes 256 inputs'): ops.lut_linear(x[..., :8], p)
+    with pytest.raises(ValueError, match="choose 'float' or 'int8'"): ops.lut_linear(x, p, 'int4')
 
 def test_a_compiled_step_takes_the_operators(monkeypatch):
     "All layers in one launch, the head and the choice as a GPU runs them, compiled and lane by lane: the same text as operation by operation."
@@ -105,7 +105,7 @@ def test_a_compiled_step_takes_the_operators(monkeypatch):
     for t in (net.embed, net.head): t.data = torch.randint_like(t, -127, 128)
     want = list(torch_decode.generate(torch_decode.Decoder(net), [1, 2, 3], 6))
     def plan(model, cache):
-        token.PLANS[cache[0][0].data_ptr()] = p = token.TokenPlan(model, cache, blocks=4, warps=3, lib=lib)
+        megakernel.PLANS[cache[0][0].data_ptr()] = p = megakernel.TokenPlan(model, cache, blocks=4, warps=3, lib=lib)
         return p
     monkeypatch.setattr(torch_decode, 'token_plan', plan)
     monkeypatch.setattr(torch_model, 'fits', lambda *a: True)
@@ -122,7 +122,7 @@ def test_numbers_may_come_late(monkeypatch):
                         (dict(n_layers=2, d_model=136, n_heads=4, n_kv_heads=2, head_size=64, d_ff=400), dict(blocks=8, warps=1, ranks=(1, 1, 1, 4)))):
         net = random_network(get_config('tiny', geometry='int8', context_len=32, **shape), dtype=torch.float16)
         caches = [net.empty_cache() for _ in libs]
-        plans = [token.TokenPlan(net, c, lib=l, **plan) for c, l in zip(caches, libs)]
+        plans = [megakernel.TokenPlan(net, c, lib=l, **plan) for c, l in zip(caches, libs)]
         for i in range(2):
             x, at = torch.randn(1, 1, shape['d_model']).half(), torch.tensor([i])
             a, b = [p.run(x, at) for p in plans]
@@ -131,7 +131,7 @@ def test_numbers_may_come_late(monkeypatch):
 
 AHEAD = '''
 import triton
-from nativebit.kernels import triton_lut as lut
+from nativebit.kernels import triton_lut
 from triton.compiler import ASTSource
 from triton.backends.compiler import GPUTarget
 def ptx(fn, types, **const):
@@ -139,10 +139,10 @@ def ptx(fn, types, **const):
     src = ASTSource(fn=fn, signature={n: types.get(n, 'constexpr') for n in names}, constexprs={(names.index(k),): v for k,v in const.items()})
     return triton.compile(src, target=GPUTarget('cuda', 90, 32), options=dict(num_warps=4, num_stages=2)).asm['ptx']
 for kind, unit, instruction in (('int8', 928, 'sub.rn.f16x2'), ('float8_e4m3', 800, 'cvt.rn.f16x2.e4m3x2')):
-    const = dict(KB=4, BITS=3, E4M3=kind != 'int8', UNIT=unit, ASM=lut.lookup_asm(3, kind))
-    one = ptx(lut.decode_kernel, dict(x='*i32', units='*i32', y='*fp16', O='i32', I='i32', scale='fp32'), BLOCKS=4, DOT=lut.DOT, OVERLAP=True, **const)
+    const = dict(KB=4, BITS=3, E4M3=kind != 'int8', UNIT=unit, ASM=triton_lut.lookup_asm(3, kind))
+    one = ptx(triton_lut.decode_kernel, dict(x='*i32', units='*i32', y='*fp16', O='i32', I='i32', scale='fp32'), BLOCKS=4, DOT=triton_lut.DOT, OVERLAP=True, **const)
     assert 'prmt.b32' in one and instruction in one and 'griddepcontrol.wait' in one
-    many = ptx(lut.matmul_kernel, dict(x='*fp16', units='*i32', y='*fp16', M='i32', O='i32', I='i32', tiles='i32', scale='fp32'), BM=64, BN=64, GROUP=8, **const)
+    many = ptx(triton_lut.matmul_kernel, dict(x='*fp16', units='*i32', y='*fp16', M='i32', O='i32', I='i32', tiles='i32', scale='fp32'), BM=64, BN=64, GROUP=8, **const)
     assert 'wgmma' in many and instruction in many
 print('compiled')
 '''

@@ -59,7 +59,7 @@ class NativeBitHfLinear(nn.Module):
         device=None,
     ):
         super().__init__()
-        (self.out_features, self.in_features), self.quant, self.form, self.looked_up = shape, quant, None, None
+        (self.out_features, self.in_features), self.quant, self.form, self.dense_weight = shape, quant, None, None
         for k,x in matrix_stored(shape, quant).items(): self.register_buffer('weight' if k == 'words' else k, torch.empty(x.shape, dtype=TORCH[x.dtype], device=device))
         self.register_buffer('shape', torch.empty(2, dtype=torch.int32, device=device))
         if 'scale' not in self._buffers: self.scale = None
@@ -80,8 +80,8 @@ class NativeBitHfLinear(nn.Module):
     @torch.no_grad()
     def dense(self, dtype)->Tensor:
         "The weights, looked up at the first call."
-        if self.looked_up is None or self.looked_up.dtype != dtype: self.looked_up = self.float_weight().to(dtype)
-        return self.looked_up
+        if self.dense_weight is None or self.dense_weight.dtype != dtype: self.dense_weight = self.float_weight().to(dtype)
+        return self.dense_weight
 
     def float_weight(self)->Tensor:
         w, codes, scale = self.file_parts()
@@ -93,7 +93,7 @@ class NativeBitHfLinear(nn.Module):
         words, codes, scale = from_units(self.data, self.size, self.form[2], self.form[3])
         return words.flatten(), codes[:, :self.quant.n_entries].contiguous(), self.scale if scale is None else scale
 
-    def lay_out(self):
+    def to_kernel_layout(self):
         "For the kernels, where they know the geometry and the matrix is on a GPU."
         fits = self.quant.n_entries <= 16 and math.prod(self.block_shape) % 32 == 0
         if self.form is not None or not fits or not on_gpu(self.weight): return
@@ -102,18 +102,18 @@ class NativeBitHfLinear(nn.Module):
         if p.kind != 'float': self.weight = self.codebook = None
         if p.kind == 'int8': self.scale = None
 
-    def lay_back(self):
+    def to_file_layout(self):
         "As the file has it; what was looked up is dropped."
         if self.form is not None: self.weight, self.codebook, self.scale = self.file_parts()
-        self.data = self.entries = self.form = self.looked_up = None
+        self.data = self.entries = self.form = self.dense_weight = None
 
     def _apply(self, fn, recurse=True):
-        self.lay_back()
+        self.to_file_layout()
         kept = {k: b for k,b in self._buffers.items() if b is not None}
         super()._apply(fn, recurse)
         for k,b in kept.items():
             if self._buffers[k].dtype != b.dtype: self._buffers[k] = b.to(self._buffers[k].device)
-        self.lay_out()
+        self.to_kernel_layout()
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -122,9 +122,9 @@ class NativeBitHfLinear(nn.Module):
             if x is not None: destination[prefix + k] = x
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self.lay_back()
+        self.to_file_layout()
         super()._load_from_state_dict(*args, **kwargs)
-        self.lay_out()
+        self.to_kernel_layout()
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #34e85a44
 class NativeBitConfig(QuantizationConfigMixin):
@@ -203,7 +203,7 @@ class NativeBitHfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         for m in model.modules():
-            if isinstance(m, NativeBitHfLinear): m.lay_out()
+            if isinstance(m, NativeBitHfLinear): m.to_kernel_layout()
         return model
 
     def get_state_dict_and_metadata(self, model):
