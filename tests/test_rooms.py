@@ -44,3 +44,10 @@ def test_importing_the_package_is_cheap():
     code = "import sys, time; t = time.perf_counter(); import nativebit; print(time.perf_counter() - t); assert not {'jax', 'torch', 'numpy'} & set(sys.modules)"
     r = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0 and float(r.stdout) < .3, r.stderr
+
+def test_no_link_is_broken():
+    pages = [*(ROOT/'nbs').rglob('*.ipynb'), *ROOT.glob('*.md'), *(ROOT/'data').rglob('README.md'), ROOT/'kernels'/'README.md', ROOT/'findings'/'README.md']
+    for page in (p for p in pages if '.ipynb_checkpoints' not in p.parts):
+        cells = json.loads(page.read_text())['cells'] if page.suffix == '.ipynb' else [dict(cell_type='markdown', source=page.read_text())]
+        text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+        for link in re.findall(r'\]\(([^)#\s]+)', text): assert re.match('https?:', link) or (page.parent/link).exists(), f"{page.relative_to(ROOT)}: {link}"
