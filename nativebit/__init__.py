@@ -10,7 +10,7 @@ __all__ = ['new_name']
 import sys
 from .utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     config='get_config ModelConfig QuantConfig TrainConfig CONFIGS GEOMETRIES')
 
 # %% ../nbs/17_api.ipynb #b54853fb

@@ -9,8 +9,10 @@ if find_spec('torch') is not None:
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: too long for every run; make test-slow')
-    cores, worker = sorted(os.sched_getaffinity(0)), os.environ.get('PYTEST_XDIST_WORKER', '')
-    if worker: os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})   # threads that wait for each other cost a fifth more
+    worker = os.environ.get('PYTEST_XDIST_WORKER', '')
+    if not (worker and hasattr(os, 'sched_setaffinity')): return   # macOS has none
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})   # threads that wait for each other cost a fifth more
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption('-m'): return

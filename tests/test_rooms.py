@@ -40,6 +40,13 @@ from nativebit.config import CONFIGS
     r = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
 
+def test_overviews_say_what_the_notebooks_say():
+    for room, folder in ROOMS.items():
+        text = '\n'.join(''.join(c['source']) for c in json.loads((folder/'00_overview.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
+        for p in folder.glob('*.ipynb'):
+            title, subtitle = re.match(r'# (.+)\n+> (.+)', ''.join(json.loads(p.read_text())['cells'][0]['source'])).groups()
+            assert p.stem in ('00_overview', '09_main') or f'- [{title}]({p.name}) (`nativebit.{exported(p)}`): {subtitle}\n' in text + '\n', p
+
 def test_importing_the_package_is_cheap():
     code = "import sys, time; t = time.perf_counter(); import nativebit; print(time.perf_counter() - t); assert not {'jax', 'torch', 'numpy'} & set(sys.modules)"
     r = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)

@@ -10,10 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken'.split()
 
 def test(path, cores):
-    from nbdev.test import test_nb
+    from nbdev.test import get_config, test_nb
     core = cores.get()
-    os.sched_setaffinity(0, {core})   # threads that wait for each other cost a fifth more
-    try: return path, *test_nb(path, skip_flags=['slow', 'gpu', 'tpu'], basepath=ROOT)
+    if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {core})   # threads that wait for each other cost a fifth more; macOS has none
+    try: return path, *test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
     finally: cores.put(core)
 
 def notebooks(paths):
@@ -22,7 +22,7 @@ def notebooks(paths):
     return sorted((p for p in found if '.ipynb_checkpoints' not in p.parts), key=lambda p: -p.stat().st_size)
 
 if __name__ == '__main__':
-    server, failed, begun, available = get_context('forkserver'), [], time.time(), sorted(os.sched_getaffinity(0))
+    server, failed, begun, available = get_context('forkserver'), [], time.time(), sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
     server.set_forkserver_preload(PRELOAD)
     with server.Manager() as manager, ProcessPoolExecutor(len(available), server, max_tasks_per_child=1) as pool:
         cores = manager.Queue()

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/03_data/00_overview.ipynb #86fec53c
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     corpora='documents',
     tokenizers='load_tokenizer train_tokenizer',
     loader='prepare batches eval_batches',

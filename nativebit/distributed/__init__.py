@@ -8,5 +8,5 @@ __all__ = []
 # %% ../../nbs/04_distributed/00_overview.ipynb #f253b9c6
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     sharding='make_mesh shardings shard_state use_mesh')

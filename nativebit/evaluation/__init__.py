@@ -8,6 +8,6 @@ __all__ = []
 # %% ../../nbs/06_evaluation/00_overview.ipynb #32a9aba4
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     perplexity='token_nll evaluate_ppl compare as_read',
     results_file='load_results add_row begin_rows run_header')

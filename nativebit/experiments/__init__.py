@@ -8,6 +8,6 @@ __all__ = []
 # %% ../../nbs/14_experiments/00_overview.ipynb #bf4aeca6
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     statistics='add_gaps',
     runner='rows_of')

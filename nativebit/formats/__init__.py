@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/02_formats/00_overview.ipynb #9e4accd2
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     bitpacking='pack_indices unpack_indices pack_matrix unpack_matrix',
     size='ledger ledger_text stored_tensors',
     nbpack='Pack write_pack read_pack',

@@ -8,5 +8,6 @@ __all__ = []
 # %% ../../nbs/10_inference/00_overview.ipynb #d417cccc
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
-    packed_matmul='packed_linear')
+__getattr__, __dir__ = lazy(__name__,
+    packed_matmul='packed_matrix lut_matmul',
+    generate='pack_params generate')

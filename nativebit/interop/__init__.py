@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/12_interop/00_overview.ipynb #5a3a3c32
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     hub='HubFolder',
     gguf='GGUFFile',
     families='model_config')

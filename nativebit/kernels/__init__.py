@@ -8,6 +8,6 @@ __all__ = []
 # %% ../../nbs/09_kernels/00_overview.ipynb #f2f7ab57
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     layout='PackedMatrix',
     ops='lut_linear')

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/05_models/00_overview.ipynb #c9b2ca96
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     attention='causal_attention cross_head_attention context_kl',
     transformer='NativeBitGPT init_model forward_fn model_shapes',
     checkpoint='save_checkpoint load_checkpoint load_network')

@@ -8,5 +8,5 @@ __all__ = []
 # %% ../../nbs/13_pipelines/00_overview.ipynb #aa53814a
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     quantize='check_request')

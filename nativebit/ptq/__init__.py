@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/07_ptq/00_overview.ipynb #ccbc5096
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     gptq='gptq_params gptq_matrix',
     baselines='posthoc_params',
     pack='pack_checkpoint checkpoint_network')

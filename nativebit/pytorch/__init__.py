@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/11_pytorch/00_overview.ipynb #0ae44069
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     quant='NativeBitLinear',
     model='NativeBitGPT',
     linear='PackedLinear',

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/01_quant/00_overview.ipynb #401d47f0
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     blocks='to_blocks from_blocks',
     codebook='init_codebook assign dequantize lloyd project hard_weight hard_params bits_per_weight',
     ste='fake_quantize quant_delta',

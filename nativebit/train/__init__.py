@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/08_train/00_overview.ipynb #b46642ff
 from ..utils.lazy import lazy
 
-__getattr__ = lazy(__name__,
+__getattr__, __dir__ = lazy(__name__,
     step='make_step TrainState',
     init='init_state',
     states='RunStates export_state',

@@ -12,10 +12,10 @@ from importlib import import_module
 def lazy(
     package:str,  # its `__name__`
     **names,      # module of the package: names it has, separated by spaces
-):                # a `__getattr__` for the package
+)->tuple:         # `__getattr__` and `__dir__` of the package
     "Find a package's names in its modules, each imported when one of its names is asked for."
     where = {n: m for m,ns in names.items() for n in ns.split()}
     def find(name):
         if name not in where: raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f'{package}.{where[name]}'), name)
-    return find
+    return find, lambda: sorted(where)
