@@ -68,10 +68,10 @@ def init_state(
     teacher = load_teacher(cfg, init_from, mesh)   # before the start is read: a host need not hold both
     tensors = load_checkpoint(init_from)[0] if init_from else {}
     check_start(cfg, init_from, tensors)
-    params, quant_state = restore(tensors, cfg, mesh) if init_from else random_network(cfg, mesh)
     if cfg.quant.nativebit and cfg.quant.start == 'gptq':
-        params, books = gptq_params(cfg, params, calibration_batches(cfg, tokens), cfg.quant)
+        params, books = gptq_params(cfg, fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant)), calibration_batches(cfg, tokens), cfg.quant)
         quant_state = start_codebooks(cfg, params, books)
+    else: params, quant_state = restore(tensors, cfg, mesh) if init_from else random_network(cfg, mesh)
     state = built(partial(first_state, cfg), mesh, cfg.quant, params, quant_state)
     if cfg.quant.nativebit and cfg.train.delay_quant_steps: state = make_quant_ops(cfg.quant)['off'](state)
     return jax.tree.map(jnp.copy, state), teacher   # arrays of its own: the step reuses the state's memory

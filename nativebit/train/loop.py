@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['validate', 'step_record', 'NotANumber', 'check_finite', 'noted_signals', 'fit', 'probe', 'delivered', 'finish',
-           'load_tokens', 'resumed_state', 'training_data', 'run_steps', 'compiling', 'train', 'main']
+           'load_tokens', 'resumed_state', 'training_data', 'run_steps', 'lowered_rest', 'in_background', 'compiling',
+           'train', 'main']
 
 # %% ../../nbs/08_train/05_loop.ipynb #26df455c
 import math, signal, sys, threading, time
@@ -24,13 +25,14 @@ from ..utils.cli import UserError, also_flags
 from ..utils.pytree import leaf_names
 from ..data.loader import batches, prepare
 from ..data.tokenizers import load_tokenizer
-from ..evaluation.perplexity import as_read, perplexity, token_nll
-from ..quant.linear import compute_quant_diagnostics
+from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
+from ..ptq.gptq import lowered_gptq
+from ..quant.linear import compute_quant_diagnostics, quantized_params
 from ..models.transformer import forward_fn
 from .run import alone, begin_log, check_folder, continued, finished_steps, run_folder
 from ..distributed.sharding import anywhere, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
 from .init import check_start, init_state, load_teacher
-from .step import TrainState, compile_step, eval_params, lambda_at, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
+from .step import TrainState, eval_params, lambda_at, lowered_step, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
 
 # %% ../../nbs/08_train/05_loop.ipynb #c3535024
 def validate(
@@ -185,14 +187,31 @@ def run_steps(cfg, state, data, states, **kw):
     raise SystemExit(128 + (stop or [signal.SIGTERM])[0])   # of several hosts another may have had the signal
 
 # %% ../../nbs/08_train/05_loop.ipynb #2760b42b
-@lru_cache
-def _compiling(cfg):
+def lowered_rest(
+    cfg:Config,  # the run, on one device
+):               # yields programs, traced
+    "What a run compiles beside its step: GPTQ where it starts from it, and evaluation."
+    state, q = state_shapes(cfg), cfg.quant
+    batch = cfg.train.batch_size, cfg.model.context_len
+    if q.nativebit and q.start == 'gptq': yield from lowered_gptq(cfg.model, q, batch)
+    if q.nativebit: yield quantized_params.lower(nnx.merge_state(state.params, state.quant_state), q)
+    yield lowered_nll(cfg.model, state.params, batch)
+    for n in (cfg.model.context_len, 1): yield _compiled_forward(structure(cfg)).lower(state.params, jax.ShapeDtypeStruct((8, n), jnp.int32))   # of `probe`
+
+def in_background(f)->Future:
+    "What a function returns, once a thread has come to it; nobody waits for the thread."
     done = Future()
     def work():
-        try: done.set_result(compile_step(cfg))
-        except Exception as e: done.set_exception(e)   # the first step meets it again, and says so
+        try: done.set_result(f())
+        except Exception as e: done.set_exception(e)   # whoever runs the program meets it again
     threading.Thread(target=work, daemon=True).start()
     return done
+
+@lru_cache
+def _compiling(cfg):
+    step = in_background(lowered_step(cfg).compile)
+    in_background(lambda: [in_background(program.compile) for program in lowered_rest(cfg)])
+    return step
 
 def compiling(cfg:Config)->Future|None:
     "The step of a run on one device, compiled in a thread; the same future whenever it is asked for. None on a CPU, which has no time to spare."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainState', 'lr_schedule', 'make_optimizer', 'first_state', 'state_shapes', 'distillation', 'hidden_distance',
            'lambda_at', 'freeze_rest', 'loss_fn', 'structure', 'batch_gradients', 'gradients', 'learn_codebooks',
-           'step_numbers', 'make_step', 'compile_step', 'make_quant_ops', 'eval_params', 'quantize_now']
+           'step_numbers', 'make_step', 'lowered_step', 'make_quant_ops', 'eval_params', 'quantize_now']
 
 # %% ../../nbs/08_train/01_step.ipynb #9b2a1465
 import re
@@ -202,13 +202,13 @@ def make_step(
     step, numbers = _compiled_step(structure(cfg)), step_numbers(cfg)
     return lambda state, batch, i, teacher=None: step(state, batch, teacher, *numbers(i))
 
-def compile_step(
+def lowered_step(
     cfg:Config,  # the run, on one device
-):
-    "Compile a run's step before there is a state; the run then finds it compiled."
+):               # its step, traced; `.compile()` compiles it
+    "A run's step before there is a state; once it is compiled the run finds it so."
     batch = jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32)
     teacher = model_shapes(cfg) if cfg.train.distill_weight else None
-    _compiled_step(structure(cfg)).lower(state_shapes(cfg), batch, teacher, *step_numbers(cfg)(0)).compile()
+    return _compiled_step(structure(cfg)).lower(state_shapes(cfg), batch, teacher, *step_numbers(cfg)(0))
 
 # %% ../../nbs/08_train/01_step.ipynb #82f8d332
 def _where_it_was(new, old): return new if new.sharding == old.sharding else jax.device_put(new, old.sharding)
