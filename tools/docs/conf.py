@@ -53,7 +53,7 @@ def with_tags(app, name, source):
     source[0] = json.dumps(nb)
 
 def visit_math(self, node, display='inline'):
-    self.body.append(convert(node.astext(), display=display))
+    self.body.append(convert(node.astext(), display=display).replace('<mo>&#x02016;</mo>', '<mo stretchy="false">&#x02016;</mo>'))   # Chromium stretches a norm's bars
     raise nodes.SkipNode
 
 def setup(app):
