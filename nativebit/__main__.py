@@ -89,12 +89,12 @@ def flags(
 
 # %% ../nbs/16_command.ipynb #f8b5fbec
 BASH = """_nativebit() {
-  local words
-  case "$COMP_CWORD:${COMP_WORDS[1]//_/-}" in
+  local words="" cur="${COMP_WORDS[COMP_CWORD]}"
+  case "$COMP_CWORD:${COMP_WORDS[1]//_/-}:$cur" in
     1:*) words="%s" ;;
 %s
   esac
-  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
+  COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }
 complete -o default -F _nativebit nativebit"""
 ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
@@ -105,7 +105,7 @@ def completion(
     "A completion script. Raises `UserError` for another shell."
     if shell not in ('bash', 'zsh'): raise UserError(suggest('shell', shell, ['bash', 'zsh']))
     names = {n.replace('_', '-'): ' '.join(flags(n)) for n in COMMANDS}
-    cases = '\n'.join(f'    *:{n}) words="{fs}" ;;' for n,fs in names.items())
+    cases = '\n'.join(f'    *:{n}:-*) words="{fs}" ;;' for n,fs in names.items() if fs)
     return (ZSH if shell == 'zsh' else '') + BASH % (' '.join(names), cases)
 
 # %% ../nbs/16_command.ipynb #e5fc15ea

@@ -73,9 +73,9 @@ def run_folder(
 
 def nearest(where)->str:
     "The name nearest to one that is nothing, among its neighbours and the runs; '' if none is near."
-    at = Path(where).expanduser().parent
-    runs = [p.name for p in Path('logs').glob('*/')]
-    return next(iter(difflib.get_close_matches(str(where), [*(str(p) for p in at.glob('*')), *runs], 1)), '')
+    path = Path(where).expanduser()
+    known = [*(str(p) for p in path.parent.glob('*')), *(p.name for p in Path('logs').glob('*/'))]
+    return next(iter(difflib.get_close_matches(str(path), known, 1)), '')
 
 def nothing(where)->UserError:
     "What to say where there is no such model."
@@ -372,8 +372,8 @@ def quantize(
     geometry:str='int8',   # how codebooks are stored: int8 (3.625 bits a weight), lut-b (3.125), 2bit …
     method:str='kmeans',   # rtn, kmeans, gptq or qat
     data:str=None,         # text:FILES, python:FOLDER or a dataset's name; gptq and qat read it, and `rows` compares on its test split
-    out=None,              # packed folder to write; None: a temporary one, which `save` copies
-    *, tokenizer=None,     # of a transformers model; None: the one it was loaded with
+    out=None,              # packed folder to write, where a stopped run goes on; None: a temporary one, which `save` copies
+    *, tokenizer=None,     # transformers tokenizer of a transformers model; None: the one it was loaded with
     **settings,            # context_len, calibration_tokens, test_tokens; and of qat the training run's
 )->Model:                  # its `rows` are the table of what was lost
     "Quantize a model. Raises `UserError` for whatever can't be done."
