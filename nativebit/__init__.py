@@ -11,7 +11,8 @@ import sys
 from .utils.lazy import lazy
 
 __getattr__, __dir__ = lazy(__name__,
-    config='get_config ModelConfig QuantConfig TrainConfig CONFIGS GEOMETRIES')
+    config='get_config ModelConfig QuantConfig TrainConfig CONFIGS GEOMETRIES',
+    **{'pipelines.model': 'load quantize Model'})
 
 # %% ../nbs/17_api.ipynb #b54853fb
 def new_name(

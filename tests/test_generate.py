@@ -33,9 +33,9 @@ def test_prompt_from_stdin_seed_and_benchmark(folder):
     assert re.search(r'[\d.]+ tokens/s, [\d.]+ ms a token; [\d.]+ MB of packed weights a token, [\d.]+ GB/s', a.stdout)
 
 @pytest.mark.parametrize('args, says', [
-    (['nowhere'], 'cannot read nowhere'),
-    (['ckpt/model.safetensors'], 'is no packed network'),
-    ([HERE.parent/'data'/'stdlib', '--packed'], 'is a float checkpoint; train codebooks with'),
+    (['nowhere'], 'there is no model nowhere'),
+    (['ckpt/model.safetensors'], 'no packed network; give its folder, ckpt'),
+    ([HERE.parent/'data'/'stdlib', '--packed'], 'is a float model, and --packed is for one with codebooks'),
     (['tiny.nbpack.safetensors', '--max-tokens', '0'], 'max_tokens=0 is not valid'),
     (['tiny.nbpack.safetensors', '--temperature', '-1'], 'temperature=-1.0 is not valid'),
     (['tiny.nbpack.safetensors', '--top-p', '0'], 'top_p=0.0 is not valid'),

@@ -4,27 +4,21 @@
 
 # %% auto #0
 __all__ = ['pack_params', 'float_params', 'rms_norm', 'cached_attention', 'empty_cache', 'layer_step', 'rows', 'scores', 'extend',
-           'head', 'choose', 'prefill', 'decode', 'begin', 'generate', 'open_network', 'bytes_per_token',
-           'decode_speed', 'speed_line', 'main']
+           'head', 'choose', 'prefill', 'decode', 'begin', 'generate', 'bytes_per_token', 'decode_speed', 'speed_line']
 
 # %% ../../nbs/10_inference/02_generate.ipynb #6f34ec82
 import re, time
 from functools import partial
-from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from jaxtyping import Array, Float, Integer
 from ..models.attention import repeat_kv
-from ..models.checkpoint import load_network
 from ..config import MATRIX, ModelConfig
 from ..utils.cli import need
-from ..utils.pytree import leaf_names
 from ..formats.size import layer_shapes
 from ..models.transformer import rope
-from ..formats.nbpack import Pack, pack_tensors, read_pack
-from ..ptq.pack import checkpoint_network
+from ..formats.nbpack import Pack
 from .packed_matmul import linear, packed_matrix, tiled
 from ..models.rope import rotations
-from ..data.prompts import check_options, read_prompt, text_pieces, tokenizer_for
 
 # %% ../../nbs/10_inference/02_generate.ipynb #294971d5
 def pack_params(
@@ -202,23 +196,6 @@ def generate(
         if ids[-1] == stop: return
         yield ids[-1]
 
-# %% ../../nbs/10_inference/02_generate.ipynb #8787dd25
-def open_network(
-    path,           # a packed file or a checkpoint folder
-    packed:bool,    # keep the matrices packed
-    dtype,          # of what is not packed
-)->tuple:           # (Config, parameters as of `pack_params`, the header's word on the tokenizer)
-    "A network to generate with. Raises `UserError` where there is none."
-    if not Path(path).is_dir():
-        pack = read_pack(path)
-    elif packed:
-        cfg, weights, books = checkpoint_network(path)
-        pack = Pack(Path(path), cfg, {}, pack_tensors(cfg, weights, books, 'float32'))
-    else:
-        cfg, weights = load_network(path)
-        return cfg, float_params(cfg.model, leaf_names(weights), dtype), {}
-    return pack.config, pack_params(pack, packed, dtype), pack.meta.get('tokenizer', {})
-
 # %% ../../nbs/10_inference/02_generate.ipynb #7932ea13
 def bytes_per_token(params:dict)->int:
     "Bytes of weights a decode step reads."
@@ -241,27 +218,3 @@ def speed_line(row:dict, packed:bool)->str:
     "One line for the terminal."
     return (f"{row['tokens_per_s']} tokens/s, {row['ms']} ms a token; {row['bytes_per_token']/1e6:.2f} MB of {'packed' if packed else 'unpacked'} weights "
             f"a token, {row['gb_per_s']} GB/s, on {jax.devices()[0].device_kind}")
-
-# %% ../../nbs/10_inference/02_generate.ipynb #1b38d3af
-def main(
-    file:str,                # packed file, or checkpoint folder
-    packed:bool=False,       # keep the matrices packed in memory; else they are looked up once, at the start
-    prompt:str=None,         # what to continue; by default what is piped in
-    max_tokens:int=200,      # how many tokens to add
-    temperature:float=.7,    # 0: always the likeliest token
-    top_k:int=0,             # keep so many of the likeliest tokens; 0: all
-    top_p:float=1.,          # keep the likeliest tokens that hold this share of the probability
-    seed:int=0,              # of the draws
-    dtype:str=None,          # float32 or bfloat16; by default float32 on a CPU, else bfloat16
-    benchmark:bool=False,    # print the speed afterwards
-):
-    "Continue a text with a packed network."
-    check_options(max_tokens, temperature, top_k, top_p, dtype)
-    dtype = jnp.dtype(dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
-    cfg, params, note = open_network(file, packed, dtype)
-    tok, text = tokenizer_for(cfg, note), read_prompt(prompt)
-    ids, how = [int(i) for i in tok.encode(text)] or [tok.eot], dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, dtype=dtype)
-    print(text, end='', flush=True)
-    for piece in text_pieces(tok, generate(cfg.model, params, ids, max_tokens, stop=tok.eot, **how), ids): print(piece, end='', flush=True)
-    print()
-    if benchmark: print(speed_line(decode_speed(cfg.model, params, ids, max(64, max_tokens), **how), packed))

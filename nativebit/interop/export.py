@@ -133,16 +133,18 @@ def scale_error(
 # %% ../../nbs/12_interop/05_export.ipynb #85a22dcb
 def pack_of(
     folder:Folder,
-)->tuple:  # (Config, {our name: array})
+    context_len=None,  # tokens a window; None: what the model takes, 2048 at most
+    exact=False,       # what is in float as it is; else in bfloat16, which the file holds
+)->tuple:              # (Config, {our name: array})
     "A packed folder as `write_pack` takes it. Raises `UserError` where our network can't be that model."
     tokenizer = folder.path/'tokenizer.json'
-    cfg = Config(folder.path.name, model_config(plain_config(folder)), folder.quant, TrainConfig(tokenizer=str(tokenizer) if tokenizer.exists() else ''))
+    cfg = Config(folder.path.name, model_config(plain_config(folder), context_len), folder.quant, TrainConfig(tokenizer=str(tokenizer) if tokenizer.exists() else ''))
     out, packed = {}, set(folder.linears)
     for ours,theirs in hf_names(cfg.model).items():
         P = theirs.removesuffix('.weight')
         if theirs not in folder.tensors:
             raise UserError(f"{folder.path} lacks {theirs}, which its config.json asks for; copy the folder again or make it anew")
-        if P not in packed: out[ours] = folder.tensors[theirs].astype(ml_dtypes.bfloat16); continue
+        if P not in packed: out[ours] = folder.tensors[theirs] if exact else folder.tensors[theirs].astype(ml_dtypes.bfloat16); continue
         out |= {f"{ours.removesuffix('.weight')}.{k}": x for k,x in zip(('words', 'codebook', 'scale'), folder.parts(P)) if x is not None}
     return cfg, out
 

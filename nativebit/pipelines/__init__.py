@@ -9,4 +9,5 @@ __all__ = []
 from ..utils.lazy import lazy
 
 __getattr__, __dir__ = lazy(__name__,
-    quantize='check_request')
+    quantize='check_request',
+    model='Model kind_of load')

@@ -39,7 +39,7 @@ def open_file(
     device, dtype,
 )->tuple:           # (model, Config, tokenizer)
     "A network to generate with. Raises `UserError` where there is none."
-    if Path(file).is_dir(): raise UserError(f"{file} is a folder and no packed file; make one of a checkpoint with nativebit pack {file} --out FILE, of a packed model folder with nativebit export {file} --to nbpack --out FILE")
+    if Path(file).is_dir(): raise UserError(f"{file} is a folder and no packed file; nativebit generate takes it as it is, or make a file of a checkpoint with nativebit pack {file} --out FILE, of a packed model folder with nativebit export {file} --to nbpack --out FILE")
     pack = read_pack(file)
     tok = tokenizer_for(pack.config, pack.meta.get('tokenizer', {}))
     return from_pack(pack, device, dtype, packed or None), pack.config, tok
