@@ -3,7 +3,7 @@ import ctypes, importlib.util, json, random, re, subprocess, sys, time, unicoded
 from pathlib import Path
 import numpy as np, pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from nativebit.data.gguf_tokenizer import gguf_tokenizer
+from nativebit.data.gguf_tokenizer import gguf_tokenizer, write_tokenizer
 from nativebit.data.words import KINDS
 from nativebit.formats.gguf_reader import NUMBERS, read_gguf
 from nativebit.interop.convert import convert, open_model
@@ -105,6 +105,33 @@ def test_numbers_are_those_of_the_original(tmp_path, name):
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path/'out'/'hf')
     assert (auto.bos_token_id, auto.eos_token_id, len(auto)) == (n, n + 1, len(tokens))
     for t in texts(60, 4, [p for p in PIECES + specials if '\u0301' not in p]): assert auto(t)['input_ids'] == want.encode(t).ids and auto.decode(auto(t)['input_ids'], skip_special_tokens=True) == want.decode(want.encode(t).ids), t
+
+FIRST = ['<unk>', '<s>', '</s>', *(f'<0x{b:02X}>' for b in range(256))]   # of SentencePiece, with their types:
+FIRST_TYPES = [2, 3, 3] + [6]*256
+
+def sentencepiece(tokens, equal=1, prefix=None):
+    "What `write` adds for SentencePiece's BPE; so many tokens have the same score."
+    def fill(w):
+        w.add_tokenizer_model('llama'); w.add_tokenizer_pre('default'); w.add_token_scores([0.]*259 + [-float(i//equal) for i in range(len(tokens))] + [0.]*4)
+        if prefix is not None: w.add_add_space_prefix(prefix)
+    return fill
+
+def spm_tokens(size, pieces=PIECES): return lists(trained(None, normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]), size, pieces))[0]
+
+@pytest.mark.parametrize('arch,prefix', [('llama', None), ('llama', False), ('qwen3', True)])
+def test_transformers_reads_a_sentencepiece_tokenizer(tmp_path, arch, prefix):
+    transformers = pytest.importorskip('transformers')
+    tokens = spm_tokens(700)
+    path = write(tmp_path/'x.gguf', FIRST + tokens + SPECIAL, FIRST_TYPES + [1]*len(tokens) + [3, 3, 3, 4], sentencepiece(tokens, prefix=prefix), arch)
+    tok, folder = gguf_tokenizer(read_gguf(path).meta), tmp_path/'out'; folder.mkdir()
+    write_tokenizer(read_gguf(path).meta, folder)
+    (folder/'config.json').write_text(json.dumps(GGUFFile(path).config))
+    auto = transformers.AutoTokenizer.from_pretrained(folder)
+    assert (auto.bos_token, auto.eos_token, auto.unk_token, len(auto)) == ('<s>', '</s>', '<unk>', len(FIRST + tokens + SPECIAL))
+    for t in texts(100, 2):
+        ids = auto(t)['input_ids']
+        assert ids == tok.encode(t).ids and ids[0] == 1
+        if not any(x in t for x in SPECIAL): assert auto.decode(ids, skip_special_tokens=True) == t
 
 def test_a_chat_template_and_special_names_are_kept(tmp_path):
     transformers = pytest.importorskip('transformers')
@@ -267,11 +294,6 @@ def test_byte_level_is_as_llama_cpp_does_it(tmp_path, llama_cpp, across, pre):
 @pytest.mark.parametrize('equal', [1, 4])
 def test_sentencepiece_is_as_llama_cpp_does_it(tmp_path, llama_cpp, prefix, equal):
     "`equal`: so many tokens have the same score."
-    pieces = [p for p in PIECES if not re.search('[日한ไ]', p)]   # some letters are no tokens, and become bytes
-    tokens, _ = lists(trained(None, normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]), 2000, pieces))
-    def fill(w):
-        w.add_tokenizer_model('llama'); w.add_tokenizer_pre('default'); w.add_token_scores([0.]*259 + [-float(i//equal) for i in range(len(tokens))] + [0.]*4)
-        if prefix is not None: w.add_add_space_prefix(prefix)
-    first = ['<unk>', '<s>', '</s>', *(f'<0x{b:02X}>' for b in range(256))]
-    path = write(tmp_path/'x.gguf', first + tokens + SPECIAL, [2, 3, 3] + [6]*256 + [1]*len(tokens) + [3, 3, 3, 4], fill)
+    tokens = spm_tokens(2000, [p for p in PIECES if not re.search('[日한ไ]', p)])   # some letters are no tokens, and become bytes
+    path = write(tmp_path/'x.gguf', FIRST + tokens + SPECIAL, FIRST_TYPES + [1]*len(tokens) + [3, 3, 3, 4], sentencepiece(tokens, equal, prefix))
     assert differences(llama_cpp, path, texts(2000, 1)) == []
