@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SKIP', 'EOT', 'BLOCK', 'LONGEST', 'HUB', 'python_files', 'split_of', 'python_documents', 'cut', 'separator', 'opened',
-           'from_text', 'from_jsonl', 'from_parquet', 'file_documents', 'nth_split', 'text_files', 'text_documents',
-           'hub_texts', 'articles', 'hub_documents', 'documents', 'source']
+           'from_text', 'text_of', 'from_jsonl', 'from_json', 'from_parquet', 'file_documents', 'nth_split',
+           'text_files', 'text_documents', 'hub_texts', 'articles', 'hub_documents', 'documents', 'source']
 
 # %% ../../nbs/03_data/01_corpora.ipynb #a44ee68d
 import glob, hashlib, json, lzma, re, sysconfig, tokenize
@@ -77,19 +77,33 @@ def separator(
     return eot + (r'|\n\s*\n' if head.count('\n\n') >= 20 else r'|\n')
 
 # %% ../../nbs/03_data/01_corpora.ipynb #2d20a296
-def opened(path): return (lzma.open if path.suffix == '.xz' else open)(path, 'rt', encoding='utf-8')
+def opened(path): return (lzma.open if path.suffix.lower() == '.xz' else open)(path, 'rt', encoding='utf-8-sig')   # without a byte order mark
 
 def from_text(path, whole=False):
     with opened(path) as f: sep = separator(f.read(BLOCK), whole)
     with opened(path) as f: yield from cut(f, sep)
 
+def text_of(x, where):
+    "The text of a JSON object."
+    try: return x['text'].encode(errors='replace').decode()   # JSON may hold halves of characters
+    except (KeyError, TypeError, AttributeError) as e: raise UserError(f'{where} is not an object such as {{"text": "a document"}}; repair or remove it') from e
+
 def from_jsonl(path):
     with opened(path) as f:
         for n,line in enumerate(f, 1):
             if not line.strip(): continue
-            try: yield json.loads(line)['text'].encode(errors='replace').decode()   # JSON may hold halves of characters
-            except (ValueError, KeyError, TypeError, AttributeError) as e: raise UserError(
-                f'line {n} of {path} is not an object such as {{"text": "a document"}}; repair or remove it') from e
+            try: x = json.loads(line)
+            except (ValueError, RecursionError): x = None
+            yield text_of(x, f"line {n} of {path}")
+
+def from_json(path):
+    "A list of objects, or an object a line under this name."
+    with opened(path) as f:
+        if not f.read(BLOCK).lstrip().startswith('['): return from_jsonl(path)
+        f.seek(0)
+        try: objects = json.load(f)
+        except RecursionError as e: raise UserError(f"{path} is nested too deeply to be a list of objects with a text; repair it") from e
+    return (text_of(x, f"object {n} of {path}") for n,x in enumerate(objects, 1))
 
 def from_parquet(path):
     from pyarrow import parquet as pq, types
@@ -97,18 +111,18 @@ def from_parquet(path):
     names = file.schema_arrow.names
     if 'text' not in names: raise UserError(f"{path} has no column 'text', only {', '.join(names)}; rename the one with the documents")
     kind = file.schema_arrow.field('text').type
-    if not any(is_text(kind) for is_text in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_dictionary)):
+    if not any(is_text(kind) for is_text in (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary, types.is_binary_view, types.is_dictionary)):
         raise UserError(f"column 'text' of {path} holds {kind} and no text; rename the one with the documents")
     for batch in file.iter_batches(256, columns=['text']): yield from filter(None, batch['text'].cast('string').to_pylist())
 
 # %% ../../nbs/03_data/01_corpora.ipynb #b00f70a7
 def file_documents(
-    path,              # .txt, .jsonl (both also as .xz), .parquet; any other name is text
+    path,              # .txt, .jsonl or .ndjson, .json (all also as .xz), .parquet; any other name is text
     whole:bool=False,  # a text without `<|endoftext|>` is one document
 ):                     # yields texts
     "The documents of a local file. Raises `UserError` where it can't be read."
     path = Path(path)
-    reader = {'.jsonl': from_jsonl, '.parquet': from_parquet}.get(Path(path.name.removesuffix('.xz')).suffix)
+    reader = {'.jsonl': from_jsonl, '.ndjson': from_jsonl, '.json': from_json, '.parquet': from_parquet}.get(Path(path.name.lower().removesuffix('.xz')).suffix)
     try: yield from (d for d in (reader(path) if reader else from_text(path, whole)) if d.strip())
     except OSError as e: raise UserError(f"cannot read the text {path}: {e.strerror or e}; give text:PATH a file that can be read") from e
     except UnicodeDecodeError as e: raise UserError(f"{path} is not UTF-8 text ({e.reason}); convert it first") from e

@@ -57,7 +57,7 @@ def tokenized(
 ):              # yields (split, tokens of the tokenizer's type, counts), in the same order
     "Documents as tokens, each closed by the tokenizer's `eot`, with what they count for."
     def encode(batch):
-        ids = [np.append(i, tokenizer.eot).astype(tokenizer.dtype) for i in tokenizer.encode_batch([t for _,t in batch])]
+        ids = [np.concatenate([tokenizer.begin, i, [tokenizer.eot]]).astype(tokenizer.dtype) for i in tokenizer.encode_batch([t for _,t in batch])]
         return [(s, i, dict(documents=1, tokens=len(i), bytes=len(t.encode()), words=len(t.split()))) for (s,t),i in zip(batch, ids)]
     for rows in thread_map(encode, in_batches(docs)): yield from rows
 
@@ -160,7 +160,7 @@ def prepare(
 )->tuple:                       # ({'train': tokens, as of `open_split`, …}, meta)
     "Tokenize a dataset unless that was done before. Raises `UserError` where it can't be read or the cache can't be written."
     meta = dict(dataset=dataset, source=source(dataset), tokenizer=digest(tokenizer.to_str()))
-    folder = cache_dir()/f"{dataset.partition(':')[0]}-{digest(json.dumps([meta['source'], meta['tokenizer']]))}"
+    folder = cache_dir()/f"{dataset.partition(':')[0]}-{digest(json.dumps([meta['source'], meta['tokenizer'], *map(int, tokenizer.begin), int(tokenizer.eot)]))}"
     if not (folder/'meta.json').exists():
         try:
             with FileLock(f'{folder}.lock'):   # of several processes one does it, the others wait

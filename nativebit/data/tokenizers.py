@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENDS', 'PACKAGE', 'DATA', 'TOKENIZERS', 'ByteTokenizer', 'BPETokenizer', 'train_tokenizer', 'GPT2Tokenizer',
-           'gpt2_ranks', 'read_tokenizer', 'shipped', 'load_tokenizer', 'digest', 'tokenizer_note']
+           'gpt2_ranks', 'said_end', 'read_tokenizer', 'shipped', 'load_tokenizer', 'digest', 'tokenizer_note']
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #d198916d
-import hashlib, os
+import hashlib, json, os, re
 from pathlib import Path
 import numpy as np, tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
@@ -21,9 +21,11 @@ from .corpora import EOT
 class ByteTokenizer:
     "One token a byte; byte 0 separates documents."
     eot, dtype = 0, np.dtype('uint16')   # of tokens on the disk
+    begin = np.zeros(0, np.int64)        # what each text begins with: a BOS token, where the model wants one
     def encode_batch(self, texts): return [np.frombuffer(t.encode(), np.uint8) for t in texts]
-    def encode(self, text): return self.encode_batch([text])[0]
+    def encode(self, text): return np.concatenate([self.begin, self.encode_batch([text])[0]])
     def decode(self, ids): return bytes(int(i) for i in ids).decode(errors='replace')
+    def is_byte(self, i): return False   # one of the bytes that some tokenizers spell what they have no token for in
     def to_str(self): return 'bytes'
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #28d8abb6
@@ -31,12 +33,23 @@ ENDS = (EOT, '</s>', '<|end_of_text|>', '<｜end▁of▁sentence｜>')   # how t
 
 class BPETokenizer(ByteTokenizer):
     "A `tokenizers.Tokenizer` with the same methods."
-    def __init__(self, tok):
-        self.tok, self.eot = tok, next((i for t in ENDS if (i := tok.token_to_id(t)) is not None), None)
+    def __init__(self, tok,
+        eot=None,   # the token that ends a text; None: the first of `ENDS` that there is
+        rows=None,  # of the model's embedding; None: as many as tokens
+    ):
+        tok.no_truncation(); tok.no_padding()   # of whoever trained it, and not for whole texts
+        self.tok, self.eot = tok, eot if eot is not None else next((i for t in ENDS if (i := tok.token_to_id(t)) is not None), None)
         self.size = max(tok.get_vocab().values(), default=-1) + 1   # numbers may have gaps
-        self.dtype = np.dtype('uint16' if self.size <= 2**16 else 'uint32')
-    def encode_batch(self, texts): return [np.array(e.ids, np.int64) for e in self.tok.encode_batch_fast(texts, add_special_tokens=False)]
+        self.rows, self.dtype = rows or self.size, np.dtype('uint16' if self.size <= 2**16 else 'uint32')
+        self.begin = np.array(tok.encode('').ids, np.int64)
+        if len(self.begin) and self.begin[-1] == self.eot: self.begin = self.begin[:-1]   # what closes a text is no beginning
+    def encode_batch(self, texts):
+        ids = [np.array(e.ids, np.int64) for e in self.tok.encode_batch_fast(texts, add_special_tokens=False)]
+        if self.size > self.rows and (high := max((int(i.max()) for i in ids if len(i)), default=0)) >= self.rows:
+            raise UserError(f"the text holds {self.tok.id_to_token(high)!r}, token number {high}, and the model has {self.rows}; leave it out, or give the tokenizer that the model was trained with")
+        return ids
     def decode(self, ids): return self.tok.decode([int(i) for i in ids])
+    def is_byte(self, i): return re.fullmatch('<0x[0-9A-F]{2}>', self.tok.id_to_token(int(i)) or '') is not None
     def to_str(self): return self.tok.to_str()
 
 def train_tokenizer(
@@ -75,16 +88,31 @@ def gpt2_ranks(
     except (AssertionError, KeyError, ValueError) as e: raise UserError(f"the files in {folder} are not a tokenizer of GPT-2's kind; {hint}") from e
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #616be95c
+def said_end(
+    path,  # of a tokenizer.json
+    tok,   # as of `tokenizers.Tokenizer`
+)->int|None:
+    "The token that ends a text, as the files of the model beside its tokenizer say; None where they don't."
+    for folder in (Path(path).parent, Path(path).parent/'hf'):
+        for name,key in (('config.json', 'eos_token_id'), ('generation_config.json', 'eos_token_id'), ('tokenizer_config.json', 'eos_token')):
+            try: x = json.loads((folder/name).read_text()).get(key)
+            except (OSError, ValueError, AttributeError): continue
+            x = x[0] if isinstance(x, list) and x else x.get('content') if isinstance(x, dict) else x
+            i = tok.token_to_id(x) if isinstance(x, str) else x
+            if isinstance(i, int) and tok.id_to_token(i) is not None: return i
+    return None
+
 def read_tokenizer(
     path,            # a tokenizer.json
     vocab_size:int,  # of the model
 )->BPETokenizer:
     "A tokenizer from its file. Raises `UserError` where it can't be read or names tokens that the model does not have."
     if not Path(path).is_file(): raise UserError(f"tokenizer file {path} not found; check the path, or copy the model's tokenizer.json there")
-    try: tok = BPETokenizer(Tokenizer.from_file(str(path)))
+    try: tok = Tokenizer.from_file(str(path))
     except Exception as e: raise UserError(f"{path} is no tokenizer ({e}); give a tokenizer.json as the tokenizers library writes it") from e   # it raises nothing narrower
-    if tok.eot is None: raise UserError(f"{path} has no token that ends a text (any of {', '.join(ENDS)}); use another tokenizer")
-    if tok.size > vocab_size: raise UserError(f"{path} has {tok.size} tokens and the model {vocab_size}; give the tokenizer that the model was trained with")
+    tok = BPETokenizer(tok, said_end(path, tok), vocab_size)
+    if tok.eot is None: raise UserError(f"{path} has no token that ends a text (any of {', '.join(ENDS)}, or what config.json beside it says); use another tokenizer")
+    if tok.eot >= vocab_size: raise UserError(f"{path} has {tok.size} tokens and the model {vocab_size}; give the tokenizer that the model was trained with")
     return tok
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #c77e1a30

@@ -9,7 +9,7 @@ __all__ = ['METHOD', 'VERSION', 'HINT', 'GUARD', 'GEOMETRY', 'SUFFIXES', 'SHARD'
            'linear_weight', 'check_linears', 'check_folder', 'shapes_of', 'read_files', 'open_folder']
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #6419f382
-import json, shutil
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from ..config import QuantConfig
 from ..utils.safetensors import read_json, weight_files, array_bytes, save_arrays
 from ..utils.cli import UserError
-from ..utils.files import whole_folder
+from ..utils.files import copy_files, whole_folder
 from .size import DTYPES, matrix_stored
 from .nbpack import crc
 from .bitpacking import index_width, pack_matrix, unpack_indices, unpack_matrix
@@ -166,7 +166,7 @@ def save_folder(
 )->Path:
     "Write a packed folder, whole or not at all. Raises `UserError` where `out` holds something else or can't be written."
     with whole_folder(out, replace=is_packed) as tmp:
-        for f in files: shutil.copyfile(f, tmp/Path(f).name)
+        copy_files(files, tmp)
         (tmp/'config.json').write_text(json.dumps(packed_config(config, quant, not_converted=not_converted), indent=2) + '\n')
         save_tensors(tmp, chain(tensors, [(GUARD, np.zeros(0, np.uint8))]), max_shard)
     return Path(out)

@@ -71,11 +71,11 @@ def rope_of(
     parts = [c.get('rope_parameters') or {}, c.get('rope_scaling') or {}]
     if not all(isinstance(p, dict) for p in parts) or any(isinstance(x, dict) for p in parts for x in p.values()):
         raise UserError("rotary positions that differ from layer to layer are not supported")
-    top = {k: c[k] for k in ('original_max_position_embeddings', 'partial_rotary_factor') if k in c}
+    top = {k: c[k] for k in ('original_max_position_embeddings', 'partial_rotary_factor') if c.get(k) is not None}   # null is as good as absent
     rope = dict(rope_theta=c['rope_theta'], original_max_position_embeddings=c['max_position_embeddings']) | parts[0] | parts[1] | top
     kind = str(rope.get('rope_type') or rope.get('type') or 'default')
     if kind not in ROPES: raise UserError(f"rotary positions of type {kind!r} are not supported; supported are {', '.join(ROPES)}")
-    if rope.get('partial_rotary_factor', 1) != 1: raise UserError("rotary positions in a part of each head (partial_rotary_factor) are not supported")
+    if (rope.get('partial_rotary_factor') or 1) != 1: raise UserError("rotary positions in a part of each head (partial_rotary_factor) are not supported")
     return number(rope, 'rope_theta'), (kind, *[number(rope, k) for k in ROPES[kind]]) if ROPES[kind] else ()
 
 # %% ../../nbs/12_interop/01_families.ipynb #9634f6e9

@@ -50,7 +50,7 @@ def read_held(h:Held)->np.ndarray:
 class HubFolder:
     "A model as the Hugging Face hub keeps it."
     TAKEN = ('tokenizer*.json', 'tokenizer.model', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt',
-             'chat_template*', 'generation_config.json', 'LICENSE*', 'NOTICE*')
+             'chat_template*', 'additional_chat_templates/*.jinja', 'generation_config.json', 'LICENSE*', 'NOTICE*')
     def __init__(self, folder):
         self.folder, self.name = Path(folder), Path(folder).resolve().name
         if not (self.folder/'config.json').exists() and (self.folder/'meta.json').exists():
@@ -58,7 +58,10 @@ class HubFolder:
         self.config = read_json(self.folder/'config.json')
         self.config.pop('auto_map', None)   # points at code; the network is ours, or transformers' own
 
-    def names(self, model:ModelConfig)->dict: return hf_names(model)
+    def names(self, model:ModelConfig)->dict:
+        "{our name: theirs}; the one matrix of a tied head may be stored under either name."
+        names, head = hf_names(model), 'lm_head.weight'
+        return names | {'embed': head} if model.tied and names['embed'] not in self.held and head in self.held else names
 
     @cached_property
     def held(self):
