@@ -16,6 +16,14 @@ help:                ## this list
 	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[torch,hf]'
 	touch $@
 
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+.venv/notebooks: .venv/ready
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[notebooks]'
+	touch $@
+
 env: .venv/ready     ## make the environment in .venv
 
 demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (3 to 6 minutes on 2 cores)
@@ -53,10 +61,16 @@ check-readme: .venv/ready      ## README.md is what nbs/index.ipynb says
 readme: .venv/ready  ## rebuild README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py > README.md.tmp && mv README.md.tmp README.md
 
+docs: .venv/docs     ## the book: all notebooks as web pages in _docs/html, none of them run again
+	$(BIN)/python -m sphinx -q -c tools/docs nbs _docs/html && echo "open _docs/html/index.html"
+
+lab: .venv/notebooks ## the chapters in JupyterLab
+	$(BIN)/jupyter lab nbs/index.ipynb
+
 hooks: .venv/ready   ## nbdev's git hooks: clean notebooks before they are committed, merge them as notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_install_hooks
 
 clean:               ## remove the environment and what runs have written
 	rm -rf .venv logs _proc _docs
 
-.PHONY: help env demo test test-notebooks test-python test-slow gpu-check check-generated check-readme readme hooks clean
+.PHONY: help env demo test test-notebooks test-python test-slow gpu-check check-generated check-readme readme docs lab hooks clean

@@ -16,7 +16,8 @@ from nativebit.ptq.gptq import refit_codebook
 from nativebit.quant.linear import learn_layer, start_layer
 from nativebit.models.transformer import forward_fn, init_model
 from nativebit.train.init import init_state
-from nativebit.train.step import distillation, first_state, lambda_at, loss_fn, make_step, structure
+from nativebit.train.distillation import distillation
+from nativebit.train.step import first_state, lambda_at, loss_fn, make_step, structure
 from nativebit.train.loop import fit, load_tokens, train, training_data
 
 SMALL = dict(n_layers=1, d_model=16, n_heads=2, d_ff=16, context_len=8, block_shape=(1, 16), batch_size=4)   # one shape of matrix: two dozen steps are compiled

@@ -180,3 +180,23 @@ def test_neither_jax_nor_torch():
     code = "import sys; sys.modules['jax'] = sys.modules['torch'] = None\nfrom nativebit.formats.nbpack import read_pack; from nativebit.ptq.pack import main; main('tpu-2b', estimate=True)"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.returncode == 0 and 'whole file' in r.stdout, r.stderr
+
+ALONE = """
+import sys
+from configparser import ConfigParser
+from nativebit.formats.hf_folder import open_folder
+from nativebit.formats.nbpack import read_pack
+print(sum(w.size for w in read_pack(sys.argv[1]).weights().values()))
+ini = ConfigParser(delimiters=['=']); ini.read(sys.argv[2])
+wanted = {r.split('>')[0].split('=')[0].strip() for r in ini['DEFAULT']['requirements'].split()} | {'nativebit', 'wadler_lindig'}   # the last is jaxtyping's
+files = {n.split('.')[0]: getattr(m, '__file__', None) for n,m in sys.modules.items() if '.' not in n}
+print(sorted(n for n,f in files.items() if f and 'site-packages' in f and n not in wanted and not n.startswith('_')))
+"""
+
+def test_reading_needs_no_jax_and_no_pytorch(tmp_path):
+    cfg, weights, books = random_network()
+    path = write_pack(tmp_path/'m.nbpack.safetensors', pack_tensors(cfg, weights, books), cfg)
+    r = subprocess.run([sys.executable, '-c', ALONE, str(path), str(STDLIB.parent.parent/'settings.ini')], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    size, others = r.stdout.splitlines()
+    assert int(size) == sum(w.size for w in weights.values()) and others == '[]'

@@ -58,3 +58,7 @@ def test_no_link_is_broken():
         cells = json.loads(page.read_text())['cells'] if page.suffix == '.ipynb' else [dict(cell_type='markdown', source=page.read_text())]
         text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
         for link in re.findall(r'\]\(([^)#\s]+)', text): assert re.match('https?:', link) or (page.parent/link).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+def test_every_notebook_links_to_its_neighbours():
+    r = subprocess.run([sys.executable, ROOT/'tools'/'links.py', '--check'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr

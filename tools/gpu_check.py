@@ -58,7 +58,7 @@ def main(rehearse=False):
         record = dict(git_hash=os.environ.get('NATIVEBIT_GIT_HASH') or git_hash(), device=device or 'cpu', date=str(datetime.date.today()), commands=[r for r,_ in ran], bit_equal=bit_equal(Path(tmp)))
     with atomic_path(out) as tmp: tmp.write_text(json.dumps(record, indent=1) + '\n')
     for row,output in ran:
-        if row['exit']: print(f"\n== exit {row['exit']}: {row['command']}", *output.splitlines()[-25:], sep='\n')
+        if row['exit']: print(f"\n== exit {row['exit']}: {row['command']}", *output.splitlines()[-60:], sep='\n')
     print(f"\n{sum(r['exit'] == 0 for r,_ in ran)} of {len(ran)} commands ended well in {time.time()-start:.0f} s; bit for bit: {record['bit_equal']}; in {out}")
     sys.exit(int(not passed(record)))
 

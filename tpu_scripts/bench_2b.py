@@ -133,7 +133,7 @@ def main(
             write({k: v for k,v in r.items() if k != 'states'})
 
 if __name__ == '__main__':
-    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # as the package's own commands do (08_train/06_benchmark)
+    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # as the package's own commands do (08_train/07_benchmark)
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.94')
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir())/'bench-jax'))          # rows that differ in requantize_every alone compile once
     with one_sentence(): main(**parse_args(main))

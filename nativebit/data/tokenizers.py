@@ -35,7 +35,7 @@ class BPETokenizer(ByteTokenizer):
         self.tok, self.eot = tok, next((i for t in ENDS if (i := tok.token_to_id(t)) is not None), None)
         self.size = max(tok.get_vocab().values(), default=-1) + 1   # numbers may have gaps
         self.dtype = np.dtype('uint16' if self.size <= 2**16 else 'uint32')
-    def encode_batch(self, texts): return [np.array(e.ids, np.int64) for e in self.tok.encode_batch(texts, add_special_tokens=False)]
+    def encode_batch(self, texts): return [np.array(e.ids, np.int64) for e in self.tok.encode_batch_fast(texts, add_special_tokens=False)]
     def decode(self, ids): return self.tok.decode([int(i) for i in ids])
     def to_str(self): return self.tok.to_str()
 

@@ -127,14 +127,15 @@ def layer_matrices(
 # %% ../../nbs/13_pipelines/01_layerwise.ipynb #67dc907b
 def ahead(
     items,  # any iterable
-):          # yields the same items
-    "The items of an iterable, each made in a thread while the caller uses the one before it."
-    items, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, end)
-        while (x := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield x
+):          # iterator of the same items
+    "The items of an iterable, the first made from now on, each other while the caller uses the one before it, in a thread."
+    items, end, pool = iter(items), object(), ThreadPoolExecutor(1)
+    def rest(coming):
+        with pool:
+            while (x := coming.result()) is not end:
+                coming = pool.submit(next, items, end)
+                yield x
+    return rest(pool.submit(next, items, end))
 
 # %% ../../nbs/13_pipelines/01_layerwise.ipynb #1b739881
 @partial(jax.jit, static_argnames=('quant', 'method'))
@@ -143,11 +144,12 @@ def _quantized(arrays, quant, method):
     return _packed_matrices(*layer_entries(to_float32(arrays), None, quant, method), quant)
 
 def _uncalibrated(model, read, quant, method, load, store):
-    "Packed layers by a method that looks at weights alone."
-    stored_or_read = ((i, load(i)) for i in range(model.n_layers))
-    layers = ((i, packed, {} if packed else layer_arrays(model, read, i)) for i,packed in stored_or_read)
-    for i,packed,arrays in ahead(layers):
-        if packed is None: store(i, packed := fetched(_quantized(arrays, quant, method), f'layers.{i}.'))
+    "Packed layers by a method that looks at weights alone; the device begins with one while the one before it is fetched, and the one before that stored."
+    stored = ((i, load(i)) for i in range(model.n_layers))
+    begun = ((i, packed, None if packed else _quantized(layer_arrays(model, read, i), quant, method)) for i,packed in stored)
+    done = ((i, arrays is not None, packed if arrays is None else fetched(arrays, f'layers.{i}.')) for i,packed,arrays in ahead(begun))
+    for i,new,packed in ahead(done):
+        if new: store(i, packed)
         yield packed
 
 def _calibrated(model, read, quant, method, batches, load, store):
@@ -171,10 +173,10 @@ def packed_layers(
     batches=(),          # of calibration tokens, each (B, T), for 'gptq'
     load=lambda i: None, # layer i if it was stored before
     store=lambda i, packed: None,
-):                       # yields packed layers, as of `packed_layer`
-    "Quantize a network layer by layer, with one of them (and the one that is read next) in memory."
+):                       # iterator of packed layers, as of `packed_layer`
+    "Quantize a network layer by layer, with one of them (and the next) in memory; it begins at once."
     layers = _calibrated(model, read, quant, method, batches, load, store) if method == 'gptq' else ahead(_uncalibrated(model, read, quant, method, load, store))
-    yield from tqdm(layers, method, model.n_layers, unit='layer', leave=False)
+    return tqdm(layers, method, model.n_layers, unit='layer', leave=False)
 
 # %% ../../nbs/13_pipelines/01_layerwise.ipynb #965c06e1
 def hidden_states(

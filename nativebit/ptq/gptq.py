@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROUNDS', 'weighted_codebook', 'damped', 'feedback_factor', 'gptq_weight', 'refit_codebook', 'gptq_matrix',
-           'second_moments', 'quantize_layer', 'gptq_params']
+           'second_moments', 'quantize_layer', 'gptq_params', 'lowered_gptq']
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #5cb14c77
 from functools import lru_cache, partial
@@ -19,7 +19,7 @@ from ..quant.blocks import from_blocks, to_blocks, block_of
 from ..config import Config, ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
 from ..quant.linear import LLOYD_STEPS
-from ..models.transformer import Layer
+from ..models.transformer import Layer, model_shapes
 from tqdm import tqdm
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #c82f685a
@@ -179,3 +179,18 @@ def gptq_params(
         flat.update({f'layers.{i}.{n}': x for n,x in latent.items()})
         codebooks.update({f"layers.{i}.{n.replace('weight', 'codebook')}": cb for n,cb in books.items()})
     return with_leaves(params, flat), codebooks
+
+# %% ../../nbs/07_ptq/01_gptq.ipynb #e7a2ae71
+def lowered_gptq(
+    model:ModelConfig,  # the network's shape
+    quant:QuantConfig,  # geometry
+    batch:tuple,        # of calibration tokens: windows, tokens
+):                      # yields programs, traced; `.compile()` compiles them
+    "What `gptq_params` runs, before there are weights."
+    f32, layer = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
+    yield second_moments(model).lower(layer, f32((*batch, model.d_model)))
+    for shape in {x.shape: 0 for n,x in leaf_names(layer).items() if x.ndim == 2}:
+        w, h = f32(shape), f32(shape[1:]*2)
+        cb = jax.eval_shape(lambda w, h: weighted_codebook(w, h, quant), w, h)
+        for run,args in ((weighted_codebook, (w, h)), (gptq_weight, (w, h, cb)), (refit_codebook, (w, h, w, cb))): yield exactly(run.lower)(*args, quant)
+        yield hard_weight.lower(w, cb, quant)

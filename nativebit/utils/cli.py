@@ -104,5 +104,5 @@ def run(
     argv=None,   # list of words; None: `sys.argv`
 ):
     "Run a function from the command line."
-    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # cuBLAS: a fifth faster (08_train/06_benchmark), and compiles sooner
+    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # cuBLAS: a fifth faster (08_train/07_benchmark), and compiles sooner
     with one_sentence(): func(**parse_args(func, argv))

@@ -1,0 +1,30 @@
+"Programs that are compiled while text is read are the ones that run."
+import json, logging, re
+import jax, numpy as np, pytest
+from nativebit.config import get_config
+from nativebit.train import loop
+
+AHEAD = {'step', 'run', 'weighted_codebook', 'gptq_weight', 'refit_codebook', 'hard_weight', 'quantized_params', 'forward', '<lambda>'}
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache'))
+    words = np.random.default_rng(0).choice(list('abcdefgh '), 60_000)
+    (tmp_path/'text.txt').write_text('\n\n'.join(''.join(part) for part in words.reshape(60, 1000)))
+    return f'text:{tmp_path}/text.txt'
+
+def settings(text, **kw): return get_config('tiny', n_layers=2, d_ff=112, dataset=text, batch_size=8, val_batches=1, warmup_steps=1, val_every=100, test_tokens=512, **kw)
+
+def test_what_was_compiled_ahead_is_not_compiled_again(text, tmp_path, caplog):
+    loop.train(settings(text, nativebit=False, max_steps=1), tmp_path/'float')
+    cfg = settings(text, recipe='qat', geometry='lut-b', start='gptq', max_steps=2, calibration_tokens=512)
+    loop.lowered_step(cfg).compile()
+    for program in loop.lowered_rest(cfg): program.compile()
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, 'jax'): loop.train(cfg, tmp_path/'qat', tmp_path/'float')
+    again = re.findall(r'^Compiling jit\((.*?)\)', '\n'.join(r.getMessage() for r in caplog.records), re.M)
+    assert again and not AHEAD & {*again}, sorted(AHEAD & {*again})
+    assert json.loads((tmp_path/'qat'/'log.jsonl').read_text().splitlines()[-1])['type'] == 'eval'
+
+def test_a_program_that_fails_to_compile_is_met_by_whoever_runs_it():
+    assert isinstance(loop.in_background(lambda: 1/0).exception(), ZeroDivisionError)
