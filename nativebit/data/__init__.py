@@ -12,4 +12,5 @@ __getattr__, __dir__ = lazy(__name__,
     corpora='documents',
     tokenizers='load_tokenizer train_tokenizer',
     loader='prepare batches eval_batches',
-    prompts='text_pieces tokenizer_for')
+    prompts='text_pieces tokenizer_for',
+    gguf_tokenizer='write_tokenizer')

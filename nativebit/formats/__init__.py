@@ -12,4 +12,5 @@ __getattr__, __dir__ = lazy(__name__,
     bitpacking='pack_indices unpack_indices pack_matrix unpack_matrix',
     size='ledger ledger_text stored_tensors',
     nbpack='Pack write_pack read_pack',
-    hf_folder='open_folder save_folder')
+    hf_folder='open_folder save_folder',
+    gguf_reader='read_gguf')

@@ -20,6 +20,7 @@ from ..utils.safetensors import save_arrays, PICKLES, refuse_pickles
 from .families import family_of, model_config
 from .gguf import GGUFFile
 from .hub import HubFolder, misfits
+from ..formats.gguf_reader import is_gguf
 from ..formats.size import DTYPES, param_shapes
 
 # %% ../../nbs/12_interop/04_convert.ipynb #1f340c62
@@ -60,7 +61,7 @@ def find_model(
     "Whatever a user may call a model. Raises `UserError` where there is none."
     path = Path(where).expanduser()
     if path.is_dir(): return HubFolder(path)
-    if path.is_file() and path.suffix == '.gguf': return GGUFFile(path)
+    if path.is_file() and (path.suffix == '.gguf' or is_gguf(path)): return GGUFFile(path)   # whatever it is called
     if path.is_file(): refuse_pickles([path]); raise UserError(f"{where} is no .gguf file; give the folder that holds it and its config.json")
     if not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(where)) or path.suffix in ('.gguf', '.safetensors', *PICKLES):
         raise UserError(f"there is no {where}; give a model's folder, a .gguf file, or a name such as HuggingFaceTB/SmolLM2-135M")
