@@ -25,6 +25,7 @@ from ..utils.files import whole_folder
 from ..utils.pytree import leaf_names
 from ..utils.safetensors import refuse_pickles
 from ..formats.nbpack import Pack, pack_tensors, read_header, read_pack, write_pack
+from ..formats.gguf_reader import is_gguf
 from ..formats.hf_folder import is_packed, open_folder
 from ..data.prompts import check_options, read_prompt, text_pieces, tokenizer_for
 from ..data.tokenizers import load_tokenizer, tokenizer_note
@@ -47,7 +48,7 @@ def is_pack(path:Path)->bool:
 
 def file_kind(path:Path)->str:
     "What a file is. Raises `UserError` where it is a part of a model only, or a pickle."
-    if path.suffix == '.gguf': return 'gguf'
+    if path.suffix == '.gguf' or is_gguf(path): return 'gguf'
     refuse_pickles([path])
     if any((path.parent/n).exists() for n in ('config.json', 'meta.json')) and not is_pack(path):
         raise UserError(f"{path} is one file of a model and no packed network; give its folder, {path.parent}")
