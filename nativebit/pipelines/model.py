@@ -48,8 +48,8 @@ def is_pack(path:Path)->bool:
 
 def file_kind(path:Path)->str:
     "What a file is. Raises `UserError` where it is a part of a model only, or a pickle."
-    if path.suffix == '.gguf' or is_gguf(path): return 'gguf'
     refuse_pickles([path])
+    if path.suffix == '.gguf' or is_gguf(path): return 'gguf'
     if any((path.parent/n).exists() for n in ('config.json', 'meta.json')) and not is_pack(path):
         raise UserError(f"{path} is one file of a model and no packed network; give its folder, {path.parent}")
     return 'packed file'   # or nothing of ours, which `read_pack` says
