@@ -40,8 +40,8 @@ GROUPS = {   # of commands: the module whose `main` it is, and what it does
         demo=('experiments.demo', "the main job on the network that comes with the package"),
         sweep=('experiments.grids', "train a grid of settings"),
         results=('experiments.runner', "run an experiment's rows, with controls and seeds"))}
-STARTED = 'quantize', 'compare'   # commands that compute on this machine alone: its device starts while the rest is imported
-EXTRAS = dict(generate_torch='torch')   # what brings the packages of a command; 'hf' for the others
+STARTED = 'quantize', 'compare', 'evaluate'   # commands that compute on this machine alone: its device starts while the rest is imported
+EXTRAS = dict(generate='torch', generate_torch='torch')   # what brings the packages of a command; 'hf' for the others
 COMMANDS = {name: where for group in GROUPS.values() for name,where in group.items()}
 
 # %% ../nbs/16_command.ipynb #87255ca2

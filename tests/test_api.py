@@ -11,7 +11,6 @@ from nativebit.formats.hf_folder import open_folder
 from nativebit.formats.nbpack import read_pack
 from nativebit.interop.convert import convert, open_model
 from nativebit.interop.export import export_nbpack
-from nativebit.interop.gguf import gguf_tokenizer
 from nativebit.models.checkpoint import save_checkpoint
 from nativebit.models.transformer import init_model
 from nativebit.pipelines.model import kind_of, torch_decoder
@@ -32,7 +31,8 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp('api')
     random_transformer('Llama', home/'model', 'bfloat16', vocab_size=96, hidden_size=64, intermediate_size=128)
     source = open_model(home/'model')
-    gguf_tokenizer(write_gguf(home/'model.gguf', source, tokenizer=True), home/'model')
+    packed = open_model(write_gguf(home/'model.gguf', source, tokenizer=True))
+    for p in packed.files: shutil.copy(p, home/'model')   # in a temporary folder of its own
     convert(home/'model', home/'logs'/'book')
     nb.quantize(home/'model', 'lut-b', 'rtn', out=home/'rtn')
     export_nbpack(open_folder(home/'rtn'), home/'rtn.nbpack.safetensors')
@@ -152,6 +152,24 @@ def test_what_is_no_model_ends_in_one_sentence(home, where, says):
     for command in (['generate', where, '--prompt', 'x'], ['evaluate', where, '--data', 'text:other.txt']):
         with pytest.raises(SystemExit) as e: run(*command)
         assert says in e.value.code and '\n' not in e.value.code, e.value.code
+
+WITHOUT_JAX = """
+import sys
+class No:
+    def find_spec(self, name, *_):
+        if name.split('.')[0] in ('jax', 'flax', 'grain', 'filelock', 'datasets', 'pyarrow'): raise ModuleNotFoundError(f'no {name}', name=name)
+sys.meta_path.insert(0, No())
+import nativebit as nb, nativebit.pipelines.model as model
+model.find_spec = lambda name: None if name == 'jax' else name
+for where in sys.argv[1:]:
+    try: print(nb.load(where).generate('AB', max_tokens=20, temperature=0.))
+    except model.UserError as e: print(e)
+"""
+
+def test_pytorch_alone_is_enough_for_what_is_packed(home):
+    r = subprocess.run([sys.executable, '-c', WITHOUT_JAX, *PACKED, 'book'], cwd=home, capture_output=True, text=True)
+    text = nb.load('rtn').generate('AB', **GREEDY)
+    assert r.stdout.splitlines() == [*f'{text}\n{text}'.splitlines(), "book is opened with jax, which is not installed: pip install -e '.[train]'"], r.stderr
 
 def test_refusals(home):
     for do, says in [(lambda: nb.quantize('model', 'lutb'), "did you mean 'lut-b'?"), (lambda: nb.quantize('model', method='gptq'), 'gptq reads text'), (lambda: nb.quantize('rtn'), 'packed already'),

@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'files_digest', 'Network', 'source_network', 'open_network', 'check_networks', 'named_texts',
-           'whole_documents', 'text_tokens', 'text_batches', 'Reading', 'reading', 'losses', 'check_rows',
-           'tokens_digest', 'new_rows', 'compare_texts', 'loss_table', 'main']
+           'whole_documents', 'text_tokens', 'text_batches', 'Reading', 'reading', 'losses', 'window_losses',
+           'tokens_to_read', 'measured', 'check_rows', 'tokens_digest', 'new_rows', 'compare_texts', 'loss_table',
+           'main']
 
 # %% ../../nbs/13_pipelines/03_compare.ipynb #23d40022
 import hashlib, math, re, shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
-import jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 from fastcore.script import Param
 from tqdm import tqdm
 from ..config import ModelConfig, check_dataset
 from ..utils.cli import need, UserError
 from ..interop.convert import Source, open_model
 from ..data.corpora import documents, file_documents, text_files
-from ..data.loader import eval_batches, tokenized
-from ..evaluation.perplexity import perplexity
+from ..data.loader import eval_batches, prepare, tokenized
+from ..evaluation.perplexity import exactly, perplexity
+from ..models.transformer import cross_entropy
 from ..interop.families import model_config
 from ..utils.safetensors import weight_files
 from ..formats.hf_folder import is_packed, open_folder
@@ -149,6 +151,36 @@ def losses(
     first, second, kl, same = [np.concatenate(a).astype(np.float64) for a in zip(*parts)]
     return dict(tokens=len(kl), original_ppl=perplexity(first), ppl=perplexity(second), increase=math.expm1(min(second.mean() - first.mean(), 700)),
                 kl=float(kl.mean()), top1=float(same.mean()))
+
+# %% ../../nbs/13_pipelines/03_compare.ipynb #61e7da20
+@jax.jit
+@exactly
+def window_losses(x, head, targets):
+    "Nats a target, the logits of one window at a time."
+    return jax.lax.map(lambda w: cross_entropy(w[0] @ head.T, w[1]), (x, targets))
+
+def tokens_to_read(
+    data:str,             # dataset, as of `documents`
+    tokenizer,
+    max_tokens:int=None,  # to predict; None: all
+):
+    "The text of an evaluation."
+    kind, _, path = data.partition(':')
+    if kind != 'text' or [*text_files(path)] == ['train']: return text_tokens(data, tokenizer, max_tokens)
+    return prepare(data, tokenizer)[0]['test'][:max_tokens and max_tokens + 1]
+
+def measured(
+    one:Network,
+    tokens,            # as of `tokens_to_read`
+    against=None,      # the `Network` that it was made from
+)->dict:               # tokens, ppl; with `against` all of `losses`
+    "What a network makes of a text. Raises `UserError` where it was not made from the other."
+    if against: check_networks(against, [one])
+    batches = text_batches(tokens, one.model.context_len)
+    mine = reading(one, batches)
+    if against: return losses(batches, reading(against, batches), mine)
+    nll = np.concatenate([np.asarray(window_losses(x, mine.head, t))[mask] for x,(_,t,mask) in zip(mine.states, batches)])
+    return dict(tokens=len(nll), ppl=perplexity(nll.astype(np.float64)))
 
 # %% ../../nbs/13_pipelines/03_compare.ipynb #26e02f8f
 def check_rows(

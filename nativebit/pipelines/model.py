@@ -5,39 +5,33 @@
 # %% auto #0
 __all__ = ['HUB_NAME', 'OPEN', 'folder_kind', 'is_pack', 'file_kind', 'run_folder', 'nearest', 'nothing', 'kind_of', 'Arrays',
            'file_tokenizer', 'shorter', 'from_folder', 'from_file', 'from_checkpoint', 'from_source', 'is_quantized',
-           'has_gpu', 'jax_decoder', 'torch_decoder', 'fastest', 'text_stream', 'window_losses', 'tokens_to_read',
-           'measured', 'save_file_of', 'save_folder_of', 'Model', 'fetched', 'load', 'tokenizer_of', 'saved_module',
-           'float_model', 'quantize', 'main']
+           'has_gpu', 'jax_decoder', 'torch_decoder', 'fastest', 'text_stream', 'save_file_of', 'save_folder_of',
+           'Model', 'fetched', 'installed', 'load', 'opened', 'tokenizer_of', 'saved_module', 'float_model', 'quantize',
+           'main']
 
 # %% ../../nbs/13_pipelines/04_model.ipynb #7684f9b2
 import ctypes, difflib, re, shutil
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-import jax, jax.numpy as jnp, ml_dtypes, numpy as np
+import numpy as np
 from ..config import Config, QuantConfig, brought_tokenizer, config_from_dict, found_tokenizer, override
 from ..utils.cli import UserError, need
-from ..utils.files import atomic_path, whole_folder
+from ..utils.files import whole_folder
 from ..utils.pytree import leaf_names
 from ..utils.safetensors import refuse_pickles
 from ..formats.nbpack import Pack, pack_tensors, read_header, read_pack, write_pack
+from ..formats.gguf_reader import is_gguf
 from ..formats.hf_folder import is_packed, open_folder
-from ..data.corpora import text_files
-from ..data.loader import prepare
 from ..data.prompts import check_options, read_prompt, text_pieces, tokenizer_for
 from ..data.tokenizers import load_tokenizer, tokenizer_note
-from ..models.checkpoint import check_fit, load_checkpoint
-from ..models.transformer import cross_entropy, model_shapes
-from ..evaluation.perplexity import exactly, perplexity
 from ..ptq.pack import checkpoint_network
-from ..inference.generate import decode_speed, generate, pack_params, speed_line
 from ..interop.convert import downloaded, open_model
 from ..interop.export import export_nbpack, pack_of
-from .compare import Network, check_networks, losses, reading, text_batches, text_tokens
-from .quantize import check_request, quantize as write_packed
 
 # %% ../../nbs/13_pipelines/04_model.ipynb #9c08cf9b
 def folder_kind(path:Path)->str:
@@ -54,8 +48,8 @@ def is_pack(path:Path)->bool:
 
 def file_kind(path:Path)->str:
     "What a file is. Raises `UserError` where it is a part of a model only, or a pickle."
-    if path.suffix == '.gguf': return 'gguf'
     refuse_pickles([path])
+    if path.suffix == '.gguf' or is_gguf(path): return 'gguf'
     if any((path.parent/n).exists() for n in ('config.json', 'meta.json')) and not is_pack(path):
         raise UserError(f"{path} is one file of a model and no packed network; give its folder, {path.parent}")
     return 'packed file'   # or nothing of ours, which `read_pack` says
@@ -139,6 +133,8 @@ def from_file(path, context_len=None)->tuple:
 
 def from_checkpoint(path, context_len=None)->tuple:
     "A checkpoint as (`Pack`, tokenizer). Raises `UserError` where its weights do not fit its config."
+    from nativebit.models.checkpoint import check_fit, load_checkpoint
+    from nativebit.models.transformer import model_shapes
     tensors, meta = load_checkpoint(path)
     if 'config' not in meta: raise UserError(f"{path} has no meta.json with a config; give the folder of a checkpoint")
     cfg = found_tokenizer(config_from_dict(meta['config']), path)
@@ -172,6 +168,8 @@ def jax_decoder(
     dtype=None,         # of what is not packed; None: float32 on a CPU, else bfloat16
 ):                      # function of a prompt's tokens and how many to add; yields tokens
     "The decoder of `10_inference/02_generate`."
+    import jax, jax.numpy as jnp
+    from nativebit.inference.generate import generate, pack_params
     dtype = jnp.dtype(dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
     return partial(generate, pack.config.model, pack_params(pack, packed, dtype), dtype=dtype)
 
@@ -189,7 +187,10 @@ def torch_decoder(
 
 def fastest(pack:Pack):
     "The decoder that is fastest on this machine."
-    return torch_decoder(pack) if has_gpu() else jax_decoder(pack, is_quantized(pack) and jax.default_backend() == 'tpu')
+    if has_gpu(): return torch_decoder(pack)
+    if not find_spec('jax'): return torch_decoder(pack, 'cpu')
+    import jax
+    return jax_decoder(pack, is_quantized(pack) and jax.default_backend() == 'tpu')
 
 # %% ../../nbs/13_pipelines/04_model.ipynb #5c5e9f1c
 def text_stream(
@@ -203,36 +204,6 @@ def text_stream(
     ids = [int(i) for i in tok.encode(prompt)] or [tok.eot]
     yield prompt
     yield from text_pieces(tok, decode(ids, max_tokens, stop=tok.eot, **how), ids)
-
-# %% ../../nbs/13_pipelines/04_model.ipynb #a59743ab
-@jax.jit
-@exactly
-def window_losses(x, head, targets):
-    "Nats a target, the logits of one window at a time."
-    return jax.lax.map(lambda w: cross_entropy(w[0] @ head.T, w[1]), (x, targets))
-
-def tokens_to_read(
-    data:str,             # dataset, as of `documents`
-    tokenizer,
-    max_tokens:int=None,  # to predict; None: all
-):
-    "The text of an evaluation."
-    kind, _, path = data.partition(':')
-    if kind != 'text' or [*text_files(path)] == ['train']: return text_tokens(data, tokenizer, max_tokens)
-    return prepare(data, tokenizer)[0]['test'][:max_tokens and max_tokens + 1]
-
-def measured(
-    one:Network,
-    tokens,            # as of `tokens_to_read`
-    against=None,      # the `Network` that it was made from
-)->dict:               # tokens, ppl; with `against` also original_ppl, increase (a fraction), kl in nats a token, top1
-    "What a network makes of a text. Raises `UserError` where it was not made from the other."
-    if against: check_networks(against, [one])
-    batches = text_batches(tokens, one.model.context_len)
-    mine = reading(one, batches)
-    if against: return losses(batches, reading(against, batches), mine)
-    nll = np.concatenate([np.asarray(window_losses(x, mine.head, t))[mask] for x,(_,t,mask) in zip(mine.states, batches)])
-    return dict(tokens=len(nll), ppl=perplexity(nll.astype(np.float64)))
 
 # %% ../../nbs/13_pipelines/04_model.ipynb #e657b1dd
 def save_file_of(pack:Pack, out:Path)->Path:
@@ -265,7 +236,10 @@ class Model:
     @property
     def quantized(self)->bool: return is_quantized(self.pack)
     @property
-    def network(self)->Network: return Network(self.name, self.config.model, self.pack.weight, '')
+    def network(self):
+        "As `13_pipelines/03_compare` takes it."
+        from nativebit.pipelines.compare import Network
+        return Network(self.name, self.config.model, self.pack.weight, '')
     @property
     def bits_per_weight(self)->float:
         "Bits that a weight of a matrix takes: indices, codebooks, scales; or those of a float."
@@ -288,8 +262,10 @@ class Model:
         tokens,  # (B, T)
     ):           # (B, T, V) float32
         "Predictions of the next token, read layer by layer."
+        from nativebit.evaluation.perplexity import exactly
+        from nativebit.pipelines.compare import reading
         states, head = reading(self.network, [(np.asarray(tokens, np.int32),)])
-        return exactly(jnp.matmul)(states[0], head.T)
+        return exactly(lambda x: x @ head.T)(states[0])
 
     def generate(self,
         prompt:str,
@@ -309,8 +285,9 @@ class Model:
         data:str,               # text:FILES, python:FOLDER or a dataset's name
         against=None,           # the model that this one was made from, or where it is
         max_tokens:int=65536,   # to predict, from the text's beginning; None: all
-    )->dict:                    # as of `measured`
+    )->dict:                    # as of `measured`: tokens, ppl; with `against` original_ppl, increase (a fraction), kl in nats a token, top1
         "Perplexity on a text; with `against` what was lost, too."
+        from nativebit.pipelines.compare import measured, tokens_to_read
         need(max_tokens is None or max_tokens > 0, 'max_tokens', max_tokens, "at least 1")
         original = against is not None and load(against, self.config.model.context_len).network
         return measured(self.network, tokens_to_read(data, self.tokenizer, max_tokens), original)
@@ -331,12 +308,22 @@ def fetched(
         if nearest(where): raise nothing(where) from None
         raise
 
+@contextmanager
+def installed(where):
+    "Say which package opening a model needs."
+    try: yield
+    except ImportError as e: raise UserError(f"{where} is opened with {e.name}, which is not installed: pip install -e '.[train]'") from e
+
 def load(
     where,             # whatever `kind_of` knows; a `Model` is returned as it is
     context_len=None,  # tokens a window; None: what the model takes, 2048 at most
 )->Model:
     "Open a model. Raises `UserError` where there is none, or it is damaged."
     if isinstance(where, Model): return where
+    with installed(where): return opened(where, context_len)
+
+def opened(where, context_len)->Model:
+    "`load` where there are all packages."
     kind, path = kind_of(where), Path(where).expanduser().absolute()   # arrays are read later, perhaps from elsewhere
     if kind == 'run': return Model(str(where), kind, *from_checkpoint(run_folder(where).absolute(), context_len))
     if kind == 'hub name': path = fetched(str(where))
@@ -377,6 +364,7 @@ def quantize(
     **settings,            # context_len, calibration_tokens, test_tokens; and of qat the training run's
 )->Model:                  # its `rows` are the table of what was lost
     "Quantize a model. Raises `UserError` for whatever can't be done."
+    from nativebit.pipelines.quantize import check_request, quantize as write_packed
     check_request(method, geometry, data)
     home, live = TemporaryDirectory(prefix='nativebit-'), hasattr(where, 'save_pretrained')
     source = saved_module(where, Path(home.name)/type(where).__name__, tokenizer) if live else float_model(where)
@@ -409,5 +397,6 @@ def main(
     for piece in m.generate(text, max_tokens, stream=True, **how): print(piece, end='', flush=True)
     print()
     if not benchmark: return
+    from nativebit.inference.generate import decode_speed, speed_line
     ids = [int(i) for i in m.tokenizer.encode(text)] or [m.tokenizer.eot]
     print(speed_line(decode_speed(*m.decoder.args, ids, max(64, max_tokens), **m.decoder.keywords, **how), packed))
