@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MATRICES', 'MATRIX', 'ROPE_SCALINGS', 'GEOMETRIES', 'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES', 'DATASETS', 'CONFIGS',
-           'PARTS', 'FIELD_PART', 'RECIPES', 'ModelConfig', 'QuantConfig', 'check_dataset', 'TrainConfig', 'Config',
-           'named', 'override', 'get_config', 'config_to_dict', 'mistyped', 'config_from_dict', 'found_tokenizer',
-           'brought_tokenizer', 'folder_config']
+           'PARTS', 'FIELD_PART', 'RECIPES', 'NO_TOKENIZER', 'ModelConfig', 'QuantConfig', 'check_dataset',
+           'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped', 'config_from_dict',
+           'found_tokenizer', 'brought_tokenizer', 'folder_config']
 
 # %% ../nbs/00_config.ipynb #d1339c98
 import dataclasses, json, re, shutil
@@ -227,19 +227,21 @@ def config_from_dict(d:dict)->Config:
     return cfg
 
 # %% ../nbs/00_config.ipynb #2643c4e3
+NO_TOKENIZER = 'none'   # somebody's model came without: another's is not taken because it has as many tokens
+
 def found_tokenizer(
     cfg:Config,
     folder,       # that it was read from
 )->Config:
     "A config whose own tokenizer, if it has one, is a path that can be opened."
-    return override(cfg, tokenizer=str(Path(folder)/cfg.train.tokenizer)) if cfg.train.tokenizer else cfg
+    return override(cfg, tokenizer=str(Path(folder)/cfg.train.tokenizer)) if cfg.train.tokenizer not in ('', NO_TOKENIZER) else cfg
 
 def brought_tokenizer(
     cfg:Config,
     folder,       # that it will be written to
 )->Config:
     "Copy a config's own tokenizer, if it has one, into a folder, and name it relative to that."
-    if not cfg.train.tokenizer: return cfg
+    if cfg.train.tokenizer in ('', NO_TOKENIZER): return cfg
     source, target = Path(cfg.train.tokenizer), Path(folder)/'tokenizer.json'
     if not source.is_file(): raise UserError(f"the model's tokenizer {source} is gone; put it back, it belongs beside the weights")
     if target.exists() and target.read_bytes() != source.read_bytes(): raise UserError(f"{target} belongs to another model; give another folder")

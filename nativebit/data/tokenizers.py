@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENDS', 'PACKAGE', 'DATA', 'TOKENIZERS', 'ByteTokenizer', 'BPETokenizer', 'train_tokenizer', 'GPT2Tokenizer',
-           'gpt2_ranks', 'said_end', 'read_tokenizer', 'shipped', 'load_tokenizer', 'digest', 'tokenizer_note']
+           'gpt2_ranks', 'said_ends', 'read_tokenizer', 'shipped', 'load_tokenizer', 'digest', 'tokenizer_note']
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #d198916d
 import hashlib, json, os, re
@@ -13,7 +13,7 @@ import numpy as np, tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext import openai_public
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
-from ..config import Config
+from ..config import NO_TOKENIZER, Config
 from ..utils.cli import UserError
 from .corpora import EOT
 
@@ -22,6 +22,8 @@ class ByteTokenizer:
     "One token a byte; byte 0 separates documents."
     eot, dtype = 0, np.dtype('uint16')   # of tokens on the disk
     begin = np.zeros(0, np.int64)        # what each text begins with: a BOS token, where the model wants one
+    @property
+    def ends(self): return (self.eot,)   # tokens after which a text is at its end
     def encode_batch(self, texts): return [np.frombuffer(t.encode(), np.uint8) for t in texts]
     def encode(self, text): return np.concatenate([self.begin, self.encode_batch([text])[0]])
     def decode(self, ids): return bytes(int(i) for i in ids).decode(errors='replace')
@@ -33,12 +35,14 @@ ENDS = (EOT, '</s>', '<|end_of_text|>', '<｜end▁of▁sentence｜>')   # how t
 
 class BPETokenizer(ByteTokenizer):
     "A `tokenizers.Tokenizer` with the same methods."
+    ends = ()
     def __init__(self, tok,
-        eot=None,   # the token that ends a text; None: the first of `ENDS` that there is
+        ends=(),    # tokens that end a text, the one that closes documents first; none: the first of `ENDS` that there is
         rows=None,  # of the model's embedding; None: as many as tokens
     ):
         tok.no_truncation(); tok.no_padding()   # of whoever trained it, and not for whole texts
-        self.tok, self.eot = tok, eot if eot is not None else next((i for t in ENDS if (i := tok.token_to_id(t)) is not None), None)
+        self.tok, self.ends = tok, list(ends) or [i for t in ENDS if (i := tok.token_to_id(t)) is not None][:1]
+        self.eot = next(iter(self.ends), None)
         self.size = max(tok.get_vocab().values(), default=-1) + 1   # numbers may have gaps
         self.rows, self.dtype = rows or self.size, np.dtype('uint16' if self.size <= 2**16 else 'uint32')
         self.begin = np.array(tok.encode('').ids, np.int64)
@@ -88,19 +92,18 @@ def gpt2_ranks(
     except (AssertionError, KeyError, ValueError) as e: raise UserError(f"the files in {folder} are not a tokenizer of GPT-2's kind; {hint}") from e
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #616be95c
-def said_end(
+def said_ends(
     path,  # of a tokenizer.json
     tok,   # as of `tokenizers.Tokenizer`
-)->int|None:
-    "The token that ends a text, as the files of the model beside its tokenizer say; None where they don't."
+)->list:
+    "The tokens that end a text, as the files of the model beside its tokenizer say; config.json's first."
+    found = []
     for folder in (Path(path).parent, Path(path).parent/'hf'):
         for name,key in (('config.json', 'eos_token_id'), ('generation_config.json', 'eos_token_id'), ('tokenizer_config.json', 'eos_token')):
             try: x = json.loads((folder/name).read_text()).get(key)
             except (OSError, ValueError, AttributeError): continue
-            x = x[0] if isinstance(x, list) and x else x.get('content') if isinstance(x, dict) else x
-            i = tok.token_to_id(x) if isinstance(x, str) else x
-            if isinstance(i, int) and tok.id_to_token(i) is not None: return i
-    return None
+            for x in x if isinstance(x, list) else [x.get('content') if isinstance(x, dict) else x]: found.append(tok.token_to_id(x) if isinstance(x, str) else x)
+    return list(dict.fromkeys(i for i in found if isinstance(i, int) and tok.id_to_token(i) is not None))
 
 def read_tokenizer(
     path,            # a tokenizer.json
@@ -110,7 +113,7 @@ def read_tokenizer(
     if not Path(path).is_file(): raise UserError(f"tokenizer file {path} not found; check the path, or copy the model's tokenizer.json there")
     try: tok = Tokenizer.from_file(str(path))
     except Exception as e: raise UserError(f"{path} is no tokenizer ({e}); give a tokenizer.json as the tokenizers library writes it") from e   # it raises nothing narrower
-    tok = BPETokenizer(tok, said_end(path, tok), vocab_size)
+    tok = BPETokenizer(tok, said_ends(path, tok), vocab_size)
     if tok.eot is None: raise UserError(f"{path} has no token that ends a text (any of {', '.join(ENDS)}, or what config.json beside it says); use another tokenizer")
     if tok.eot >= vocab_size: raise UserError(f"{path} has {tok.size} tokens and the model {vocab_size}; give the tokenizer that the model was trained with")
     return tok
@@ -133,6 +136,7 @@ def load_tokenizer(
     path:str='',     # a tokenizer.json; then any vocabulary will do
 ):
     "The tokenizer for a vocabulary size. Raises `UserError` where there is none or its files are missing."
+    if path == NO_TOKENIZER: raise UserError("this model came without a tokenizer.json; AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) writes one, and then it is to be converted or packed again")
     if path: return read_tokenizer(path, vocab_size)
     if vocab_size == 256: return ByteTokenizer()
     if vocab_size == 50257:
@@ -151,7 +155,8 @@ TOKENIZERS = {256: 'bytes', 4096: 'stdlib', 50257: 'gpt2'}   # by vocabulary, as
 def tokenizer_note(
     cfg:Config,
 )->dict:        # name, '' for none of ours; digest of one that is in a file
-    "What the header says of the tokenizer."
+    "What the header says of the tokenizer, and where texts end."
     name = '' if cfg.train.tokenizer else TOKENIZERS.get(cfg.model.vocab_size, '')
-    if name != 'stdlib' and not cfg.train.tokenizer: return dict(name=name)
-    return dict(name=name, digest=digest(load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer).to_str()))
+    if name != 'stdlib' and cfg.train.tokenizer in ('', NO_TOKENIZER): return dict(name=name)
+    tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
+    return dict(name=name, digest=digest(tok.to_str()), ends=list(tok.ends))

@@ -181,7 +181,7 @@ def generate(
     top_k:int=0,            # 0: all
     top_p:float=1.,
     seed:int=0,             # of the draws
-    stop:int|None=None,     # a token that ends the text
+    stop=(),                # tokens that end the text
     dtype=jnp.float32,      # of activations and cache
 ):                          # yields tokens, each as soon as it is there
     "Continue a text."
@@ -193,7 +193,7 @@ def generate(
         now = token
         if i+1 < n_tokens: token, cache = decode(model, params, now, at, cache, key, how)
         ids.append(int(now[0, 0])); at += 1
-        if ids[-1] == stop: return
+        if ids[-1] in stop: return
         yield ids[-1]
 
 # %% ../../nbs/10_inference/02_generate.ipynb #7932ea13

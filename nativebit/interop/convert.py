@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from tqdm import tqdm
-from ..config import Config, ModelConfig, QuantConfig, TrainConfig, config_to_dict
+from ..config import NO_TOKENIZER, Config, ModelConfig, QuantConfig, TrainConfig, config_to_dict
 from ..utils.cli import UserError
 from ..utils.files import copy_files, git_hash, whole_folder
 from ..utils.safetensors import save_arrays, PICKLES, refuse_pickles
@@ -123,14 +123,14 @@ def convert(
     "Write a model as a float checkpoint of ours, the original's config and tokenizer in `hf/`. Raises `UserError` where that is not possible."
     source, out = where if isinstance(where, Source) else open_model(where, context_len), Path(out)
     files, held = source.files, source.held
-    train = TrainConfig(tokenizer='tokenizer.json' if any(p.name == 'tokenizer.json' for p in files) else '')
+    train = TrainConfig(tokenizer='tokenizer.json' if any(p.name == 'tokenizer.json' for p in files) else NO_TOKENIZER)
     cfg = Config(source.name, source.model, QuantConfig(nativebit=False), train)
     meta = dict(config=config_to_dict(cfg), step=0, source=str(getattr(where, 'name', where)), git_hash=git_hash())
     with whole_folder(out, source.nbytes + 2**26) as tmp, tqdm(total=source.nbytes, unit='B', unit_scale=True, disable=None) as bar:
         write_arrays(tmp/'model.safetensors', held, source.read, bar.update)
         (tmp/'hf').mkdir()
         copy_files(files, tmp/'hf')
-        if train.tokenizer: shutil.copy(tmp/'hf'/'tokenizer.json', tmp/'tokenizer.json')
+        if train.tokenizer != NO_TOKENIZER: shutil.copy(tmp/'hf'/'tokenizer.json', tmp/'tokenizer.json')
         (tmp/'hf'/'config.json').write_text(json.dumps(source.config, indent=2))
         (tmp/'meta.json').write_text(json.dumps(meta, indent=1))
     return source

@@ -11,7 +11,7 @@ __all__ = ['FLOAT', 'PLAIN', 'TILE', 'other_files', 'plain_config', 'write_folde
 import json
 from pathlib import Path
 import ml_dtypes, numpy as np
-from ..config import Config, QuantConfig, TrainConfig, brought_tokenizer
+from ..config import NO_TOKENIZER, Config, QuantConfig, TrainConfig, brought_tokenizer
 from ..utils.cli import need, UserError
 from .families import hf_names, model_config
 from ..utils.files import TEMPLATES, copy_files, whole_folder
@@ -146,7 +146,7 @@ def pack_of(
 )->tuple:              # (Config, {our name: array})
     "A packed folder as `write_pack` takes it. Raises `UserError` where our network can't be that model."
     tokenizer = folder.path/'tokenizer.json'
-    cfg = Config(folder.path.name, model_config(plain_config(folder), context_len), folder.quant, TrainConfig(tokenizer=str(tokenizer) if tokenizer.exists() else ''))
+    cfg = Config(folder.path.name, model_config(plain_config(folder), context_len), folder.quant, TrainConfig(tokenizer=str(tokenizer) if tokenizer.exists() else NO_TOKENIZER))
     out, packed = {}, set(folder.linears)
     for ours,theirs in hf_names(cfg.model).items():
         P = theirs.removesuffix('.weight')

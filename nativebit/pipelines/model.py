@@ -203,7 +203,7 @@ def text_stream(
     "Continue a text."
     ids = [int(i) for i in tok.encode(prompt)] or [tok.eot]
     yield prompt
-    yield from text_pieces(tok, decode(ids, max_tokens, stop=tok.eot, **how), ids)
+    yield from text_pieces(tok, decode(ids, max_tokens, stop=tok.ends, **how), ids)
 
 # %% ../../nbs/13_pipelines/04_model.ipynb #e657b1dd
 def save_file_of(pack:Pack, out:Path)->Path:

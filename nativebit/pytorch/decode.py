@@ -127,7 +127,7 @@ def generate(
     top_k:int=0,          # 0: all
     top_p:float=1.,
     seed:int=0,           # of the draws
-    stop:int|None=None,   # a token that ends the text
+    stop=(),              # tokens that end the text
 ):                        # yields tokens, each as soon as it is there
     "Continue a text."
     how, T, ids, at = (float(temperature), top_k, float(top_p)), decoder.model.cfg.context_len, list(ids), None
@@ -139,5 +139,5 @@ def generate(
         now = decoder.read()
         if i+1 < n_tokens: decoder.step(how)
         ids.append(now()); at += 1
-        if ids[-1] == stop: return
+        if ids[-1] in stop: return
         yield ids[-1]

@@ -55,7 +55,7 @@ def continue_text(
     ids, T = [int(i) for i in tok.encode(text)] or [tok.eot], decoder.model.cfg.context_len
     if len(ids) >= T: raise UserError(f"the prompt has {len(ids)} tokens and the network reads {T-1} at most; shorten it")
     print(text, end='', flush=True)
-    for piece in text_pieces(tok, generate(decoder, ids, max_tokens, stop=tok.eot, **how), ids): print(piece, end='', flush=True)
+    for piece in text_pieces(tok, generate(decoder, ids, max_tokens, stop=tok.ends, **how), ids): print(piece, end='', flush=True)
     print()
 
 def main(

@@ -1,0 +1,136 @@
+"Files and tokenizers as people have them, each of a kind that once was read wrong without a word."
+import json, lzma
+import numpy as np, pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from nativebit.config import NO_TOKENIZER
+from nativebit.data.corpora import file_documents
+from nativebit.data.loader import prepare
+from nativebit.data.prompts import text_pieces
+from nativebit.data.tokenizers import BPETokenizer, load_tokenizer, train_tokenizer
+from nativebit.utils.cli import UserError
+
+TEXTS = ['one morning', 'two evenings, and a night', 'drei Tage']
+
+def written(path, text): path.write_bytes(text if isinstance(text, bytes) else text.encode()); return path
+
+@pytest.mark.parametrize('name, text', {
+    'list.json': json.dumps([dict(text=t, more=1) for t in TEXTS]), 'indented.JSON': json.dumps([dict(text=t) for t in TEXTS], indent=2), 'a line each.json': '\n'.join(json.dumps(dict(text=t)) for t in TEXTS),
+    'x.NDJSON': '\n'.join(json.dumps(dict(text=t)) for t in TEXTS), 'packed.json.xz': lzma.compress(json.dumps([dict(text=t) for t in TEXTS]).encode()),
+    'marked.jsonl': b'\xef\xbb\xbf' + '\n'.join(json.dumps(dict(text=t)) for t in TEXTS).encode(), 'marked.txt': b'\xef\xbb\xbf' + '\n'.join(TEXTS).encode()}.items())
+def test_files_are_what_they_are(tmp_path, name, text): assert list(file_documents(written(tmp_path/name, text))) == TEXTS
+
+def test_an_object_without_text_is_named(tmp_path):
+    with pytest.raises(UserError, match='object 2 of .*not an object such as'): list(file_documents(written(tmp_path/'x.json', json.dumps([dict(text='a'), dict(txt='b')]))))
+
+@pytest.mark.parametrize('kind', ['string_view', 'binary_view', 'large_string'])
+def test_columns_of_any_kind_of_text(tmp_path, kind):
+    import pyarrow as pa, pyarrow.parquet as pq
+    pq.write_table(pa.table(dict(text=pa.array([t.encode() if 'binary' in kind else t for t in TEXTS], getattr(pa, kind)()))), tmp_path/'x.parquet')
+    assert list(file_documents(tmp_path/'x.parquet')) == TEXTS
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "A folder with a tokenizer whose texts end with <end>."
+    monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache'))
+    tok = train_tokenizer(['a small text of few words, ' * 20], 300).tok
+    tok.add_special_tokens(['<end>', '<turn>', '<begin>'])
+    tok.save(str(tmp_path/'tokenizer.json'))
+    return tmp_path
+
+def opened(folder, rows=400): return load_tokenizer(rows, str(folder/'tokenizer.json'))
+
+@pytest.mark.parametrize('files, ends', [
+    ({'config.json': dict(eos_token_id='?')}, ['<end>']), ({'config.json': dict(eos_token_id=['?', '?2'])}, ['<end>', '<turn>']),
+    ({'config.json': dict(eos_token_id='?2'), 'generation_config.json': dict(eos_token_id=['?2', '?'])}, ['<turn>', '<end>']), ({'tokenizer_config.json': dict(eos_token=dict(content='<turn>'))}, ['<turn>']),
+    ({'hf/config.json': dict(eos_token_id='?')}, ['<end>']), ({}, ['<|endoftext|>'])])
+def test_texts_end_where_the_model_says(folder, files, ends):
+    ids = {'?': opened(folder).tok.token_to_id('<end>'), '?2': opened(folder).tok.token_to_id('<turn>')}
+    (folder/'hf').mkdir()
+    for name,x in files.items(): (folder/name).write_text(json.dumps({k: [ids[i] for i in v] if isinstance(v, list) else ids.get(v, v) if isinstance(v, str) else v for k,v in x.items()}))
+    tok = opened(folder)
+    assert [tok.tok.id_to_token(i) for i in tok.ends] == ends and tok.eot == tok.ends[0]
+
+def test_texts_begin_where_the_model_says(folder):
+    tok = opened(folder).tok
+    tok.post_processor = processors.TemplateProcessing('<begin> $A <end>', special_tokens=[(t, tok.token_to_id(t)) for t in ('<begin>', '<end>')])
+    tok.save(str(folder/'tokenizer.json'))
+    (folder/'config.json').write_text(json.dumps(dict(eos_token_id=tok.token_to_id('<end>'))))
+    mine = opened(folder)
+    assert mine.begin.tolist() == [tok.token_to_id('<begin>')] and mine.encode('few').tolist() == [*mine.begin, *mine.encode_batch(['few'])[0]]
+    written(folder/'t.txt', '\n\n'.join(f'text {i}' for i in range(60)))
+    train = np.asarray(prepare(f'text:{folder}/t.txt', mine)[0]['train'])
+    assert (train == mine.begin[0]).sum() == (train == mine.eot).sum() > 40 and train[0] == mine.begin[0]
+
+def test_texts_are_neither_cut_nor_padded(folder):
+    tok = opened(folder).tok
+    tok.enable_truncation(4); tok.enable_padding(length=30, pad_id=0, pad_token='<end>')
+    tok.save(str(folder/'tokenizer.json'))
+    ids = opened(folder).encode_batch(['few words, a small text of few words', 'a'])
+    assert len(ids[0]) > 4 and len(ids[1]) == 1
+
+def test_a_token_without_a_row_matters_when_text_names_it(folder):
+    tok = opened(folder, rows=opened(folder).size - 1)   # <begin> is the last one
+    assert len(tok.encode('a small text')) > 0
+    with pytest.raises(UserError, match="'<begin>', token number"): tok.encode('a <begin> text')
+
+def test_no_tokenizer_is_taken_for_its_size():
+    with pytest.raises(UserError, match='came without a tokenizer.json'): load_tokenizer(4096, NO_TOKENIZER)
+
+def spelled_in_bytes(words, specials=('<s>', '[MARK]')):
+    "A tokenizer as Llama 2's: ▁ for a space, bytes for what it has no letters for."
+    vocab = {t: i for i,t in enumerate(['<unk>', *specials, *[f'<0x{b:02X}>' for b in range(256)], *dict.fromkeys(c for w in words for c in '▁' + w)])}
+    tok = Tokenizer(models.BPE(vocab, [], unk_token='<unk>', byte_fallback=True, fuse_unk=True))
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.Metaspace('▁', 'first'), decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)])
+    tok.add_special_tokens(list(specials))
+    return BPETokenizer(tok, [1])
+
+@pytest.mark.parametrize('text', ['ab ก็ดีครับผม ba', 'ab[MARK] ba a[MARK] b', 'a 日本語の文章です b', 'กกกกกกกกกก'])
+@pytest.mark.parametrize('prompt', [1, 4, 9, 14, 25])
+def test_pieces_are_the_whole(text, prompt):
+    tok = spelled_in_bytes(['ab', 'ba'])
+    ids = tok.encode(text).tolist()
+    said = ''.join(text_pieces(tok, ids[prompt:], ids[:prompt]))
+    assert tok.decode(ids).endswith(said) and '\ufffd' not in said[1:]
+    if not tok.decode(ids[:prompt]).endswith('\ufffd'): assert tok.decode(ids[:prompt]) + said == tok.decode(ids)
+
+@pytest.fixture
+def llama(tmp_path):
+    "A small Llama with tied embeddings, as transformers saves it."
+    transformers = pytest.importorskip('transformers')
+    c = transformers.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64, tie_word_embeddings=True)
+    m = transformers.LlamaForCausalLM(c)
+    m.save_pretrained(tmp_path/'m')
+    return tmp_path/'m', m
+
+def weights(folder): from safetensors.numpy import load_file; return load_file(folder/'model.safetensors')
+
+def test_a_tied_matrix_under_the_heads_name(llama, tmp_path):
+    from safetensors.torch import save_file
+    from nativebit.interop.convert import convert
+    folder, m = llama
+    state = {n: x.contiguous() for n,x in m.state_dict().items() if n != 'model.embed_tokens.weight'}
+    save_file(state, folder/'model.safetensors', metadata=dict(format='pt'))
+    convert(folder, tmp_path/'c')
+    assert np.array_equal(weights(tmp_path/'c')['embed'], m.lm_head.weight.detach().numpy())
+
+def test_null_is_absent(llama, tmp_path):
+    from nativebit.interop.convert import convert
+    c = json.loads((llama[0]/'config.json').read_text())
+    (llama[0]/'config.json').write_text(json.dumps({**c, 'rope_scaling': None, 'rope_parameters': dict(rope_type='default', rope_theta=1e4, partial_rotary_factor=None), 'partial_rotary_factor': None}))
+    assert convert(llama[0], tmp_path/'c').model.rope_theta == 1e4
+
+def test_every_template_travels_and_nothing_becomes_infinite(llama, tmp_path):
+    import torch
+    from nativebit.interop.export import export_safetensors
+    from nativebit.formats.hf_folder import open_folder
+    from nativebit.pipelines.quantize import quantize
+    folder, m = llama
+    with torch.no_grad(): m.model.norm.weight[3] = 7e4
+    m.to(torch.bfloat16).save_pretrained(folder)
+    (folder/'additional_chat_templates').mkdir()
+    for n in ('chat_template.jinja', 'additional_chat_templates/tools.jinja'): (folder/n).write_text(n)
+    quantize(folder, tmp_path/'q', 'rtn', 'int8')
+    export_safetensors(open_folder(tmp_path/'q'), tmp_path/'plain', 'bfloat16')
+    for out in ('q', 'plain'): assert {str(p.relative_to(tmp_path/out)) for p in (tmp_path/out).rglob('*.jinja')} == {'chat_template.jinja', 'additional_chat_templates/tools.jinja'}
+    with pytest.raises(UserError, match='model.norm.weight holds 7'): export_safetensors(open_folder(tmp_path/'q'), tmp_path/'half', 'float16')
+    assert not (tmp_path/'half').exists()
