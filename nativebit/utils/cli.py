@@ -19,13 +19,16 @@ class UserError(Exception): "A mistake in what the user gave us; its message is 
 # %% ../../nbs/00_utils/01_cli.ipynb #617ebaee
 @contextmanager
 def one_sentence():
-    "End the program with `UserError`'s message instead of a traceback; Ctrl-C exits with 130."
+    "End the program with `UserError`'s message instead of a traceback; Ctrl-C exits with 130, a reader that has gone (`| head`) with 141."
     try: yield
     except UserError as e: sys.exit(f"error: {e}")
     except RuntimeError as e:   # what JAX raises is one
         if 'RESOURCE_EXHAUSTED' not in str(e): raise
         sys.exit("error: out of memory; use a smaller --batch-size, --context-len or model")
     except KeyboardInterrupt: sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # what is still to be flushed goes nowhere
+        sys.exit(141)
 
 # %% ../../nbs/00_utils/01_cli.ipynb #83cf1355
 def need(
@@ -105,4 +108,6 @@ def run(
 ):
     "Run a function from the command line."
     os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # cuBLAS: a fifth faster (08_train/07_benchmark), and compiles sooner
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')   # a terminal that lacks a character shows a question mark
     with one_sentence(): func(**parse_args(func, argv))

@@ -97,8 +97,11 @@ class JSONLogger:
 
 # %% ../../nbs/00_utils/02_files.ipynb #5e41c7f1
 def read_jsonl(path)->list:
-    "The records of a `.jsonl` file; a last line without its newline is left out."
-    return [json.loads(line) for line in Path(path).read_text().split('\n')[:-1] if line.strip()]
+    "The records of a `.jsonl` file; a last line without its newline is left out. Raises `UserError` at a damaged line."
+    def record(n, line):
+        try: return json.loads(line)
+        except (ValueError, RecursionError) as e: raise UserError(f"line {n} of {path} is damaged, as a power cut may leave it; delete that line") from e
+    return [record(n, line) for n,line in enumerate(Path(path).read_text(errors='replace').split('\n')[:-1], 1) if line.strip()]
 
 # %% ../../nbs/00_utils/02_files.ipynb #b5a26fb5
 class TensorBoardLogger(JSONLogger):
