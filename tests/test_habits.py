@@ -134,3 +134,18 @@ def test_every_template_travels_and_nothing_becomes_infinite(llama, tmp_path):
     for out in ('q', 'plain'): assert {str(p.relative_to(tmp_path/out)) for p in (tmp_path/out).rglob('*.jinja')} == {'chat_template.jinja', 'additional_chat_templates/tools.jinja'}
     with pytest.raises(UserError, match='model.norm.weight holds 7'): export_safetensors(open_folder(tmp_path/'q'), tmp_path/'half', 'float16')
     assert not (tmp_path/'half').exists()
+
+GROWN = """
+import resource, sys
+from nativebit.interop.hub import HubFolder
+folder, peak = HubFolder(sys.argv[1]), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**10 if sys.platform != 'darwin' else 2**20)
+folder.held; before = peak(); x = folder.read('x'); print(peak() - before, x.sum(dtype='float64'))
+"""
+
+def test_reading_takes_the_memory_of_what_is_read(tmp_path):
+    import subprocess, sys
+    from safetensors.numpy import save_file
+    (tmp_path/'config.json').write_text('{}')
+    save_file({'x': np.ones(2**25, np.float32)}, tmp_path/'model.safetensors')
+    grown, total = map(float, subprocess.run([sys.executable, '-c', GROWN, tmp_path], capture_output=True, text=True, check=True).stdout.split())
+    assert total == 2**25 and grown < 1.4*2**27/2**20   # 128 MiB
