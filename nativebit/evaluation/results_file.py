@@ -12,7 +12,7 @@ import jax
 from filelock import FileLock
 from ..utils.cli import UserError
 from ..utils.files import atomic_path, git_hash, plain, read_jsonl
-from ..utils.pytree import leaf_names
+from ..utils.pytree import changes
 from ..data.tokenizers import shipped
 
 # %% ../../nbs/06_evaluation/02_results_file.ipynb #424b67c3
@@ -30,9 +30,7 @@ def as_lines(records)->str: return ''.join(json.dumps(r, default=plain) + '\n' f
 
 def check_setup(out, there:dict, here:dict):
     "Raise `UserError` where a file is of another setup, and say in what."
-    there, here = (leaf_names(json.loads(json.dumps(x, default=plain))) for x in (there, here))
-    other = [f'{k}: {there.get(k)!r} there, {here.get(k)!r} here' for k in {**there, **here} if there.get(k) != here.get(k)]
-    if other: raise UserError(f"{out} holds rows of another setup ({'; '.join(other)}); give --out another file")
+    if other := changes(there, here): raise UserError(f"{out} holds rows of another setup ({'; '.join(other)}); give --out another file")
 
 def begin_rows(
     out,          # .jsonl file, made with its folder if there is none
