@@ -20,12 +20,12 @@ from ..interop.convert import convert, open_model
 from ..interop.families import hf_names
 from ..utils.files import atomic_path, git_hash, stamps
 from ..utils.pytree import changes
-from ..utils.safetensors import read_json, save_arrays, weight_files
+from ..utils.safetensors import read_arrays, read_json, save_arrays, weight_files
 from ..data.loader import prepare
 from ..data.tokenizers import load_tokenizer
 from ..formats.size import layer_shapes
 from ..interop.gguf import GGUFFile
-from ..formats.hf_folder import VERSION, is_packed, linear_weight, open_folder, read_shard, save_folder, stored_linear
+from ..formats.hf_folder import VERSION, is_packed, linear_weight, open_folder, save_folder, stored_linear
 from ..ptq.baselines import calibration_text
 from ..evaluation.results_file import as_markdown
 from .layerwise import ahead, compare_models, packed_layer, packed_layers
@@ -52,10 +52,10 @@ def layer_path(work, i:int)->Path: return Path(work)/f'layer-{i:04}.safetensors'
 def stored_layer(work, i:int):
     "A finished layer, None if there is none yet."
     path = layer_path(work, i)
-    return {n: x for n,(_, _, x) in read_shard(path)[0].items()} if path.exists() else None
+    return read_arrays(path, ours=True) if path.exists() else None
 
 def store_layer(work, i:int, packed:dict):
-    with atomic_path(layer_path(work, i)) as tmp: save_arrays(tmp, packed)
+    with atomic_path(layer_path(work, i)) as tmp: save_arrays(tmp, packed, sealed=True)
 
 # %% ../../nbs/13_pipelines/02_quantize.ipynb #5a5371dd
 def folder_tensors(
