@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..config import FIELD_PART, PARTS, get_config
 from ..utils.cli import suggest, UserError
 from ..utils.files import plain, read_jsonl
+from ..utils.safetensors import weights_digest
 from ..evaluation.results_file import add_row, begin_rows, run_header
 from ..train.run import continued
 from ..train.loop import NotANumber, train
@@ -67,7 +68,7 @@ def sweep(
     "Run every point of a grid."
     out, varied = Path(out), [k for k,v in grid.items() if len(v) > 1]
     configs = [(get_config(config, **p), {k: p[k] for k in varied}) for p in points(grid)]   # all are checked before the first is run
-    setup = dict(config=config, init_from=init_from and str(init_from), fixed={k: v[0] for k,v in grid.items() if len(v) == 1}, varied=sorted(varied))
+    setup = dict(config=config, init_from=init_from and str(init_from), weights=init_from and weights_digest(init_from), fixed={k: v[0] for k,v in grid.items() if len(v) == 1}, varied=sorted(varied))
     done = begin_rows(out, run_header('sweep', setup))
     for i,(cfg,point) in enumerate(configs, 1):
         if any(point.items() <= d.items() for d in done): continue

@@ -20,6 +20,7 @@ from ..models.checkpoint import save_checkpoint
 from ..config import get_config
 from ..utils.cli import suggest, UserError
 from ..utils.files import atomic_path, read_jsonl
+from ..utils.safetensors import weights_digest
 from ..utils.pytree import leaf_names
 from ..data.tokenizers import DATA, load_tokenizer
 from ..evaluation.perplexity import compare, perplexity, ppl_report, token_nll
@@ -232,7 +233,7 @@ def run_rows(
     "Run the rows of an experiment that nobody has run or is running."
     out, wanted, begun = Path(out), rows_of(experiment), time.time()
     for r in wanted: check_row(setup, r)   # all are checked before the first is run
-    shared = dict(config=setup.config, fixed=setup.fixed, init_from=setup.init_from, **({'raw_words': len(setup.raw.split())} if setup.raw else {}))
+    shared = dict(config=setup.config, fixed=setup.fixed, init_from=setup.init_from, weights=setup.init_from and weights_digest(setup.init_from), **({'raw_words': len(setup.raw.split())} if setup.raw else {}))
     begin_rows(out, run_header('results', shared, experiment=experiment if experiment in EXPERIMENTS else 'custom'))
     (locks := out.with_suffix('.locks')).mkdir(exist_ok=True)
     for row in tqdm(wanted, 'rows', disable=None):

@@ -112,7 +112,7 @@ def write_arrays(
     done=lambda n: None,  # called with the bytes of each array once it is written
 ):
     "Write a safetensors file, one array in memory at a time."
-    save_arrays(path, {n: ToRead(x, partial(read, n)) for n,x in held.items()}, {'format': 'nativebit'}, lambda n: done(held[n].nbytes))
+    save_arrays(path, {n: ToRead(x, partial(read, n)) for n,x in held.items()}, {'format': 'nativebit'}, lambda n: done(held[n].nbytes), sealed=True)
 
 # %% ../../nbs/12_interop/04_convert.ipynb #96a7159a
 def convert(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TORCH', 'dequantize', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfig', 'module_names', 'check_complete',
-           'replace_linears', 'NativeBitHfQuantizer', 'as_linear', 'register', 'run_module']
+           'replace_linears', 'torch_sum', 'NativeBitHfQuantizer', 'as_linear', 'register', 'run_module']
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #bb7ab973
-import math, re, runpy, sys
+import json, math, re, runpy, sys, zlib
 from importlib.util import find_spec
 from pathlib import Path
 from jaxtyping import Float
@@ -22,8 +22,8 @@ from ..config import QuantConfig
 from ..quant.blocks import block_of, from_blocks
 from ..utils.cli import UserError
 from ..formats.size import matrix_stored
-from ..formats.nbpack import crc
-from ..formats.hf_folder import GUARD, HINT, METHOD, VERSION, check_quant, metadata, quant_to_dict, read_files
+from ..utils.safetensors import TYPE_CODES, full_crc
+from ..formats.hf_folder import GUARD, HINT, METADATA, METHOD, VERSION, check_quant, quant_to_dict, read_files
 from ..formats.bitpacking import index_width
 from ..kernels.ops import lut_linear
 from ..kernels.layout import PackedMatrix, from_units, pack_matrix, unpack_words
@@ -174,6 +174,10 @@ def replace_linears(
         model.set_submodule(n, NativeBitHfLinear(want, quant, old.bias, 'meta'))
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #b328101e
+def torch_sum(name:str, x:Tensor)->str:
+    "`full_crc` of a tensor."
+    return full_crc(name, TYPE_CODES[str(x.dtype).removeprefix('torch.')], x.shape, zlib.crc32(x.cpu().contiguous().flatten().view(torch.uint8).numpy()))
+
 class NativeBitHfQuantizer(HfQuantizer):
     "Loads packed folders; quantizing is `nativebit quantize`'s."
     requires_calibration = True   # so that `from_pretrained` refuses to quantize a float model
@@ -209,7 +213,7 @@ class NativeBitHfQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model):
         "What `save_pretrained` writes: the file's own tensors, with new checksums."
         state = model.state_dict() | {GUARD: torch.zeros(0, dtype=torch.uint8)}
-        return state, metadata({n: crc(x.cpu().contiguous().flatten().view(torch.uint8).numpy()) for n,x in state.items() if not x.is_meta})
+        return state, METADATA | dict(sums=json.dumps({n: torch_sum(n, x) for n,x in state.items() if not x.is_meta}, separators=(',', ':')))
 
     def _dequantize(self, model, dtype=None):
         "Plain linears again: `model.dequantize()`."

@@ -21,6 +21,7 @@ from ..quant.blocks import to_blocks, block_of
 from ..config import GEOMETRIES, MATRIX, QuantConfig
 from ..utils.cli import need, suggest, UserError
 from ..utils.pytree import count_params, leaf_names
+from ..utils.safetensors import weights_digest
 from ..data.loader import prepare, calibration_batches
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.perplexity import as_read, compare, evaluate_ppl
@@ -253,7 +254,7 @@ def main(
     "Quantize a trained network without training it, and compare with the float one."
     need(max_tokens is None or max_tokens > 0, 'max_tokens', max_tokens, "at least 1")
     start, names, quants = time.time(), chosen('method', methods, (*METHODS, *CALIBRATED)), chosen_geometries(geometry, bits)
-    setup = dict(ckpt=ckpt, dataset=dataset, max_tokens=max_tokens, calibration=calibration or dataset, calibration_tokens=calibration_tokens)
+    setup = dict(ckpt=ckpt, weights=weights_digest(ckpt), dataset=dataset, max_tokens=max_tokens, calibration=calibration or dataset, calibration_tokens=calibration_tokens)
     cfg, params = load_float(ckpt)
     tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
     tokens = prepare(dataset, tok)[0]

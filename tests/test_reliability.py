@@ -1,0 +1,155 @@
+"Nothing lost, nothing wrong: identity, checksums, kills, locks, and inputs that make no sense."
+import json, shutil
+from pathlib import Path
+import ml_dtypes, numpy as np, pytest
+from safetensors.numpy import save_file
+import nativebit.pipelines.quantize as quantizing
+from nativebit.config import get_config
+from nativebit.data.tokenizers import train_tokenizer
+from nativebit.formats.hf_folder import linear_weight, open_folder
+from nativebit.formats.size import param_shapes
+from nativebit.experiments.grids import sweep
+from nativebit.experiments.runner import make_setup, run_rows
+from nativebit.interop.families import hf_names, model_config
+from nativebit.models.checkpoint import load_checkpoint, load_network, save_checkpoint
+from nativebit.models.transformer import init_model
+from nativebit.pipelines.quantize import quantize
+from nativebit.ptq.baselines import main as posthoc
+from nativebit.utils.cli import UserError
+from nativebit.utils.pytree import leaf_names, with_leaves
+from nativebit.utils.safetensors import file_header, save_arrays, stored_crcs, weights_digest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CONFIG = dict(architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=280, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+              num_key_value_heads=1, max_position_embeddings=32, rms_norm_eps=1e-5, rope_theta=10000., hidden_act='silu', tie_word_embeddings=True)
+TEXT = '\n\n'.join(f'{i} and {i} are {2*i}' for i in range(1500))
+
+@pytest.fixture(scope='module')
+def words(): return train_tokenizer([TEXT], 280)
+
+def hub_model(folder, words, seed=0, change=lambda n, w: w, dtype=ml_dtypes.bfloat16):
+    "A model of random weights, as the hub would hold it."
+    folder.mkdir(exist_ok=True)
+    (folder/'config.json').write_text(json.dumps(CONFIG))
+    words.tok.save(str(folder/'tokenizer.json'))
+    m, rng = model_config(CONFIG), np.random.default_rng(seed)
+    weights = {hf_names(m)[n]: change(n, np.ones(s, np.float32) if len(s) == 1 else (.1*rng.standard_normal(s)).astype(np.float32)).astype(dtype) for n,s in param_shapes(m)}
+    save_file(weights, folder/'model.safetensors')
+    return folder
+
+# ---- identity -----------------------------------------------------------------------------------------------
+
+def stopped_behind(monkeypatch, name, calls=1):
+    "Let a function of the pipeline end in Ctrl-C when it has done its work so many times."
+    left, real = [calls], getattr(quantizing, name)
+    def f(*args):
+        real(*args); left[0] -= 1
+        if not left[0]: raise KeyboardInterrupt
+    monkeypatch.setattr(quantizing, name, f)
+
+def test_unfinished_work_is_of_these_weights(tmp_path, words, monkeypatch):
+    hub_model(tmp_path/'m', words)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        stopped_behind(m, 'store_layer'); quantize(tmp_path/'m', tmp_path/'q', 'rtn')
+    assert (tmp_path/'q.work'/'layer-0000.safetensors').exists()
+    shutil.copytree(tmp_path/'m', tmp_path/'kept'); hub_model(tmp_path/'m', words, seed=1)
+    with pytest.raises(UserError, match=r'q\.work holds work begun with other settings, weights or text \(weights\.model\.safetensors'): quantize(tmp_path/'m', tmp_path/'q', 'rtn')
+    shutil.rmtree(tmp_path/'m')
+    quantize(tmp_path/'kept', tmp_path/'q', 'rtn')   # the same weights elsewhere
+    quantize(tmp_path/'kept', tmp_path/'whole', 'rtn')
+    a, b = open_folder(tmp_path/'q'), open_folder(tmp_path/'whole')
+    assert all(np.array_equal(linear_weight(a, P), linear_weight(b, P)) for P in b.linears)
+
+def test_unfinished_work_is_of_this_text(tmp_path, words, monkeypatch):
+    hub_model(tmp_path/'m', words); (tmp_path/'t.txt').write_text(TEXT); monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache'))
+    again = lambda: quantize(tmp_path/'m', tmp_path/'q', 'gptq', data=f"text:{tmp_path/'t.txt'}", calibration_tokens=64, test_tokens=64)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): stopped_behind(m, 'begin_work'); again()
+    (tmp_path/'t.txt').write_text(TEXT.replace('and', 'plus'))
+    with pytest.raises(UserError, match=r'other settings, weights or text \(text\.source'): again()
+
+def checkpoint(folder, seed=0, scale=1., quantized=False, **settings):
+    cfg = get_config('tiny', nativebit=quantized, n_layers=1, **settings)
+    params, state = init_model(cfg, seed=seed)
+    return save_checkpoint(folder, cfg, with_leaves(params, {n: scale*x for n,x in leaf_names(params).items()}), state if quantized else None)
+
+def test_a_table_is_of_these_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path); monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache')); (tmp_path/'t.txt').write_text(TEXT)
+    table = lambda methods, ckpt='c', out='rows.jsonl': posthoc(ckpt, methods, dataset='text:t.txt', max_tokens=32, out=out)
+    checkpoint('c'); table('rtn')
+    checkpoint('c', seed=3, scale=4.)
+    with pytest.raises(UserError, match=r"rows\.jsonl holds rows of another setup \(weights: '\w{16}' there"): table('rtn,nf')
+    checkpoint('same'); table('rtn', 'same')   # the first ones, elsewhere
+    header, *rows = Path('rows.jsonl').read_text().splitlines()
+    old = json.loads(header); del old['setup']['weights']; Path('old.jsonl').write_text('\n'.join([json.dumps(old), *rows, '']))
+    table('rtn', out='old.jsonl'); assert 'kept no digest of the weights' in capsys.readouterr().err
+    for begin in (lambda: sweep('tiny', dict(max_steps=[1]), 's.jsonl', 'c'), lambda: run_rows('method=float', make_setup('tiny', {}, 'c'), 'r.jsonl')):
+        monkeypatch.setattr('nativebit.experiments.grids.begin_rows', lambda out, header: stop(header)); monkeypatch.setattr('nativebit.experiments.runner.begin_rows', lambda out, header: stop(header))
+        monkeypatch.setattr('nativebit.experiments.runner.load_tokens', lambda cfg: {})
+        with pytest.raises(KeyboardInterrupt, match=weights_digest('c')): begin()
+
+def stop(header): raise KeyboardInterrupt(header['setup']['weights'])
+
+# ---- checksums ----------------------------------------------------------------------------------------------
+
+def with_header(path, change, flip=None):
+    "Change the header of a safetensors file, and perhaps a byte of its data."
+    data = bytearray(path.read_bytes()); n = int.from_bytes(data[:8], 'little'); head = json.loads(data[8:8+n])
+    change(head); text = json.dumps(head).encode(); body = data[8+n:]
+    if flip is not None: body[flip] ^= 4
+    path.write_bytes(len(text).to_bytes(8, 'little') + text + body)
+
+Q = 'layers.0.attn.q.'
+HEADERS = {'a name': lambda h: h.update({'layers.0.attn.r.weight': h.pop(Q+'weight')}), 'a type': lambda h: h[Q+'weight'].update(dtype='I32'), 'a shape': lambda h: h[Q+'codebook'].update(shape=h[Q+'codebook']['shape'][::-1]),
+           'a checksum': lambda h: h['__metadata__'].update(sums=h['__metadata__']['sums'].replace('norm', 'narm', 1)), 'bytes': lambda h: None}
+
+@pytest.mark.parametrize('what', HEADERS)
+def test_a_damaged_checkpoint_is_refused(tmp_path, what):
+    file = checkpoint(tmp_path/'c', quantized=True)/'model.safetensors'
+    with_header(file, HEADERS[what], flip=-77 if what == 'bytes' else None)
+    with pytest.raises(UserError, match='is damaged .the checksum of'): load_network(tmp_path/'c')
+
+def without_sums(h): del h['__metadata__']['sums']
+
+def test_an_older_checkpoint_loads_and_says_so(tmp_path, capsys):
+    file = checkpoint(tmp_path/'c')/'model.safetensors'; with_header(file, without_sums)
+    load_network(tmp_path/'c'); assert capsys.readouterr().err.count('has no checksums') == 1
+    load_network(ROOT/'data'/'stdlib'); assert not capsys.readouterr().err   # its meta.json has them
+
+BOOKS = {'missing layers.0.attn.q.codebook': lambda t: t.pop(Q+'codebook'), 'the network has': lambda t: t.update({Q+'codebook': t[Q+'codebook'][:, :3]}), 'holds NaN or infinite': lambda t: t.update({Q+'codebook': t[Q+'codebook'] + np.inf}),
+         'not in ascending order': lambda t: t.update({Q+'codebook': -t[Q+'codebook']}), r'7 differences': lambda t: [t.pop(n) for n in [*t] if n.endswith('codebook')], 'floating-point numbers': lambda t: t.update({Q+'weight': t[Q+'weight'].astype(np.int8)}),
+         'unexpected layers.8.attn.q.codebook': lambda t: t.update({'layers.8.attn.q.codebook': t[Q+'codebook']})}
+
+@pytest.mark.parametrize('says', BOOKS)
+def test_codebooks_are_checked(tmp_path, says):
+    folder = checkpoint(tmp_path/'c', quantized=True); t, meta = load_checkpoint(folder); t = dict(t); BOOKS[says](t)
+    save_arrays(folder/'model.safetensors', t, sealed=True)
+    with pytest.raises(UserError, match=says): load_network(folder)
+
+N = 'model.layers.0.input_layernorm.weight'
+FOLDERS = {'type': lambda h: h[N].update(dtype='F16'), 'name': lambda h: h.update({N.replace('input', 'inbut'): h.pop(N)}), 'no checksum of one': lambda h: h['__metadata__'].update(sums=json.dumps({k: v for k,v in json.loads(h['__metadata__']['sums']).items() if k != N})),
+           'bytes of the embedding': lambda h: None}
+
+@pytest.fixture(scope='module')
+def packed(tmp_path_factory, words):
+    d = tmp_path_factory.mktemp('packed'); quantize(hub_model(d/'m', words), d/'q', 'rtn')
+    return d/'q'
+
+@pytest.mark.parametrize('what', FOLDERS)
+def test_a_damaged_folder_is_refused(tmp_path, packed, what):
+    file = Path(shutil.copytree(packed, tmp_path/'q'))/'model.safetensors'
+    places = file_header(file)[0]
+    with_header(file, FOLDERS[what], flip=places['model.embed_tokens.weight']['data_offsets'][0] if 'bytes' in what else None)
+    with pytest.raises(UserError, match='is damaged .the checksum of'): open_folder(tmp_path/'q')
+
+def test_an_older_folder_loads_and_says_so(tmp_path, packed, capsys):
+    file = Path(shutil.copytree(packed, tmp_path/'q'))/'model.safetensors'; crcs = {n: f'{x:08x}' for n,x in stored_crcs(file).items()}
+    def older(h): without_sums(h); h['__metadata__']['checksums'] = json.dumps(crcs)
+    with_header(file, older); open_folder(tmp_path/'q')
+    assert capsys.readouterr().err.count('has no checksums') == 1
+    with_header(file, lambda h: None, flip=-1)
+    with pytest.raises(UserError, match='is damaged'): open_folder(tmp_path/'q')
+
+def test_a_folder_without_checksums_is_refused(tmp_path, packed):
+    with_header(Path(shutil.copytree(packed, tmp_path/'q'))/'model.safetensors', without_sums)
+    with pytest.raises(UserError, match='has lost its checksums'): open_folder(tmp_path/'q')
