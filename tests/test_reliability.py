@@ -153,3 +153,28 @@ def test_an_older_folder_loads_and_says_so(tmp_path, packed, capsys):
 def test_a_folder_without_checksums_is_refused(tmp_path, packed):
     with_header(Path(shutil.copytree(packed, tmp_path/'q'))/'model.safetensors', without_sums)
     with pytest.raises(UserError, match='has lost its checksums'): open_folder(tmp_path/'q')
+
+# ---- numbers and files that make no sense -------------------------------------------------------------------
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('name', ['embed', 'layers.1.mlp_norm.weight', 'layers.0.mlp.gate.weight'])
+def test_weights_that_are_no_numbers(tmp_path, words, bad, name):
+    def change(n, w): return np.where(np.arange(w.size).reshape(w.shape) == 5, bad, w) if n == name else w
+    with pytest.raises(UserError, match=name): quantize(hub_model(tmp_path/'m', words, change=change), tmp_path/'q', 'rtn')
+    assert not (tmp_path/'q').exists()
+
+METAS = {'holds no JSON object': '[1]', 'is not valid JSON': '{', 'not valid JSON': '['*30_000, 'n_layers=5000000 is not valid': dict(model=dict(n_layers=5_000_000)), 'n_layers=900 and holds': dict(model=dict(n_layers=900)), 'block_shape=.1, 70000.': dict(quant=dict(block_shape=[1, 70_000])),
+         'wrong type of value for tokenizer': dict(train=dict(tokenizer=7)), 'wrong type of value for train': dict(train=[3])}
+
+@pytest.mark.parametrize('says', METAS)
+def test_a_meta_that_makes_no_sense(tmp_path, says):
+    folder = checkpoint(tmp_path/'c'); meta, new = json.loads((folder/'meta.json').read_text()), METAS[says]
+    for part,fields in (new.items() if isinstance(new, dict) else ()): meta['config'][part] = {**meta['config'][part], **fields} if isinstance(fields, dict) else fields
+    (folder/'meta.json').write_text(new if isinstance(new, str) else json.dumps(meta))
+    with pytest.raises(UserError, match=says): load_network(folder)
+    if 'n_layers=900' not in says:
+        with pytest.raises(UserError): get_config(str(folder))
+
+def test_an_npz_may_not_unpack_to_much_more(tmp_path):
+    np.savez_compressed(tmp_path/'x.npz', x=np.zeros(10**6, np.int8))
+    with pytest.raises(UserError, match='more than 64 times its size'): load_checkpoint(tmp_path/'x.npz')

@@ -65,7 +65,10 @@ def folder_tensors(
 ):           # yields (Hugging Face name, array)
     "All tensors of a packed folder, a layer in memory at a time."
     names = hf_names(model)
-    def half(n): x = read(n); return x if x.dtype.itemsize == 2 else x.astype(ml_dtypes.bfloat16)
+    def half(n):
+        x = read(n)
+        if not np.isfinite(half := x if x.dtype.itemsize == 2 else x.astype(ml_dtypes.bfloat16)).all(): raise UserError(f"{n} holds NaN, infinite or too large numbers; check the model, or download it again")
+        return half
     for n in [n for n in names if not n.startswith('layers.')]: yield names[n], half(n)
     for i,packed in enumerate(layers):
         for n,shape in layer_shapes(model).items():
