@@ -1,5 +1,5 @@
 "Nothing lost, nothing wrong: identity, checksums, kills, locks, and inputs that make no sense."
-import json, shutil
+import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 import ml_dtypes, numpy as np, pytest
 from safetensors.numpy import save_file
@@ -15,7 +15,9 @@ from nativebit.models.checkpoint import load_checkpoint, load_network, save_chec
 from nativebit.models.transformer import init_model
 from nativebit.pipelines.quantize import quantize
 from nativebit.ptq.baselines import main as posthoc
+from nativebit.ptq.pack import pack_checkpoint
 from nativebit.utils.cli import UserError
+from nativebit.utils.files import atomic_path, whole_folder
 from nativebit.utils.pytree import leaf_names, with_leaves
 from nativebit.utils.safetensors import file_header, save_arrays, stored_crcs, weights_digest
 
@@ -153,3 +155,75 @@ def test_an_older_folder_loads_and_says_so(tmp_path, packed, capsys):
 def test_a_folder_without_checksums_is_refused(tmp_path, packed):
     with_header(Path(shutil.copytree(packed, tmp_path/'q'))/'model.safetensors', without_sums)
     with pytest.raises(UserError, match='has lost its checksums'): open_folder(tmp_path/'q')
+
+# ---- numbers and files that make no sense -------------------------------------------------------------------
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('name', ['embed', 'layers.1.mlp_norm.weight', 'layers.0.mlp.gate.weight'])
+def test_weights_that_are_no_numbers(tmp_path, words, bad, name):
+    def change(n, w): return np.where(np.arange(w.size).reshape(w.shape) == 5, bad, w) if n == name else w
+    with pytest.raises(UserError, match=name): quantize(hub_model(tmp_path/'m', words, change=change), tmp_path/'q', 'rtn')
+    assert not (tmp_path/'q').exists()
+
+METAS = {'holds no JSON object': '[1]', 'is not valid JSON': '{', 'not valid JSON': '['*30_000, 'n_layers=5000000 is not valid': dict(model=dict(n_layers=5_000_000)), 'n_layers=900 and holds': dict(model=dict(n_layers=900)), 'block_shape=.1, 70000.': dict(quant=dict(block_shape=[1, 70_000])),
+         'wrong type of value for tokenizer': dict(train=dict(tokenizer=7)), 'wrong type of value for train': dict(train=[3])}
+
+@pytest.mark.parametrize('says', METAS)
+def test_a_meta_that_makes_no_sense(tmp_path, says):
+    folder = checkpoint(tmp_path/'c'); meta, new = json.loads((folder/'meta.json').read_text()), METAS[says]
+    for part,fields in (new.items() if isinstance(new, dict) else ()): meta['config'][part] = {**meta['config'][part], **fields} if isinstance(fields, dict) else fields
+    (folder/'meta.json').write_text(new if isinstance(new, str) else json.dumps(meta))
+    with pytest.raises(UserError, match=says): load_network(folder)
+    if 'n_layers=900' not in says:
+        with pytest.raises(UserError): get_config(str(folder))
+
+def test_an_npz_may_not_unpack_to_much_more(tmp_path):
+    np.savez_compressed(tmp_path/'x.npz', x=np.zeros(10**6, np.int8))
+    with pytest.raises(UserError, match='more than 64 times its size'): load_checkpoint(tmp_path/'x.npz')
+
+# ---- killed, and run again; two at once ---------------------------------------------------------------------
+
+def killed(code, cwd, *args):
+    "Run a program that ends in kill -9."
+    r = subprocess.run([sys.executable, '-c', 'import os, signal\ndef die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n' + code, *map(str, args)], cwd=cwd, capture_output=True, text=True)
+    assert r.returncode == -signal.SIGKILL, r.stderr
+
+def test_what_a_kill_leaves_is_cleaned(tmp_path):
+    killed('from nativebit.utils.files import *\nwith atomic_path("f") as t: t.write_text("half"); die()', tmp_path)
+    killed('from nativebit.utils.files import *\nwith whole_folder("d") as t: (t/"x").write_text("half"); die()', tmp_path)
+    assert len([*tmp_path.glob('.*.tmp')]) == 2
+    with atomic_path(tmp_path/'f') as t: t.write_text('whole')
+    with whole_folder(tmp_path/'d') as t: (t/'x').write_text('whole')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['d', 'f']
+
+def test_the_disk_has_it_before_its_name(tmp_path, monkeypatch):
+    done, real = [], (os.fsync, os.replace)
+    monkeypatch.setattr(os, 'fsync', lambda fd: (done.append(os.readlink(f'/proc/self/fd/{fd}')), real[0](fd))[1])
+    monkeypatch.setattr(os, 'replace', lambda a, b: (done.append('renamed'), real[1](a, b))[1])
+    with atomic_path(tmp_path/'f') as t: t.write_text('x')
+    assert done == [str(t), 'renamed', str(tmp_path)]
+
+KILLS = dict(first='q.atomic_path = die', layer='q.store_layer = die', table='q.report = die', cleaning='q.end_work = die', cleaned='q.remove = die', last='import shutil; q.end_work = lambda w: (shutil.rmtree(w), die())')
+
+@pytest.mark.parametrize('at', KILLS)
+def test_quantize_goes_on_after_a_kill(tmp_path, words, packed, at):
+    hub_model(tmp_path/'m', words)
+    killed(f'import nativebit.pipelines.quantize as q\n{KILLS[at]}\nq.quantize("m", "q", "rtn")', tmp_path)
+    if at != 'last': quantize(tmp_path/'m', tmp_path/'q', 'rtn')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['m', 'q'] and (tmp_path/'q'/'quantize.json').exists()
+    a, b = open_folder(tmp_path/'q'), open_folder(packed)
+    assert all(np.array_equal(linear_weight(a, P), linear_weight(b, P)) for P in b.linears)
+
+def test_two_at_once(tmp_path, words):
+    hub_model(tmp_path/'m', words)
+    code = 'import sys, time, nativebit.pipelines.quantize as q\nold = q.report\ndef report(*a): r = old(*a); print("here", flush=True); sys.stdin.read(); return r\nq.report = report\nq.quantize("m", "q", "rtn")'
+    first = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert first.stdout.readline() == 'here\n'
+    with pytest.raises(UserError, match=f'process {first.pid} on .* is writing .*q'): quantize(tmp_path/'m', tmp_path/'q', 'rtn')
+    first.communicate('')
+    assert first.returncode == 0 and sorted(p.name for p in tmp_path.iterdir()) == ['m', 'q']
+
+def test_devices_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path/'pipe')
+    with pytest.raises(UserError, match='is a device or a pipe'): pack_checkpoint(checkpoint(tmp_path/'c', quantized=True), tmp_path/'pipe')
+    assert not (tmp_path/'pipe').is_file()

@@ -103,7 +103,7 @@ def linear_misfit(
 def is_packed(path)->bool:
     "Is there a folder that `save_folder` made?"
     try: return json.loads((Path(path)/'config.json').read_text())['quantization_config']['quant_method'] == METHOD
-    except (OSError, ValueError, KeyError, TypeError): return False
+    except (OSError, ValueError, KeyError, TypeError, RecursionError): return False
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #ef4ee7a9
 SHARD = 2_000_000_000   # bytes

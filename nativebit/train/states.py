@@ -108,7 +108,8 @@ def export_state(
     if not (Path(folder)/'log.jsonl').exists(): raise UserError(f"{folder} has no log.jsonl; give the --name of a run")
     out = Path(out)
     there = {p.name for p in out.iterdir()} if out.is_dir() else {None} if out.exists() else set()
-    mine = out.resolve().parent == Path(folder).resolve() and there >= {'meta.json', 'model.safetensors'}   # made before, of this run
+    made = lambda n: n and re.fullmatch(r'meta\.json|model\.safetensors|tokenizer\.json|\..*\.tmp', n)
+    mine = out.resolve().parent == Path(folder).resolve() and out.name != 'state' and all(map(made, there))   # made before, of this run, or begun
     if there and not mine: raise UserError(f"{out} would be overwritten; choose another --out")
     cfg, init_from, place = continued(folder, {})
     states = RunStates(states or place or Path(folder)/'state', keep=None)
