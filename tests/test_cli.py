@@ -120,3 +120,11 @@ def test_ctrl_c(cwd):
     err = p.communicate(timeout=60)[1]
     assert p.returncode == 130 and 'Traceback' not in err, err
     assert not [f for f in Path(cwd).rglob('*.tmp')]
+
+def test_a_reader_that_has_gone_and_a_terminal_without_a_character(tmp_path):
+    "`| head` ends a program without a traceback, and ASCII shows a question mark."
+    (tmp_path/'program.py').write_text("from nativebit.utils.cli import run\ndef main():\n    'Count.'\n    for i in range(10**6): print('é', i, flush=True)\nrun(main, [])")
+    p = subprocess.Popen([sys.executable, tmp_path/'program.py'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONIOENCODING='ascii', PYTHONPATH=os.getcwd()))
+    first = p.stdout.readline()
+    p.stdout.close()
+    assert first == b'? 0\n' and p.wait(timeout=60) == 141 and p.stderr.read() == b''

@@ -25,6 +25,9 @@ def one_sentence():
     "End the program with `UserError`'s message instead of a traceback; Ctrl-C exits with 130, a reader that has gone (`| head`) with 141."
     try: yield
     except UserError as e: sys.exit(f"error: {e}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # what is still to be flushed goes nowhere
+        sys.exit(141)
     except OSError as e:
         if e.errno not in REFUSALS: raise
         sys.exit(f"error: cannot use {str(e.filename or 'a file')[:200]}: {e.strerror}; free some space, or choose another name or folder")
@@ -33,9 +36,6 @@ def one_sentence():
         if 'RESOURCE_EXHAUSTED' not in str(e): raise
         sys.exit("error: out of memory; use a smaller --batch-size, --context-len or model")
     except KeyboardInterrupt: sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # what is still to be flushed goes nowhere
-        sys.exit(141)
 
 # %% ../../nbs/00_utils/01_cli.ipynb #83cf1355
 def need(
