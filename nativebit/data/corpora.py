@@ -88,7 +88,7 @@ def from_jsonl(path):
         for n,line in enumerate(f, 1):
             if not line.strip(): continue
             try: yield json.loads(line)['text'].encode(errors='replace').decode()   # JSON may hold halves of characters
-            except (ValueError, KeyError, TypeError, AttributeError) as e: raise UserError(
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise UserError(
                 f'line {n} of {path} is not an object such as {{"text": "a document"}}; repair or remove it') from e
 
 def from_parquet(path):
