@@ -4,19 +4,24 @@ from pathlib import Path
 import ml_dtypes, numpy as np, pytest
 from safetensors.numpy import save_file
 import nativebit.pipelines.quantize as quantizing
+from nativebit.__main__ import program
 from nativebit.config import get_config
-from nativebit.data.tokenizers import train_tokenizer
+from nativebit.data.loader import prepare
+from nativebit.data.tokenizers import ByteTokenizer, train_tokenizer
 from nativebit.formats.hf_folder import linear_weight, open_folder
 from nativebit.formats.size import param_shapes
 from nativebit.experiments.grids import sweep
 from nativebit.experiments.runner import make_setup, run_rows
+from nativebit.interop.convert import convert
+from nativebit.interop.export import export_safetensors
 from nativebit.interop.families import hf_names, model_config
 from nativebit.models.checkpoint import load_checkpoint, load_network, save_checkpoint
 from nativebit.models.transformer import init_model
 from nativebit.pipelines.quantize import quantize
 from nativebit.ptq.baselines import main as posthoc
 from nativebit.ptq.pack import pack_checkpoint
-from nativebit.utils.cli import UserError
+from nativebit.train.run import begin_log, continued
+from nativebit.utils.cli import UserError, one_sentence, parse_args
 from nativebit.utils.files import atomic_path, whole_folder
 from nativebit.utils.pytree import leaf_names, with_leaves
 from nativebit.utils.safetensors import file_header, save_arrays, stored_crcs, weights_digest
@@ -227,3 +232,52 @@ def test_devices_are_not_replaced(tmp_path):
     os.mkfifo(tmp_path/'pipe')
     with pytest.raises(UserError, match='is a device or a pipe'): pack_checkpoint(checkpoint(tmp_path/'c', quantized=True), tmp_path/'pipe')
     assert not (tmp_path/'pipe').is_file()
+
+# ---- links, settings, command lines -------------------------------------------------------------------------
+
+def test_links_that_leave_a_model_are_refused(tmp_path, words, packed):
+    (tmp_path/'private').write_text('mine'); hub_model(tmp_path/'m', words); q = Path(shutil.copytree(packed, tmp_path/'q'))
+    for folder, name, f in ((tmp_path/'m', 'NOTICE', lambda: quantize(tmp_path/'m', tmp_path/'x', 'rtn')), (tmp_path/'m', 'NOTICE', lambda: convert(tmp_path/'m', tmp_path/'x')), (q, 'notes.txt', lambda: export_safetensors(open_folder(q), tmp_path/'x'))):
+        if not (folder/name).is_symlink(): (folder/name).symlink_to(tmp_path/'private')
+        with pytest.raises(UserError, match=f'{name} is a link to .*private'): f()
+        assert not (tmp_path/'x').exists()
+
+def refused(*args):
+    "What a command says that ends in one sentence."
+    module = program(args[0])
+    with pytest.raises(SystemExit) as e, one_sentence(): module.main(**parse_args(module.main, list(args[1:])))
+    assert str(e.value.code).startswith('error: '), e.value.code
+    return str(e.value.code)
+
+def test_command_lines_end_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache')); (tmp_path/'t.txt').write_text(TEXT); (tmp_path/'file').write_text('x'); (tmp_path/'x.jsonl').write_text('['*20_000 + '\n')
+    for name, log, meta in (('text', 'nothing\n', None), ('number', '7\n', None), ('stepless', '{"type": "eval", "config": {}}\n', '{}')):
+        (tmp_path/'logs'/name).mkdir(parents=True); (tmp_path/'logs'/name/'log.jsonl').write_text(log)
+        if meta: (tmp_path/'logs'/name/'meta.json').write_text(meta)
+    np.save('a.npy', np.ones(2)); os.rename('a.npy', 'a.npz')
+    train, speed = ('train', '--config', 'tiny', '--dataset', 'text:t.txt', '--max-steps', '1', '--val-batches', '1'), ('speed', '--config', 'tiny', '--attention', 'reference', '--batch-size', '1', '--compute-dtype', 'float32')
+    for args, says in (((*train, '--seed', '8'*25), 'seed='), ((*train, '--name', 'n'*280), 'File name too long'), ((*train, '--init-from', 'a.npz'), 'not a whole .npz'), ((*train, '--dataset', 'text:x.jsonl'), 'line 1 of'),
+                       ((*train, '--name', 'text'), 'line 1 of'), (('kept', 'number'), 'line 1 of'), (('train', '--resume', '--name', 'number'), 'line 1 of'), (('train', '--resume', '--name', 'stepless'), 'does not fit'), ((*train, '--states', 'file'), 'Not a directory'),
+                       ((*speed, '--steps', '0'), 'steps=0'), ((*speed, '--windows', '-2'), 'windows=-2'), ((*speed, '--out', 'file/rows.jsonl'), 'cannot write the log'), (('quantize', 'm', '--out', 'q'*280), 'there is no m')):
+        assert says in refused(*args), (args, says)
+
+def test_prepared_data_without_a_meta(tmp_path, monkeypatch):
+    monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache')); (tmp_path/'t.txt').write_text(TEXT); prepare(f"text:{tmp_path/'t.txt'}", ByteTokenizer())
+    [meta] = (tmp_path/'cache').glob('*/meta.json')
+    for text in ('', '{}'):
+        meta.write_text(text)
+        with pytest.raises(UserError): prepare(f"text:{tmp_path/'t.txt'}", ByteTokenizer())
+
+def test_a_run_goes_on_with_other_settings_and_says_so(tmp_path, capsys):
+    with begin_log(get_config('tiny'), tmp_path, None, 0, dict): pass
+    new = continued(tmp_path, dict(lr=.25, dataset='text:other.txt'))[0]
+    assert new.train.lr == .25 and all(s in capsys.readouterr().err for s in ("train.lr: 0.003 there, 0.25 here",))
+    continued(tmp_path, dict(lr=.003)); assert not capsys.readouterr().err
+
+def test_a_sweep_without_its_text_begins_no_table(tmp_path):
+    with pytest.raises(UserError, match='no such file'): sweep('tiny', dict(dataset=[f'text:{tmp_path}/none.txt']), tmp_path/'s.jsonl')
+    assert not (tmp_path/'s.jsonl').exists()
+
+def test_all_of_run_2b_is_for_one_machine():
+    r = subprocess.run([ROOT/'tpu_scripts'/'run_2b', 'all', '1', '--hosts', 'auto'], capture_output=True, text=True, timeout=20)
+    assert r.returncode and 'the float checkpoint is on the first machine alone' in r.stderr

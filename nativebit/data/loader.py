@@ -17,6 +17,7 @@ from filelock import FileLock
 from tqdm import tqdm
 from ..utils.cli import UserError
 from ..utils.files import atomic_path
+from ..utils.safetensors import read_json
 from ..config import Config, get_config
 from .corpora import documents, source
 from .tokenizers import digest, load_tokenizer, train_tokenizer
@@ -166,8 +167,8 @@ def prepare(
             with FileLock(f'{folder}.lock'):   # of several processes one does it, the others wait
                 if not (folder/'meta.json').exists(): write_shards(documents(dataset), tokenizer, folder, meta, shard_tokens)
         except OSError as e: raise UserError(f"cannot write {folder} ({e.strerror or e}); choose another folder with NATIVEBIT_CACHE") from e
-    meta = json.loads((folder/'meta.json').read_text())
-    return {s: open_split(folder, s, meta[s]) for s in SPLITS}, meta
+    try: meta = read_json(folder/'meta.json'); return {s: open_split(folder, s, meta[s]) for s in SPLITS}, meta
+    except (KeyError, TypeError) as e: raise UserError(f"the prepared data in {folder} is damaged (no {e}); delete that folder and start again") from e
 
 # %% ../../nbs/03_data/03_loader.ipynb #6323fbc9
 class Windows:

@@ -16,7 +16,7 @@ from ..utils.files import plain, read_jsonl
 from ..utils.safetensors import weights_digest
 from ..evaluation.results_file import add_row, begin_rows, run_header
 from ..train.run import continued
-from ..train.loop import NotANumber, train
+from ..train.loop import NotANumber, load_tokens, train
 
 # %% ../../nbs/14_experiments/02_grids.ipynb #e07331dd
 FIELD_TYPE = dict(bits=int, **{f.name: f.type for cls in PARTS.values() for f in fields(cls)})
@@ -68,6 +68,7 @@ def sweep(
     "Run every point of a grid."
     out, varied = Path(out), [k for k,v in grid.items() if len(v) > 1]
     configs = [(get_config(config, **p), {k: p[k] for k in varied}) for p in points(grid)]   # all are checked before the first is run
+    for t in {(c.train.dataset, c.train.tokenizer, c.model.vocab_size): c for c,_ in configs}.values(): load_tokens(t)   # missing text is found before the table is begun
     setup = dict(config=config, init_from=init_from and str(init_from), weights=init_from and weights_digest(init_from), fixed={k: v[0] for k,v in grid.items() if len(v) == 1}, varied=sorted(varied))
     done = begin_rows(out, run_header('sweep', setup))
     for i,(cfg,point) in enumerate(configs, 1):

@@ -134,7 +134,7 @@ def make_setup(config:str, fixed:dict, init_from=None, raw=None, keep=None)->Set
     cfg = get_config(config, **fixed)
     tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
     try: raw = raw and Path(raw).read_text(encoding='utf-8')
-    except OSError as e: raise UserError(f"cannot read {raw} ({e.strerror}); give --raw the text file of the test split") from e
+    except (OSError, ValueError) as e: raise UserError(f"cannot read {raw} ({getattr(e, 'strerror', None) or e}); give --raw the text file of the test split") from e
     load_float_once(init_from := init_from and str(init_from))   # found missing now, read once
     return Setup(config, fixed, init_from, load_tokens(cfg), tok, raw, keep)
 

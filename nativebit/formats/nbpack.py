@@ -177,6 +177,7 @@ def parse_metadata(
 )->tuple:       # (Config, the same dictionary with tokenizer and checksums parsed)
     "What the header says of the network. Raises `UserError` where it makes no sense."
     try:
+        if meta['embed'] not in FLOATS: raise ValueError(f"embed={meta['embed'][:20]!r}")
         config, parsed = found_tokenizer(config_from_dict(json.loads(meta['config'])), Path(path).parent), {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')}
         return config, {**meta, **parsed}
     except (UserError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:

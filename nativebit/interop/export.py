@@ -14,7 +14,7 @@ import ml_dtypes, numpy as np
 from ..config import NO_TOKENIZER, Config, QuantConfig, TrainConfig, brought_tokenizer
 from ..utils.cli import need, UserError
 from .families import hf_names, model_config
-from ..utils.files import TEMPLATES, copy_files, whole_folder
+from ..utils.files import TEMPLATES, copy_files, refuse_links, whole_folder
 from ..data.tokenizers import tokenizer_note
 from ..formats.nbpack import write_pack
 from ..formats.hf_folder import SHARD, Folder, linear_weight, open_folder, save_tensors
@@ -30,7 +30,7 @@ def other_files(
     "Tokenizer and generation files, and the licence."
     ours = ('config.json', 'model.safetensors.index.json')
     found = sorted(p for p in Path(path).iterdir() if p.is_file() and p.name not in ours and (p.suffix in PLAIN or p.name.upper().startswith(('LICENSE', 'NOTICE'))))
-    return [*found, *sorted((Path(path)/TEMPLATES).glob('*.jinja'))]
+    return refuse_links(path, [*found, *sorted((Path(path)/TEMPLATES).glob('*.jinja'))])
 
 def plain_config(
     folder:Folder,

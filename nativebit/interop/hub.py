@@ -15,6 +15,7 @@ import ml_dtypes, numpy as np   # ml_dtypes: NumPy learns bfloat16
 from safetensors import SafetensorError, safe_open
 from ..config import ModelConfig
 from ..utils.cli import UserError
+from ..utils.files import refuse_links
 from .families import hf_names
 from ..utils.safetensors import read_json, weight_files
 from ..formats.size import DTYPES, param_shapes
@@ -76,7 +77,7 @@ class HubFolder:
         return read_held(self.held[name])
 
     @property
-    def files(self): return sorted({p for pattern in self.TAKEN for p in self.folder.glob(pattern) if p.is_file()})
+    def files(self): return refuse_links(self.folder, sorted({p for pattern in self.TAKEN for p in self.folder.glob(pattern) if p.is_file()}))
 
 # %% ../../nbs/12_interop/02_hub.ipynb #ad1202a1
 HARMLESS = r'rotary_emb\.inv_freq$|^rope_freqs\.weight$'   # can be computed

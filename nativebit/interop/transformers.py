@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TORCH', 'dequantize', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfig', 'module_names', 'check_complete',
-           'replace_linears', 'torch_sum', 'NativeBitHfQuantizer', 'as_linear', 'register', 'run_module']
+           'replace_linears', 'torch_sum', 'NativeBitHfQuantizer', 'as_linear', 'register', 'runnable', 'run_module']
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #bb7ab973
 import json, math, re, runpy, sys, zlib
@@ -241,6 +241,12 @@ def register():
 register()
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #e28e0d60
+def runnable(name:str)->bool:
+    "Is there a module, or a package with a `__main__`, of this name?"
+    try: spec = find_spec(name)
+    except (ImportError, ValueError, AttributeError): return False
+    return bool(spec) and (not spec.submodule_search_locations or runnable(f'{name}.__main__'))
+
 def run_module(
     argv:list,  # the name of a module or a script, and its arguments
 ):
@@ -251,6 +257,6 @@ def run_module(
         if not Path(argv[0]).is_file(): raise UserError(f"there is no file {argv[0]}; check its name")
         sys.argv, sys.path[0] = list(argv), str(Path(argv[0]).resolve().parent)
         return runpy.run_path(argv[0], run_name='__main__')
-    if find_spec(argv[0].partition('.')[0]) is None: raise UserError(f"there is no module {argv[0]}; install it, or check its name")
+    if not runnable(argv[0]): raise UserError(f"there is no module {argv[0]} that can be run; install it, or check its name")
     sys.argv = list(argv)
     runpy.run_module(argv[0], run_name='__main__', alter_sys=True)

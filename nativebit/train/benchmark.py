@@ -7,10 +7,10 @@ __all__ = ['MODES', 'step_flops', 'windows', 'time_step', 'main']
 
 # %% ../../nbs/08_train/07_benchmark.ipynb #a4d1e7ce
 import json, statistics, time
-from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from ..config import MATRIX, Config, get_config
-from ..utils.cli import UserError
+from ..utils.cli import UserError, need
+from ..utils.files import open_log
 from ..utils.pytree import count_params
 from ..models.transformer import model_shapes
 from .step import first_state, make_quant_ops, make_step, quantize_now
@@ -72,6 +72,9 @@ def main(
     out:str=None,                # append the row to this .jsonl file
 ):
     "Time a training step on random tokens and print one row."
+    for k,v in dict(steps=steps, windows=windows).items(): need(v >= 1, k, v, "at least 1")
+    if out:
+        with open_log(out): pass   # found out before anything is timed
     if mode not in MODES: raise UserError(f"unknown mode {mode!r}: choose from {', '.join(MODES)}")
     if attention == 'cudnn' and jax.default_backend() != 'gpu': raise UserError("--attention cudnn needs an NVIDIA GPU; use --attention reference")
     options = dict(accumulate=accumulate, remat=remat, requantize_every=requantize_every)
@@ -81,4 +84,4 @@ def main(
                **time_step(cfg, steps, windows), device=jax.devices()[0].device_kind, jax=jax.__version__)
     print(json.dumps(row))
     if out:
-        with Path(out).open('a') as f: f.write(json.dumps(row) + '\n')
+        with open_log(out) as f: f.write(json.dumps(row) + '\n')

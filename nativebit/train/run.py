@@ -6,7 +6,7 @@
 __all__ = ['NoLogger', 'begin_log', 'continued', 'run_folder', 'finished_steps', 'check_folder', 'alone']
 
 # %% ../../nbs/08_train/04_run.ipynb #f504bfd3
-import json, sys
+import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import jax
@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 from ..config import config_from_dict, config_to_dict, override
 from ..utils.files import JSONLogger, git_hash, read_jsonl
 from ..utils.cli import UserError
+from ..utils.pytree import changes
+from ..utils.safetensors import read_json
 
 # %% ../../nbs/08_train/04_run.ipynb #db41e68d
 class NoLogger:
@@ -44,6 +46,7 @@ def continued(
     old = config_from_dict(last['config'])
     new = override(old, **given)
     if (new.model, new.quant) != (old.model, old.quant): raise UserError(f"the run in {folder} has another network or codebooks; give it another --name, or leave those flags out")
+    if given and (other := changes(config_to_dict(old), config_to_dict(new))): print(f"note: the run in {folder} goes on with other settings ({'; '.join(other)})", file=sys.stderr)
     return new, last['init_from'], last.get('states')
 
 # %% ../../nbs/08_train/04_run.ipynb #2135c86b
@@ -57,7 +60,10 @@ def finished_steps(folder)->int:
     "How many steps the finished run in a folder has taken; 0 where there is none."
     log, meta = [Path(folder)/n for n in ('log.jsonl', 'meta.json')]
     if not (log.exists() and meta.exists()): return 0
-    return json.loads(meta.read_text())['step'] if (r := read_jsonl(log)) and r[-1].get('type') == 'eval' else 0
+    ended = (r := read_jsonl(log)) and r[-1].get('type') == 'eval'
+    if not ended: return 0
+    if type(step := read_json(meta).get('step')) is not int: raise UserError(f"{meta} says no step; nativebit kept {Path(folder).name} makes a checkpoint of what the run has kept")
+    return step
 
 def check_folder(
     folder,       # of the run

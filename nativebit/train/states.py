@@ -29,6 +29,7 @@ class RunStates:
     ):
         self.remote, self.keep = '://' in str(folder), keep
         self.folder = epath.Path(folder) if self.remote else epath.Path(folder).absolute()
+        if not self.remote and self.folder.exists() and not self.folder.is_dir(): raise UserError(f"cannot keep the run's state in {self.folder} (Not a directory); choose another folder")
 
     @cached_property
     def manager(self):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'settled', 'beside', 'alive', 'remove', 'clean_leftovers', 'refuse_devices', 'atomic_path', 'one_writer',
-           'check_room', 'whole_folder', 'stamps', 'copy_files', 'plain', 'JSONLogger', 'NoRecords', 'record',
-           'read_jsonl', 'TensorBoardLogger', 'git_hash']
+           'check_room', 'whole_folder', 'stamps', 'refuse_links', 'copy_files', 'plain', 'open_log', 'JSONLogger',
+           'NoRecords', 'record', 'read_jsonl', 'TensorBoardLogger', 'git_hash']
 
 # %% ../../nbs/00_utils/02_files.ipynb #7a017e8e
 import glob, json, os, platform, re, shutil, stat, subprocess, zlib
@@ -148,6 +148,18 @@ def stamps(
             return f'{about.st_size:,} bytes of {datetime.fromtimestamp(about.st_mtime, UTC)}, {zlib.crc32(f.read(), zlib.crc32(head)):08x}'
     return {Path(p).name: stamp(p) for p in sorted(paths)}
 
+# %% ../../nbs/00_utils/02_files.ipynb #a1c0de61
+def refuse_links(
+    folder,  # of a model
+    paths,   # of files in it that are to be copied
+)->list:     # the same
+    "Raise `UserError` for a link that leaves the folder: a copy of what it points at may be uploaded. The hub's cache keeps files beside its snapshots."
+    home = Path(folder).resolve()
+    home = home.parents[1] if home.parent.name == 'snapshots' else home
+    away = next((p for p in paths if not p.resolve().is_relative_to(home)), None)
+    if away: raise UserError(f"{away} is a link to {away.resolve()}, outside the model's folder; put a copy in its place, or delete it")
+    return list(paths)
+
 # %% ../../nbs/00_utils/02_files.ipynb #79de013f
 TEMPLATES = 'additional_chat_templates'
 
@@ -168,6 +180,11 @@ def plain(x):
     return str(x)
 
 # %% ../../nbs/00_utils/02_files.ipynb #83de05d9
+def open_log(path):
+    "A file that lines are added to. Raises `UserError` where there can be none."
+    try: Path(path).parent.mkdir(parents=True, exist_ok=True); return Path(path).open('a')
+    except OSError as e: raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
+
 class JSONLogger:
     "Append records to a `.jsonl` file, one JSON object a line, flushed at once."
     def __init__(self,
@@ -175,12 +192,10 @@ class JSONLogger:
         keep=lambda r: False,  # which records to keep of a file that exists; by default it starts afresh
     ):
         self.path = Path(path)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            old = [r for r in read_jsonl(path) if keep(r)] if self.path.exists() else []
-            with atomic_path(path) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in old))
-            self.file = self.path.open('a')
-        except OSError as e: raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
+        open_log(path).close()
+        old = [r for r in read_jsonl(path) if keep(r)]
+        with atomic_path(path) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in old))
+        self.file = open_log(path)
 
     def log(self, **record):
         "Write one record."
