@@ -21,7 +21,7 @@ MATRICES = ('attn.q', 'attn.k', 'attn.v', 'attn.o', 'mlp.gate', 'mlp.up', 'mlp.d
 MATRIX = rf"\b({'|'.join(map(re.escape, MATRICES))})\.weight$"   # how the names of quantized weights end
 ROPE_SCALINGS = {'': 0, 'linear': 2, 'llama3': 5}                                       # name: length of the tuple
 
-LARGEST = dict(vocab_size=2**24, n_layers=2**12, d_model=2**20, n_heads=2**14, d_ff=2**22, context_len=2**24, n_kv_heads=2**14, head_size=2**14)   # what a file may ask for
+LARGEST = dict(vocab_size=2**24, d_model=2**20, n_heads=2**14, d_ff=2**22, context_len=2**24, n_kv_heads=2**14, head_size=2**14)   # what a file may ask for
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -229,6 +229,7 @@ def config_from_dict(d:dict)->Config:
     "The inverse of `config_to_dict`. Raises `UserError` where a field is missing, unknown or of another type."
     if not isinstance(d, dict): raise UserError("the config in this file is no JSON object; write that file again")
     if bad := mistyped(d): raise UserError(f"the config in this file has a wrong type of value for {', '.join(bad)}; write that file again")
+    if isinstance(L := d.get('model', {}).get('n_layers'), int): need(L <= 2**12, 'n_layers', L, "at most 4,096")
     try: return Config(d['name'], **{p: cls(**d[p]) for p,cls in PARTS.items()})
     except (KeyError, TypeError) as e: raise UserError(f"the config in this file does not fit this version of nativebit: {e}") from e
 
