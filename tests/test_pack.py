@@ -134,8 +134,9 @@ def test_a_dishonest_config_is_refused(packed, part, which, value):
 
 def test_no_memory_is_taken_for_absurd_sizes(packed):
     path, whole, _ = packed
-    huge = override(read_pack(path).config, n_layers=10**15, d_ff=10**15)
-    for change in (lambda h: h['__metadata__'].update(config=json.dumps(config_to_dict(huge))), lambda h: h['embed'].update(shape=[2**47, 2**47], data_offsets=[0, 2**95])):
+    said = config_to_dict(read_pack(path).config)
+    sized = lambda **sizes: lambda h: h['__metadata__'].update(config=json.dumps({**said, 'model': {**said['model'], **sizes}}))
+    for change in (sized(n_layers=10**15, d_ff=10**15), sized(n_layers=1000, d_ff=4_000_000), lambda h: h['embed'].update(shape=[2**47, 2**47], data_offsets=[0, 2**95])):
         path.with_name('huge').write_bytes(with_header(whole, change))
         code = ("import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\nfrom nativebit.formats.nbpack import UserError, read_pack\n"
                 f"try: read_pack({str(path.with_name('huge'))!r})\nexcept UserError as e: print('refused')")
