@@ -19,6 +19,7 @@ from ..config import Config, ModelConfig, QuantConfig
 from ..utils.cli import UserError
 from ..utils.pytree import leaf_names, with_leaves
 from ..data.loader import eval_batches
+from ..interop.families import their_name
 from ..inference.generate import rms_norm
 from ..evaluation.perplexity import exactly
 from ..ptq.gptq import quantize_layer, second_moments
@@ -104,7 +105,8 @@ def fetched(
     "A packed layer on the host. Raises `UserError` where a matrix holds NaN or infinity, which no codebook can hold."
     out = {n: np.asarray(x) for n,x in arrays.items()}
     bad = next((n.removesuffix('finite') for n,x in out.items() if n.endswith('.finite') and not x), None)
-    if bad: raise UserError(f"{layer}{bad}weight holds NaN or infinite numbers; check the model, or download it again")
+    name = f"{their_name(f'{layer}{bad}weight')} ({layer}{bad}weight)" if bad and layer else f"{bad}weight"
+    if bad: raise UserError(f"{name} holds NaN or infinite numbers; check the model, or download it again")
     return {n: x for n,x in out.items() if not n.endswith('.finite')}
 
 def packed_layer(
