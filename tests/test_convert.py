@@ -192,7 +192,7 @@ def test_a_file_cut_anywhere(tmp_path):
     path = folder/'model.safetensors'; whole = path.read_bytes()
     for n in {*range(0, 40, 3), *range(40, len(whole), len(whole)//40)}:
         path.write_bytes(whole[:n])
-        with pytest.raises(UserError, match='not a whole safetensors file'): open_model(folder)
+        with pytest.raises(UserError, match=r'not a whole \.safetensors file'): open_model(folder)
 
 def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     (tmp_path/'x.txt').write_text('x')

@@ -6,8 +6,8 @@
 __all__ = ['HUB_NAME', 'OPEN', 'folder_kind', 'is_pack', 'file_kind', 'run_folder', 'nearest', 'nothing', 'kind_of', 'Arrays',
            'file_tokenizer', 'shorter', 'from_folder', 'from_file', 'from_checkpoint', 'from_source', 'is_quantized',
            'has_gpu', 'jax_decoder', 'torch_decoder', 'fastest', 'text_stream', 'save_file_of', 'save_folder_of',
-           'Model', 'fetched', 'installed', 'load', 'opened', 'tokenizer_of', 'saved_module', 'float_model', 'quantize',
-           'main']
+           'Model', 'from_hub', 'installed', 'load', 'opened', 'tokenizer_of', 'saved_module', 'float_model',
+           'quantize', 'main']
 
 # %% ../../nbs/13_pipelines/04_model.ipynb #7684f9b2
 import ctypes, difflib, re, shutil
@@ -299,7 +299,7 @@ class Model:
         return (save_file_of if Path(out).suffix == '.safetensors' else save_folder_of)(self.pack, Path(out))
 
 # %% ../../nbs/13_pipelines/04_model.ipynb #348ecdb2
-def fetched(
+def from_hub(
     where:str,  # a name on the hub
 )->Path:        # its folder
     "Download a model. Raises `UserError` where that is not possible, with a name that is near."
@@ -326,7 +326,7 @@ def opened(where, context_len)->Model:
     "`load` where there are all packages."
     kind, path = kind_of(where), Path(where).expanduser().absolute()   # arrays are read later, perhaps from elsewhere
     if kind == 'run': return Model(str(where), kind, *from_checkpoint(run_folder(where).absolute(), context_len))
-    if kind == 'hub name': path = fetched(str(where))
+    if kind == 'hub name': path = from_hub(str(where))
     name = path.name if kind != 'hub name' else str(where)
     return Model(name, kind, *OPEN[folder_kind(path) if kind == 'hub name' else kind](path, context_len))
 
