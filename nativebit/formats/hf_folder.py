@@ -18,7 +18,7 @@ import numpy as np
 from ..config import QuantConfig
 from ..utils.safetensors import ARRAY_TYPES, array_bytes, check_sums, file_header, full_crc, parse_sums, read_json, save_arrays, say_unsealed, weight_files
 from ..utils.cli import UserError
-from ..utils.files import copy_files, whole_folder
+from ..utils.files import settled, copy_files, whole_folder
 from .size import DTYPES, matrix_stored
 from .bitpacking import index_width, pack_matrix, unpack_indices, unpack_matrix
 
@@ -106,7 +106,7 @@ def is_packed(path)->bool:
     except (OSError, ValueError, KeyError, TypeError, RecursionError): return False
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #ef4ee7a9
-SHARD = 2_000_000_000   # bytes
+SHARD = 250_000_000   # bytes
 
 METADATA = dict(format='pt', nativebit=str(VERSION))
 
@@ -115,8 +115,9 @@ def array_crcs(tensors:dict)->dict:
     with ThreadPoolExecutor() as pool: return dict(zip(tensors, pool.map(lambda x: zlib.crc32(array_bytes(x)), tensors.values())))
 
 def save_shard(path, tensors:dict):
-    "Write one shard."
+    "Write one shard, onto the disk."
     save_arrays(path, tensors, METADATA, sealed=True)
+    settled(path)
 
 def shards(
     tensors,        # iterator of (name, array)
@@ -138,10 +139,14 @@ def save_tensors(
 ):
     "Write model.safetensors, or several with an index."
     names, total = [], 0
-    for k,shard in enumerate(shards(tensors, max_shard)):
-        save_shard(folder/f'{k}.tmp', shard)
-        names, total = [*names, list(shard)], total + sum(x.nbytes for x in shard.values())
-        shard.clear()
+    with ThreadPoolExecutor(1) as pool:   # a shard is written while the next one comes
+        written = pool.submit(int)
+        for k,shard in enumerate(shards(tensors, max_shard)):
+            written.result()
+            names, total = [*names, list(shard)], total + sum(x.nbytes for x in shard.values())
+            written = pool.submit(save_shard, folder/f'{k}.tmp', shard)
+            del shard   # its memory is free once it is written
+        written.result()
     files = ['model.safetensors'] if len(names) == 1 else [f'model-{k+1:05}-of-{len(names):05}.safetensors' for k in range(len(names))]
     for k,f in enumerate(files): (folder/f'{k}.tmp').rename(folder/f)
     if len(files) == 1: return

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'clear', 'is_leftover', 'begin_work', 'weights_stamps', 'layer_path', 'stored_layer', 'end_work',
-           'store_layer', 'folder_tensors', 'qat_config', 'begin_compiling', 'checkpoint_layers', 'whole_checkpoint',
-           'trained', 'folder_reader', 'folder_bits', 'report', 'check_request', 'source_tokenizer', 'usable',
-           'read_data', 'quantize', 'main']
+           'store_layer', 'all_finite', 'folder_tensors', 'qat_config', 'begin_compiling', 'checkpoint_layers',
+           'whole_checkpoint', 'trained', 'folder_reader', 'folder_bits', 'report', 'check_request', 'source_tokenizer',
+           'usable', 'read_data', 'calibrated', 'quantize', 'main']
 
 # %% ../../nbs/13_pipelines/02_quantize.ipynb #5f2dcad9
 import json, re, shlex, shutil, sys
@@ -14,7 +14,6 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 import jax, ml_dtypes, numpy as np
-from ..models.checkpoint import load_checkpoint
 from ..config import GEOMETRIES, Config, QuantConfig, TrainConfig, config_from_dict, get_config, override
 from ..utils.cli import suggest, UserError, also_flags
 from ..interop.convert import convert, open_model
@@ -27,9 +26,8 @@ from ..data.tokenizers import load_tokenizer
 from ..formats.size import layer_shapes
 from ..interop.gguf import GGUFFile
 from ..formats.hf_folder import VERSION, is_packed, linear_weight, open_folder, save_folder, stored_linear
-from ..ptq.baselines import calibration_text
 from ..evaluation.results_file import as_markdown
-from .layerwise import ahead, compare_models, packed_layer, packed_layers
+from .packing import ahead, packed_layer, packed_layers   # what needs a network is imported where it is used: k-means is done sooner than those imports
 
 # %% ../../nbs/13_pipelines/02_quantize.ipynb #f5a4541b
 def clear(folder, *keep):
@@ -72,9 +70,17 @@ def end_work(folder):
     shutil.rmtree(folder)
 
 def store_layer(work, i:int, packed:dict):
-    with atomic_path(layer_path(work, i)) as tmp: save_arrays(tmp, packed, sealed=True)
+    "Keep a finished layer. `stored_layer` checks it, so nobody need wait for the disk."
+    with atomic_path(layer_path(work, i), settle=False) as tmp: save_arrays(tmp, packed, sealed=True, check=False)
 
 # %% ../../nbs/13_pipelines/02_quantize.ipynb #5a5371dd
+def all_finite(
+    x,  # float16 or bfloat16
+)->bool:
+    "Is there neither NaN nor infinity? Both have all bits of the exponent set; looked at as whole numbers, a part at a time, since NumPy keeps Python's lock while it reads bfloat16."
+    bits, exponent = x.reshape(-1).view(np.uint16), np.uint16(dict(float16=0x7c00, bfloat16=0x7f80)[x.dtype.name])
+    return all(((bits[k:k+2**22] & exponent) != exponent).all() for k in range(0, len(bits), 2**22))
+
 def folder_tensors(
     model,   # ModelConfig
     read,    # our name -> array, of what stays in float
@@ -84,7 +90,7 @@ def folder_tensors(
     names = hf_names(model)
     def half(n):
         x = read(n)
-        if not np.isfinite(half := x if x.dtype.itemsize == 2 else x.astype(ml_dtypes.bfloat16)).all(): raise UserError(f"{n} holds NaN, infinite or too large numbers; check the model, or download it again")
+        if not all_finite(half := x if x.dtype.itemsize == 2 else x.astype(ml_dtypes.bfloat16)): raise UserError(f"{n} holds NaN, infinite or too large numbers; check the model, or download it again")
         return half
     for n in [n for n in names if not n.startswith('layers.')]: yield names[n], half(n)
     for i,packed in enumerate(layers):
@@ -131,7 +137,8 @@ def trained(
     **settings,    # as of `qat_config`
 ):                 # (our name -> array of what stays in float, packed layers)
     "Quantize a model by training it."
-    from nativebit.train.loop import train   # the other methods need none of it
+    from nativebit.models.checkpoint import load_checkpoint
+    from nativebit.train.loop import train
     if not (work/'float').exists(): convert(source, work/'float')
     cfg = qat_config(get_config(str(work/'float')), geometry, **settings)
     if not (work/'qat'/'model.safetensors').exists(): train(cfg, work/'qat', work/'float', resume=True)
@@ -164,6 +171,7 @@ def report(source, out, method:str, tokens=None, test_tokens=None)->list:
     rows = [dict(model=name, bits_per_weight=8.*np.dtype(source.read('layers.0.attn.q.weight').dtype).itemsize, bytes=source.nbytes),
             dict(model=method, bits_per_weight=folder_bits(folder), bytes=size(Path(out).glob('*.safetensors')))]
     if tokens is None: return rows
+    from nativebit.pipelines.layerwise import compare_models
     got = compare_models(source.model, source.read, folder_reader(folder, source.model), tokens, test_tokens)
     return [{**rows[0], 'ppl': got['original_ppl'], 'kl': 0., 'top1': 1.}, {**rows[1], **{k: got[k] for k in ('ppl', 'kl', 'top1')}}]
 
@@ -196,6 +204,12 @@ def read_data(data, tokenizer)->tuple:
     if len(tokens['test']) < 2: raise UserError(f"the test split of {data} is empty, and the table is of it; use more text")
     return tokens, {k: meta[k] for k in ('source', 'tokenizer')}
 
+def calibrated(cfg, source, data, tokenizer, tokens:int):
+    "`calibrated_layers` of a model, but for where they are kept; the text is read now. Raises `UserError` where there is too little of it."
+    from nativebit.pipelines.layerwise import calibrated_layers
+    from nativebit.ptq.baselines import calibration_text
+    return partial(calibrated_layers, source.model, source.read, cfg.quant, calibration_text(cfg, data, tokenizer, tokens))
+
 # %% ../../nbs/13_pipelines/02_quantize.ipynb #5eb259da
 def quantize(
     where,                       # the model: a folder, a .gguf file, or a name on the hub
@@ -216,14 +230,14 @@ def quantize(
     if method == 'qat': begin_compiling(cfg, geometry, **reading, **settings)
     tokenizer = source_tokenizer(source) if data else None
     tokens, text = read_data(data, tokenizer) if data else ({}, None)
-    windows = calibration_text(cfg, data, tokenizer, calibration_tokens) if method == 'gptq' else ()
+    layers_by = calibrated(cfg, source, data, tokenizer, calibration_tokens) if method == 'gptq' else partial(packed_layers, source.model, source.read, quant, method)
     reads = {} if method in ('rtn', 'kmeans') else dict(text=text, calibration_tokens=calibration_tokens, **settings)
     setup = dict(weights=weights_stamps(source), method=method, geometry=geometry, context_len=context_len, version=VERSION, **reads)
     work = out.with_name(f'{out.name}.work')
     with one_writer(out, work/'.lock'):
         begin_work(work, setup)
         if method == 'qat': read, layers = trained(source, work, geometry, dataset=data, **reading, **settings)
-        else: read, layers = source.read, packed_layers(source.model, source.read, quant, method, windows, partial(stored_layer, work), partial(store_layer, work))
+        else: read, layers = source.read, layers_by(load=partial(stored_layer, work), store=partial(store_layer, work))
         with whole_checkpoint(work/'qat') if method == 'qat' else nullcontext():
             save_folder(out, source.config, quant, folder_tensors(source.model, read, layers), source.files)
             rows = report(source, out, method, tokens.get('test'), test_tokens)

@@ -14,11 +14,10 @@ from dataclasses import replace
 from flax import nnx
 from jaxtyping import Array, Float
 from ..models.attention import causal_attention
-from ..quant.codebook import assign, dequantize, init_codebook, lloyd, project, hard_weight
+from ..quant.codebook import LLOYD_STEPS, assign, dequantize, init_codebook, lloyd, project, hard_weight
 from ..quant.blocks import from_blocks, to_blocks, block_of
 from ..config import Config, ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
-from ..quant.linear import LLOYD_STEPS
 from ..models.transformer import Layer, model_shapes
 from tqdm import tqdm
 

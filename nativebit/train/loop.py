@@ -11,6 +11,7 @@ __all__ = ['validate', 'step_record', 'NotANumber', 'check_finite', 'noted_signa
 import math, signal, sys, threading, time
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 import jax, jax.numpy as jnp
@@ -27,7 +28,7 @@ from ..data.loader import batches, prepare
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
 from ..ptq.gptq import lowered_gptq
-from ..quant.linear import compute_quant_diagnostics, quantized_params
+from ..quant.linear import compute_quant_diagnostics, lowered_diagnostics, quantized_params
 from ..models.transformer import forward_fn
 from .run import alone, begin_log, check_folder, continued, finished_steps, run_folder
 from ..distributed.sharding import anywhere, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
@@ -190,13 +191,14 @@ def run_steps(cfg, state, data, states, **kw):
 def lowered_rest(
     cfg:Config,  # the run, on one device
 ):               # yields programs, traced
-    "What a run compiles beside its step: GPTQ where it starts from it, and evaluation."
+    "What a run compiles beside its step, in the order of use: GPTQ where it starts from it, and evaluation."
     state, q = state_shapes(cfg), cfg.quant
     batch = cfg.train.batch_size, cfg.model.context_len
     if q.nativebit and q.start == 'gptq': yield from lowered_gptq(cfg.model, q, batch)
     if q.nativebit: yield quantized_params.lower(nnx.merge_state(state.params, state.quant_state), q)
-    yield lowered_nll(cfg.model, state.params, batch)
     for n in (cfg.model.context_len, 1): yield _compiled_forward(structure(cfg)).lower(state.params, jax.ShapeDtypeStruct((8, n), jnp.int32))   # of `probe`
+    yield lowered_nll(cfg.model, state.params, batch)
+    if q.nativebit: yield from lowered_diagnostics(nnx.merge_state(state.params, state.quant_state), q)
 
 def in_background(f)->Future:
     "What a function returns, once a thread has come to it; nobody waits for the thread."
@@ -208,14 +210,19 @@ def in_background(f)->Future:
     return done
 
 @lru_cache
-def _compiling(cfg):
+def _compiling(cfg, quant):
+    lanes = threading.Semaphore(3)   # the step is waited for longest: the rest must not keep it from the cores
+    def rest():
+        for program in lowered_rest(replace(cfg, quant=quant)):
+            lanes.acquire()
+            in_background(program.compile).add_done_callback(lambda _: lanes.release())
     step = in_background(lowered_step(cfg).compile)
-    in_background(lambda: [in_background(program.compile) for program in lowered_rest(cfg)])
+    in_background(rest)
     return step
 
 def compiling(cfg:Config)->Future|None:
     "The step of a run on one device, compiled in a thread; the same future whenever it is asked for. None on a CPU, which has no time to spare."
-    return None if jax.default_backend() == 'cpu' else _compiling(structure(cfg))
+    return None if jax.default_backend() == 'cpu' else _compiling(structure(cfg), cfg.quant)
 
 # %% ../../nbs/08_train/06_loop.ipynb #dcea8278
 def train(

@@ -65,6 +65,7 @@ def refuse_devices(path):
 @contextmanager
 def atomic_path(
     path,  # the file to write
+    settle:bool=True,  # it is on the disk then; not needed for what is checked when it is read, and can be made again
 ):
     "Yield a temporary path beside `path`; rename it to `path` on success, delete it on failure."
     path, tmp = Path(path), beside(path, 'tmp')
@@ -73,9 +74,9 @@ def atomic_path(
         path.parent.mkdir(parents=True, exist_ok=True)
         clean_leftovers(path)
         yield tmp
-        settled(tmp)
+        if settle: settled(tmp)
         os.replace(tmp, path)
-        settled(path.parent)
+        if settle: settled(path.parent)
     except OSError as e: raise UserError(f"cannot write {path}: {e.strerror or e}; free some space or choose another folder") from e
     finally:
         with suppress(OSError): tmp.unlink()

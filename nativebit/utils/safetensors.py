@@ -103,15 +103,16 @@ def save_arrays(
     metadata=None,   # {str: str}
     done=lambda name: None,  # called with the name of each array once it is written
     *, sealed:bool=False,    # checksums in the metadata
+    check:bool=True,         # read it back
 ):
-    "Write arrays into a file that all may read, one after the other, and read it back. Raises `OSError` where there is no room or it holds something else."
+    "Write arrays into a file that all may read, one after the other. Raises `OSError` where there is no room or it holds something else."
     header = lambda crcs: arrays_header(tensors, {**(metadata or {}), **seal(tensors, crcs)} if sealed else metadata)
     (names, head), sums = header(dict.fromkeys(tensors, 0)), {}
     with open(path, 'wb') as f, ThreadPoolExecutor(1) as pool:
         f.write(head)
         for n in names: sums[n] = write_array(f, tensors[n], pool); done(n)
         if sealed: head = header(sums)[1]; f.seek(0); f.write(head)
-    check_arrays(path, head, sums)
+    if check: check_arrays(path, head, sums)
     Path(path).chmod(0o644)
 
 # %% ../../nbs/00_utils/03_safetensors.ipynb #a1c0de22
