@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['METHOD', 'VERSION', 'HINT', 'GUARD', 'GEOMETRY', 'SUFFIXES', 'SHARD', 'METADATA', 'TIED', 'quant_to_dict',
            'packed_config', 'check_quant', 'packed_tensors', 'stored_linear', 'linear_misfit', 'is_packed',
-           'array_crcs', 'save_shard', 'shards', 'save_tensors', 'save_folder', 'read_shard', 'Folder', 'linear_names',
+           'save_shard', 'shards', 'save_tensors', 'save_folder', 'read_shard', 'Folder', 'linear_names',
            'linear_weight', 'check_linears', 'check_bytes', 'check_folder', 'shapes_of', 'read_files', 'open_folder']
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #6419f382
-import json, zlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 import numpy as np
 from ..config import QuantConfig
-from ..utils.safetensors import ARRAY_TYPES, array_bytes, check_sums, file_header, full_crc, parse_sums, read_json, save_arrays, say_unsealed, weight_files
+from ..utils.safetensors import ARRAY_TYPES, check_sums, file_header, full_crc, parse_sums, read_json, save_arrays, say_unsealed, stored_crcs, weight_files
 from ..utils.cli import UserError
 from ..utils.files import settled, copy_files, whole_folder
 from .size import DTYPES, matrix_stored
@@ -109,10 +109,6 @@ def is_packed(path)->bool:
 SHARD = 250_000_000   # bytes
 
 METADATA = dict(format='pt', nativebit=str(VERSION))
-
-def array_crcs(tensors:dict)->dict:
-    "{name: CRC-32 of its bytes} of arrays, several at a time."
-    with ThreadPoolExecutor() as pool: return dict(zip(tensors, pool.map(lambda x: zlib.crc32(array_bytes(x)), tensors.values())))
 
 def save_shard(path, tensors:dict):
     "Write one shard, onto the disk."
@@ -229,17 +225,20 @@ def check_linears(
 
 TIED = 'lm_head.weight'   # transformers leaves it out when it saves a model whose head is the embedding
 
-def check_bytes(folder:Folder):
+def check_bytes(
+    folder:Folder,
+    files,   # paths that it was read from: what is read, and not mapped, takes no memory
+):
     "Raise `UserError` where a checksum is wrong."
-    crcs, old = array_crcs(folder.tensors), folder.bytes_only
+    crcs, old = {n: crc for f in files for n,crc in stored_crcs(f).items() if n in folder.types}, folder.bytes_only
     if not (folder.sums or old): raise UserError(f"{folder.path} has lost its checksums (another program wrote its files again); copy the folder again or make it anew")
     if not folder.sums: say_unsealed(folder.path)
     here, sums = ({n: full_crc(n, *folder.types[n], crc) for n,crc in crcs.items()}, folder.sums) if folder.sums else ({n: f'{crcs[n]:08x}' for n in crcs if n in old}, old)
     check_sums(folder.path, here, {n: x for n,x in sums.items() if n in here or n not in (GUARD, TIED)})
 
-def check_folder(folder:Folder):
+def check_folder(folder:Folder, files):
     "Raise `UserError` where a checksum is wrong or an index too large."
-    check_bytes(folder)
+    check_bytes(folder, files)
     if (K := folder.quant.n_entries) == 2**(bits := index_width(K)): return
     for P in folder.linears:
         top = unpack_indices(folder.words(P), bits, folder.words(P).size*32//bits).max()
@@ -262,7 +261,7 @@ def read_files(
     types, tensors = {n: x[:2] for n,x in entries.items()}, {n: x[2] for n,x in entries.items()}
     folder = Folder(Path(files[0]).parent, config, quant, tensors, types, sums, old)
     check_linears(types, shapes_of(tensors), quant, folder.path)
-    check_folder(folder)
+    check_folder(folder, files)
     return folder
 
 def open_folder(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['layer_tree', 'read_layer', 'embedded', 'layer_fn', 'calibrated_layers', 'hidden_states', 'paired_losses',
-           'compare_models']
+           'compare_models', 'lowered_compare']
 
 # %% ../../nbs/13_pipelines/01_layerwise.ipynb #51d1caf4
 import math
@@ -103,3 +103,12 @@ def compare_models(
     parts = [[np.asarray(a)[mask] for a in paired_losses(x, y, *heads, targets)] for x,y,(_,targets,mask) in zip(xs, ys, batches)]
     first, second, kl, same = [np.concatenate(a).astype(np.float64) for a in zip(*parts)]
     return dict(original_ppl=math.exp(first.mean()), ppl=math.exp(second.mean()), kl=float(kl.mean()), top1=float(same.mean()), tokens=len(kl))
+
+def lowered_compare(
+    model:ModelConfig,
+    batch:tuple,        # windows, tokens
+):                      # yields programs, traced; `.compile()` compiles them
+    "What `compare_models` runs, before there are weights."
+    x, head = (jax.ShapeDtypeStruct((*n, model.d_model), jnp.float32) for n in (batch, (model.vocab_size,)))
+    yield layer_fn(model).lower(layer_tree(model), x)
+    yield paired_losses.lower(x, x, head, head, jax.ShapeDtypeStruct(batch, jnp.int32))

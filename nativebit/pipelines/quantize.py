@@ -111,9 +111,10 @@ def qat_config(
     return override(cfg, recipe='qat', geometry=geometry, **dict(attention=attention) | settings)
 
 def begin_compiling(cfg, geometry:str, **settings):
-    "Begin to compile the training step, while text is read."
-    from nativebit.train.loop import compiling
-    compiling(qat_config(cfg, geometry, **settings))
+    "Begin to compile what training and the table will run, while text is read."
+    from nativebit.pipelines.layerwise import lowered_compare
+    from nativebit.train.loop import compiling, in_background
+    if compiling(qat_config(cfg, geometry, **settings)): in_background(lambda: [program.compile() for program in lowered_compare(cfg.model, (8, cfg.model.context_len))])
 
 def checkpoint_layers(
     tensors:dict,  # {name: array} of a quantized checkpoint: latent weights and codebooks
