@@ -44,7 +44,7 @@ test-notebooks: .venv/torch
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/test_notebooks.py
 
 test-python: .venv/torch
-	$(BIN)/python -m pytest -q -n auto tests
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder tests
 
 test-slow: .venv/torch   ## the tests that CI has no time for: the demo, two processes, a full disk
 	$(BIN)/python -m pytest -q -n 2 tests -m slow

@@ -14,7 +14,12 @@ def pytest_configure(config):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})   # threads that wait for each other cost a fifth more
 
+LONGEST = 'objective torch hf convert resume cli quantize reliability codebook kernels fsdp api wheel tpu_scripts'.split()   # the rest is short
+
 def pytest_collection_modifyitems(config, items):
+    "Files that take longest are begun first: a process runs whole files, so that it makes what their tests share once."
+    rank = {f'test_{n}': i for i,n in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     if config.getoption('-m'): return
     for item in items:
         if item.get_closest_marker('slow'): item.add_marker(pytest.mark.skip(reason='slow: make test-slow'))

@@ -1,12 +1,12 @@
 "The command that compiles for a TPU that is not there, as a user would run it."
-import json, os, subprocess, sys
+import json
 from pathlib import Path
-import pytest
+import processes, pytest
 
 pytest.importorskip('libtpu', reason="needs the TPU compiler: pip install -e '.[tpu]'")
 SCRIPT = Path(__file__).resolve().parent.parent/'tpu_scripts'/'aot_check.py'
 
-def run(*args): return subprocess.run([sys.executable, SCRIPT, '--config', 'tiny', *args], env=dict(os.environ, JAX_PLATFORMS='cpu'), capture_output=True, text=True)
+def run(*args): return processes.run(SCRIPT, '--config', 'tiny', *args)
 
 def test_a_small_model_fits(tmp_path):
     r = run('--topology', 'v6e:2x4', '--batch-size', '32', '--accumulate', '2', '--recipe', 'qat', '--max-steps', '10', '--mfu', '0.5', '--out', str(tmp_path/'rows.jsonl'))

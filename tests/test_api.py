@@ -1,8 +1,8 @@
 "A model is a model, whatever it is kept in: the same network writes the same text, a module in memory packs to the same bytes, evaluations agree, and what is no model ends in one sentence."
-import io, json, os, shutil, subprocess, sys
+import io, json, shutil, subprocess, sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-import ml_dtypes, numpy as np, pytest
+import ml_dtypes, numpy as np, processes, pytest
 transformers, gguf = pytest.importorskip('transformers'), pytest.importorskip('gguf')
 import nativebit as nb
 from nativebit.__main__ import COMMANDS, flags, program
@@ -126,8 +126,7 @@ def test_the_commands(home):
     assert [r['model'] for r in rows] == ['rtn', 'book', 'model.gguf'] and rows[0]['kl'] > 0 == rows[2]['kl'] and rows[1]['increase'] == 0
 
 def test_as_a_user_types_it(home):
-    env = dict(os.environ, JAX_PLATFORMS='cpu')
-    say = lambda *words: subprocess.run([sys.executable, '-m', 'nativebit', *words], cwd=home, env=env, capture_output=True, text=True)
+    say = lambda *words: processes.run('-m', 'nativebit', *words, cwd=home)
     p = say('evaluate', 'rtnn', '--data', 'text:other.txt')
     assert (p.returncode, p.stderr) == (1, "error: there is no model rtnn: did you mean 'rtn'?\n")
     p = say('--completion', 'fish')

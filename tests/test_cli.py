@@ -1,9 +1,9 @@
 "Bad input, as a user would give it: one sentence on stderr, a non-zero exit, no traceback, nothing left behind."
-import io, os, subprocess, sys
+import io, os, subprocess, sys, time
 from contextlib import chdir, redirect_stderr
 from pathlib import Path
 from unittest.mock import patch
-import numpy as np, pytest
+import numpy as np, processes, pytest
 from safetensors.numpy import save_file
 from nativebit.__main__ import program
 from nativebit.utils.cli import one_sentence, parse_args
@@ -17,9 +17,8 @@ def cwd(tmp_path):
     (tmp_path/'some.txt').write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(400)))
     return tmp_path
 
-def run(cwd, *args):
-    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
-    return subprocess.run([sys.executable, '-m', *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
+def start(cwd, *args, **kw): return processes.start('-m', *args, cwd=cwd, NATIVEBIT_CACHE=str(cwd/'cache'), **kw)
+def run(cwd, *args, **kw): return start(cwd, *args, **kw).wait()
 
 def refused(cwd, top, command, *args, says):
     "Run a program's `main` in this process, which saves the imports; returns what it says last."
@@ -112,13 +111,10 @@ def test_log_folder_that_cannot_be_written(cwd):
     refused(cwd, *TRAIN, '--dataset', 'text:some.txt', says='choose another folder')
 
 def test_ctrl_c(cwd):
-    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
-    args = [sys.executable, '-m', *TRAIN, '--dataset', 'text:some.txt', '--max-steps', '1000000', '--log-every', '1', '--name', 'long']
-    p, log = subprocess.Popen(args, cwd=cwd, env=env, stderr=subprocess.PIPE, text=True), cwd/'logs'/'long'/'log.jsonl'
-    while p.poll() is None and not (log.exists() and log.read_text().count('\n') > 3): pass
+    p, log = start(cwd, *TRAIN, '--dataset', 'text:some.txt', '--max-steps', '1000000', '--log-every', '1', '--name', 'long'), cwd/'logs'/'long'/'log.jsonl'
+    while p.poll() is None and not (log.exists() and log.read_text().count('\n') > 3): time.sleep(.02)
     p.send_signal(2)
-    err = p.communicate(timeout=60)[1]
-    assert p.returncode == 130 and 'Traceback' not in err, err
+    assert p.wait(60).returncode == 130 and 'Traceback' not in p.stderr, p.stderr
     assert not [f for f in Path(cwd).rglob('*.tmp')]
 
 def test_a_reader_that_has_gone_and_a_terminal_without_a_character(tmp_path):

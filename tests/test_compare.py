@@ -1,6 +1,6 @@
 "The command as a user runs it: rows as two whole networks give them, stopped and taken up again, refused where it can't be done."
-import json, os, shutil, subprocess, sys
-import ml_dtypes, numpy as np, pytest
+import json, shutil
+import ml_dtypes, numpy as np, pytest, test_cli
 from safetensors.numpy import save_file
 import nativebit.pipelines.compare as compare
 from nativebit.models.checkpoint import fit_params
@@ -117,8 +117,7 @@ def test_a_damaged_folder_is_refused(home, tmp_path):
     with pytest.raises(compare.UserError): compare.compare_texts(home/'model', [damaged], dict(words=f"text:{home/'words.txt'}"))
 
 def test_the_program(home):
-    env = dict(os.environ, JAX_PLATFORMS='cpu', NATIVEBIT_CACHE=str(home/'cache'))
-    run = lambda *args: subprocess.run([sys.executable, '-m', 'nativebit', 'compare', *args], cwd=home, env=env, capture_output=True, text=True)
+    run = lambda *args: test_cli.run(home, 'nativebit', 'compare', *args)
     p = run('model', 'rtn', 'kmeans', '--texts', TEXTS, '--max-tokens', '128', '--out', 'rows.jsonl')
     assert p.returncode == 0 and p.stdout.startswith('| text | model | tokens |') and p.stdout.count('\n') == 6, p.stderr
     header, *rows = read_jsonl(home/'rows.jsonl')

@@ -1,6 +1,6 @@
 "Preparing data: bad input is one sentence, and nothing half-written is ever taken for whole."
-import json, lzma, os, resource, signal, subprocess, sys, time
-import numpy as np, pytest
+import json, lzma, signal, time
+import numpy as np, processes, pytest
 from nativebit.data import loader as data, tokenizers as tokenizer
 from test_cli import cwd, refused, run
 
@@ -31,9 +31,7 @@ def test_counts_and_help(cwd):
     assert 'openwebtext' in run(cwd, 'nativebit', 'data', '--help').stdout
 
 def test_full_disk(cwd):
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu', PYTHONDONTWRITEBYTECODE='1')
-    r = subprocess.run([sys.executable, '-m', 'nativebit', 'data', 'text:some.txt', '--config', 'tiny'], cwd=cwd, env=env, capture_output=True, text=True, preexec_fn=limit)
+    r = run(cwd, 'nativebit', 'data', 'text:some.txt', '--config', 'tiny', limit=20_000)
     assert r.returncode == 1 and 'choose another folder with NATIVEBIT_CACHE' in r.stderr and 'Traceback' not in r.stderr, r.stderr
     assert not [f for f in (cwd/'cache').rglob('*') if f.is_file() and f.suffix != '.lock']
 
@@ -50,15 +48,14 @@ loader.in_batches = lambda docs: ([doc] for doc in docs)
 with one_sentence(): loader.prepare('text:some.txt', Slow(), shard_tokens=500)
 """
 
+def slow(cwd, **env): return processes.start('-c', SLOW, cwd=cwd, NATIVEBIT_CACHE=str(cwd/'cache'), **env)
+
 @pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGKILL])
 def test_killed_and_resumed(cwd, monkeypatch, sign):
-    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu', WAIT='1')
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)   # a shell's background jobs ignore it
-    p = subprocess.Popen([sys.executable, '-c', SLOW], cwd=cwd, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    p = slow(cwd, WAIT='1')
     while p.poll() is None and len(list(cwd.glob('cache/*/train-*.npy'))) < 3: time.sleep(.01)
     p.send_signal(sign)
-    err = p.communicate(timeout=60)[1]
-    assert p.returncode == (130 if sign == signal.SIGINT else -9) and 'Traceback' not in err, err
+    assert p.wait(60).returncode == (130 if sign == signal.SIGINT else -9) and 'Traceback' not in p.stderr, p.stderr
     assert not list(cwd.glob('cache/*/meta.json')) and (sign == signal.SIGKILL or not list(cwd.rglob('*.tmp')))
     kept = {f: f.stat().st_mtime_ns for f in cwd.glob('cache/*/train-*.npy')}
     monkeypatch.chdir(cwd)
@@ -72,7 +69,6 @@ def test_killed_and_resumed(cwd, monkeypatch, sign):
     assert sum(f.stat().st_mtime_ns == t for f,t in kept.items()) >= len(kept) - 1   # all but the one that was just being recorded
 
 def test_two_at_once(cwd):
-    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
-    both = [subprocess.Popen([sys.executable, '-c', SLOW], cwd=cwd, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for p in both: assert p.communicate(timeout=60)[1] == '' and p.returncode == 0
+    both = [slow(cwd) for _ in range(2)]
+    for p in both: assert p.wait(60).stderr == '' and p.returncode == 0
     assert [f.name for f in cwd.glob('cache/*/*.json')] == ['meta.json'] and not list(cwd.rglob('*.tmp'))

@@ -1,14 +1,13 @@
 "Generation from the command line: text from a pack, a checkpoint folder, stdin; refusals; the TPU kernel compiled where there is a compiler for it."
-import importlib.util, os, re, subprocess, sys
+import importlib.util, re, subprocess, sys
 from pathlib import Path
-import pytest
+import processes, pytest
 from nativebit.models.checkpoint import save_checkpoint
 from nativebit.config import get_config
 from nativebit.models.transformer import init_model
 from nativebit.ptq.pack import pack_checkpoint
 
 HERE = Path(__file__).resolve().parent
-CACHE = dict(JAX_COMPILATION_CACHE_DIR=os.environ.get('JAX_COMPILATION_CACHE_DIR', ''), JAX_PLATFORMS='cpu')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -18,8 +17,7 @@ def folder(tmp_path_factory):
     pack_checkpoint(save_checkpoint(path/'ckpt', cfg, *init_model(cfg, seed=0)), path/'tiny.nbpack.safetensors', 'float32')
     return path
 
-def run(folder, *args, stdin=''):
-    return subprocess.run([sys.executable, '-m', 'nativebit', 'generate', *map(str, args)], cwd=folder, env=dict(os.environ, **CACHE), input=stdin, capture_output=True, text=True, errors='replace')
+def run(folder, *args, **kw): return processes.run('-m', 'nativebit', 'generate', *args, cwd=folder, **kw)
 
 def test_packed_or_not_the_same_text(folder):
     texts = [run(folder, *args, '--max-tokens', '40', '--temperature', '0', '--prompt', 'def f') for args in

@@ -1,5 +1,6 @@
 "Kernels without a GPU: layouts over many shapes, Triton in its interpreter, the CUDA source lane by lane on a CPU, PTX compiled ahead of time."
 import ctypes, os, shutil, subprocess, sys
+from contextlib import chdir
 from pathlib import Path
 import pytest
 os.environ.setdefault('TRITON_INTERPRET', '1')   # before Triton is imported
@@ -11,7 +12,7 @@ from nativebit.kernels import cuda, layout, megakernel, ops, triton_lut
 from nativebit.pytorch.benchmark import random_network
 
 ROOT = Path(__file__).resolve().parent.parent
-GXX = ['g++', '-std=c++17', '-O1', '-DON_CPU', f'-I{ROOT/"tests"}', '-x', 'c++', '-shared', '-fPIC', '-pthread']
+GXX = ['g++', '-std=c++17', '-O1', '-DON_CPU', '-I../../tests', '-x', 'c++', '-shared', '-fPIC', '-pthread']
 pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason='Triton was imported before TRITON_INTERPRET=1 was set')
 
 def parts(o, i, bits, kind):
@@ -66,9 +67,13 @@ def test_triton(o, i, bits, kind):
     p, x = layout.random_matrix(o, i, bits, kind), torch.randn(2, i).half()
     for y in (triton_lut.triton_decode(x, p, blocks=2), triton_lut.triton_matmul(x, p, bm=16, bn=16), triton_lut.dequantized_linear(x, p)): assert layout.relative_error(y, x, p) < 2e-3
 
+def compiled(bits, kind, *more):
+    "The same words in the same folder as in the notebooks: what they have compiled is found."
+    with chdir(ROOT/'nbs'/'09_kernels'): return ctypes.CDLL(str(cuda.build(bits, kind, [*GXX, *more])))
+
 def on_cpu(bits, kind):
     if not shutil.which('g++'): pytest.skip('no g++ to compile the CUDA source for a CPU')
-    return ctypes.CDLL(str(cuda.build(bits, kind, GXX)))
+    return compiled(bits, kind)
 
 @pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (2, 'int8'), (4, 'int8'), (4, 'float8_e4m3')])
 def test_cuda_source(bits, kind):
@@ -117,7 +122,7 @@ def test_a_compiled_step_takes_the_operators(monkeypatch):
 def test_numbers_may_come_late(monkeypatch):
     "Blocks that stumble, and numbers that arrive late and in any order, change no bit of several tokens."
     monkeypatch.setenv('FUZZ', '7')
-    libs = on_cpu(3, 'int8'), ctypes.CDLL(str(cuda.build(3, 'int8', [*GXX, '-DFUZZ=atoi(getenv("FUZZ"))'])))
+    libs = on_cpu(3, 'int8'), compiled(3, 'int8', '-DFUZZ=atoi(getenv("FUZZ"))')
     for shape, plan in ((dict(n_layers=4, d_model=200, n_heads=2, n_kv_heads=1, head_size=128, d_ff=264), dict(blocks=5, warps=2, ranks=(1, 2, 1, 3))),
                         (dict(n_layers=2, d_model=136, n_heads=4, n_kv_heads=2, head_size=64, d_ff=400), dict(blocks=8, warps=1, ranks=(1, 1, 1, 4)))):
         net = random_network(get_config('tiny', geometry='int8', context_len=32, **shape), dtype=torch.float16)

@@ -1,7 +1,7 @@
 "Packed files: any shape and geometry comes back bit for bit; damage of any kind is one sentence, never a traceback, never wrong weights."
 import json, math, os, subprocess, sys
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, processes, pytest
 from hypothesis import given, settings, strategies as st
 from nativebit.config import CODEBOOK_DTYPES, GEOMETRIES, config_to_dict, get_config, override
 from nativebit.quant.blocks import block_of, from_blocks
@@ -143,8 +143,7 @@ def test_no_memory_is_taken_for_absurd_sizes(packed):
         r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, OPENBLAS_NUM_THREADS='1'))
         assert r.stdout == 'refused\n', r.stderr
 
-def run(*args, cwd):
-    return subprocess.run([sys.executable, '-m', 'nativebit', 'pack', *map(str, args)], cwd=cwd, env=dict(os.environ, JAX_PLATFORMS='cpu'), capture_output=True, text=True)
+def run(*args, cwd): return processes.run('-m', 'nativebit', 'pack', *args, cwd=cwd)
 
 def test_command_line(tmp_path):
     r = run(STDLIB, '--out', 'x.nbpack.safetensors', '--posthoc', 'quantile', '--geometry', 'lut-b', '--embed', 'int8', cwd=tmp_path)

@@ -1,7 +1,5 @@
 "`nativebit plots` and the TensorBoard log, as a user would meet them: from a run to a picture, and one sentence for each mistake."
-import os, subprocess, sys
-from pathlib import Path
-import pytest
+import processes, pytest
 from nativebit.config import get_config
 from nativebit.utils.files import TensorBoardLogger, read_jsonl
 from nativebit.train.loop import train
@@ -17,8 +15,7 @@ def cwd(tmp_path):
     (tmp_path/'folder').mkdir()
     return tmp_path
 
-def plots(cwd, *args):
-    return subprocess.run([sys.executable, '-m', 'nativebit', 'plots', *args], cwd=cwd, env=dict(os.environ, JAX_PLATFORMS='cpu'), capture_output=True, text=True)
+def plots(cwd, *args): return processes.run('-m', 'nativebit', 'plots', *args, cwd=cwd)
 
 def is_png(path): return path.read_bytes().startswith(b'\x89PNG') and path.stat().st_size > 5000
 

@@ -1,8 +1,8 @@
 "The command as a user runs it: each method, stopped and taken up again, refused where it can't be done."
-import json, os, signal, subprocess, sys, time
+import json, signal, time
 from pathlib import Path
 from unittest.mock import Mock
-import ml_dtypes, numpy as np, pytest
+import ml_dtypes, numpy as np, pytest, test_cli
 from safetensors.numpy import save_file
 from nativebit.interop.families import hf_names, model_config
 from nativebit.models.checkpoint import fit_params
@@ -31,14 +31,8 @@ def home(tmp_path_factory):
     save_file(weights, home/'model'/'model.safetensors')
     return home
 
-def start(home, *args):
-    env = dict(os.environ, JAX_PLATFORMS='cpu', NATIVEBIT_CACHE=str(home/'cache'))
-    return subprocess.Popen([sys.executable, '-m', 'nativebit', 'quantize', 'model', *args], cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-def run(home, *args):
-    p = start(home, *args)
-    p.out, p.err = p.communicate()
-    return p
+def start(home, *args): return test_cli.start(home, 'nativebit', 'quantize', 'model', *args)
+def run(home, *args): return start(home, *args).wait()
 
 QAT = ['--method', 'qat', '--geometry', 'lut-b', '--data', 'text:some.txt', '--max-steps', '60', '--batch-size', '4', '--warmup-steps', '1', '--val-batches', '1', '--test-tokens', '1024', '--lr', '3e-3']
 
@@ -50,7 +44,7 @@ def test_qat_teaches_and_goes_on(home, monkeypatch):
     assert not (home/'qat').exists()
     log = (home/'qat.work'/'qat'/'log.jsonl').read_text()
     p = run(home, *QAT, '--out', 'qat')
-    assert p.returncode == 0 and '| qat |' in p.out, p.err
+    assert p.returncode == 0 and '| qat |' in p.stdout, p.stderr
     assert (home/'qat'/'qat.jsonl').read_text() == log and not (home/'qat.work').exists()   # nothing was trained twice
     quantize(home/'model', home/'kmeans', 'kmeans', 'lut-b', f"text:{home/'some.txt'}", test_tokens=1024)
     assert table(home/'qat')[1]['kl'] < table(home/'kmeans')[1]['kl']   # what training starts from
@@ -60,10 +54,10 @@ def test_qat_stopped_in_training_goes_on(home):
     p = start(home, *QAT, '--out', 'stopped')
     log = home/'stopped.work'/'qat'/'log.jsonl'
     while p.poll() is None and not (log.exists() and '"step": 10' in log.read_text()): time.sleep(.05)
-    p.send_signal(signal.SIGTERM); p.communicate()
+    p.send_signal(signal.SIGTERM); p.wait()
     assert p.returncode == 143 and not (home/'stopped').exists()
     p = run(home, *QAT, '--out', 'stopped')
-    assert p.returncode == 0 and '| qat |' in p.out, p.err
+    assert p.returncode == 0 and '| qat |' in p.stdout, p.stderr
     assert '"type": "resume"' in (home/'stopped'/'qat.jsonl').read_text() and not (home/'stopped.work').exists()
 
 @pytest.mark.parametrize('method', ['kmeans', 'gptq'])
@@ -95,7 +89,7 @@ def test_transformers_loads_what_is_written(tmp_path, kind):
 
 def test_no_data_no_perplexity(home):
     p = run(home, '--method', 'rtn', '--out', 'rtn')
-    assert p.returncode == 0 and '| rtn | 3.6' in p.out and 'ppl' not in p.out, p.err
+    assert p.returncode == 0 and '| rtn | 3.6' in p.stdout and 'ppl' not in p.stdout, p.stderr
 
 @pytest.mark.parametrize('args, says', [
     ([], 'say where to write'),

@@ -1,7 +1,7 @@
 "Nothing lost, nothing wrong: identity, checksums, kills, locks, and inputs that make no sense."
 import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
-import ml_dtypes, numpy as np, pytest
+import ml_dtypes, numpy as np, processes, pytest
 from safetensors.numpy import save_file
 import nativebit.pipelines.quantize as quantizing
 from nativebit.__main__ import program
@@ -190,7 +190,7 @@ def test_an_npz_may_not_unpack_to_much_more(tmp_path):
 
 def killed(code, cwd, *args):
     "Run a program that ends in kill -9."
-    r = subprocess.run([sys.executable, '-c', 'import os, signal\ndef die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n' + code, *map(str, args)], cwd=cwd, capture_output=True, text=True)
+    r = processes.run('-c', 'import os, signal\ndef die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n' + code, *args, cwd=cwd)
     assert r.returncode == -signal.SIGKILL, r.stderr
 
 def test_what_a_kill_leaves_is_cleaned(tmp_path):

@@ -1,7 +1,8 @@
 "Runs that are killed, stopped, or out of disk: what is left is whole, and --resume ends where an undisturbed run does."
-import os, random, signal, subprocess, sys, time
+import random, signal, time
 import pytest
 from nativebit.utils.files import read_jsonl
+from test_cli import run, start
 
 RUN = ['nativebit', 'train', '--config', 'tiny', '--dataset', 'text:some.txt', '--max-steps', '60', '--batch-size', '4', '--val-batches', '1',
        '--save-every', '5', '--val-every', '10', '--log-every', '5', '--start', 'kmeans', '--requantize-every', '3', '--dropout', '0.1', '--quant-reg-weight', '0.1']
@@ -12,16 +13,6 @@ def cwd(tmp_path_factory):
     (d/'some.txt').write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(2000)))
     assert run(d, *RUN, '--name', 'whole').returncode == 0
     return d
-
-def start(cwd, *args, limit='unlimited'):
-    env = dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache'), JAX_PLATFORMS='cpu')
-    command = ['bash', '-c', f'ulimit -f {limit}; exec "$0" "$@"', sys.executable, '-m', *args]
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-def run(cwd, *args, **kw):
-    p = start(cwd, *args, **kw)
-    p.out, p.err = p.communicate()
-    return p
 
 def saved(cwd, name): return {int(p.name) for p in (cwd/'logs'/name/'state').glob('*') if p.name.isdigit()}
 
@@ -37,9 +28,9 @@ def test_kill_9_three_times(cwd):
         p = start(cwd, *RUN, '--name', 'killed', '--resume')
         after(cwd, 'killed', p, 15*kill + 1)
         time.sleep(random.random()*.3)
-        p.kill(); p.communicate()
+        p.kill(); p.wait()
     p = run(cwd, *RUN, '--name', 'killed', '--resume')
-    assert p.returncode == 0, p.err
+    assert p.returncode == 0, p.stderr
     assert weights(cwd, 'killed') == weights(cwd, 'whole')
     assert losses(cwd, 'killed') == losses(cwd, 'whole')
 
@@ -49,37 +40,36 @@ def test_signals_save_and_exit(cwd, sig, code):
     p = start(cwd, *RUN, '--name', name)
     after(cwd, name, p, 5)
     p.send_signal(sig)
-    err = p.communicate(timeout=60)[1]
-    assert p.returncode == code and 'stopped at step' in err and 'Traceback' not in err, err
+    assert p.wait(60).returncode == code and 'stopped at step' in p.stderr and 'Traceback' not in p.stderr, p.stderr
     p = run(cwd, 'nativebit', 'train', '--name', name, '--resume')   # the name is enough
-    assert p.returncode == 0 and weights(cwd, name) == weights(cwd, 'whole'), p.err
+    assert p.returncode == 0 and weights(cwd, name) == weights(cwd, 'whole'), p.stderr
 
 def test_a_second_process_is_refused_and_the_first_lives(cwd):
     p = start(cwd, *RUN, '--name', 'first', '--max-steps', '100000')
     after(cwd, 'first', p, 5)
-    for _ in range(2): assert 'another process is training' in run(cwd, *RUN, '--name', 'first', '--max-steps', '100000', '--resume').err
+    for _ in range(2): assert 'another process is training' in run(cwd, *RUN, '--name', 'first', '--max-steps', '100000', '--resume').stderr
     assert p.poll() is None
     p.send_signal(signal.SIGTERM)
-    assert 'stopped at step' in p.communicate(timeout=60)[1] and p.returncode == 143
+    assert 'stopped at step' in p.wait(60).stderr and p.returncode == 143
 
 def test_a_run_that_exists_is_not_overwritten(cwd):
     before = weights(cwd, 'whole')
     p = run(cwd, *RUN, '--name', 'whole')
-    assert p.returncode == 1 and 'go on with --resume' in p.err and weights(cwd, 'whole') == before
+    assert p.returncode == 1 and 'go on with --resume' in p.stderr and weights(cwd, 'whole') == before
     for steps in ('60', '20'):
         p = run(cwd, *RUN, '--name', 'whole', '--resume', '--max-steps', steps)
-        assert p.returncode == 0 and 'is finished, 60 steps' in p.out and weights(cwd, 'whole') == before, p.err
+        assert p.returncode == 0 and 'is finished, 60 steps' in p.stdout and weights(cwd, 'whole') == before, p.stderr
 
 def test_nan_names_its_step_and_keeps_the_state(cwd):
     p = run(cwd, *RUN, '--name', 'nan', '--max-steps', '30', '--lr', '1e30', '--warmup-steps', '29', '--clip-norm', '1e30', '--save-every', '1')
-    assert p.returncode == 1 and 'Traceback' not in p.err, p.err
-    last = p.err.splitlines()[-1]
+    assert p.returncode == 1 and 'Traceback' not in p.stderr, p.stderr
+    last = p.stderr.splitlines()[-1]
     assert 'try a lower --lr' in last and f"the state of step {max(saved(cwd, 'nan'))} is kept" in last, last
 
 @pytest.mark.slow
 def test_full_disk_keeps_the_previous_state(cwd):
     assert run(cwd, *RUN, '--name', 'full', '--max-steps', '12').returncode == 0
     before = saved(cwd, 'full')
-    p = run(cwd, *RUN, '--name', 'full', '--max-steps', '40', '--resume', limit=20)   # KiB a file: a state's metadata alone is larger
-    assert p.returncode == 1 and "error: cannot keep the run's state" in p.err and saved(cwd, 'full') == before, p.err
+    p = run(cwd, *RUN, '--name', 'full', '--max-steps', '40', '--resume', limit=20*2**10)   # bytes a file: a state's metadata alone is larger
+    assert p.returncode == 1 and "error: cannot keep the run's state" in p.stderr and saved(cwd, 'full') == before, p.stderr
     assert run(cwd, *RUN, '--name', 'full', '--resume').returncode == 0   # with room again it goes on from there
