@@ -29,7 +29,7 @@ env: .venv/ready     ## make the environment in .venv
 demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (3 to 6 minutes on 2 cores)
 	$(BIN)/python -m nativebit demo
 
-# notebooks and tests compile the same small steps: once is enough, and quicker with fewer optimizations; a crash names its line
+# notebooks and tests compile the same small steps: once is enough, and quicker with fewer optimizations (level 0 where little is computed); a crash names its line
 test test-notebooks test-python test-slow: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/jax-cache
 test test-notebooks test-python test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test test-notebooks test-python test-slow: export XLA_FLAGS = --xla_backend_optimization_level=1
@@ -43,6 +43,7 @@ test-notebooks: export CUDA_VISIBLE_DEVICES =
 test-notebooks: .venv/torch
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/test_notebooks.py
 
+test-python: export XLA_FLAGS = --xla_backend_optimization_level=0
 test-python: .venv/torch
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder tests
 

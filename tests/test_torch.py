@@ -58,7 +58,7 @@ def packs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('packs')
     torch.manual_seed(0)
     models = {name: pack_torch(folder/name, **kw)[1] for name,kw in TINY.items()}
-    subprocess.run([sys.executable, '-c', REFERENCE, str(folder), str(ROOT), PROMPT], check=True, env=dict(os.environ, JAX_PLATFORMS='cpu', PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path])))
+    subprocess.run([sys.executable, '-c', REFERENCE, str(folder), str(ROOT), PROMPT], check=True, env=dict(os.environ, JAX_PLATFORMS='cpu', PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]), XLA_FLAGS='--xla_backend_optimization_level=1'))   # it writes 512 tokens
     return folder, dict(np.load(folder/'reference.npz')), models
 
 @pytest.mark.parametrize('packed', [False, True])
