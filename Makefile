@@ -5,23 +5,28 @@ BIN := .venv/bin
 help:                ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 14
 
-.venv/ready: settings.ini setup.py
+PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check
+
+.venv/made:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: NativeBit needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-# on a machine without a GPU, PyTorch's CPU wheels save gigabytes: .venv/bin/python -m pip install torch --index-url https://download.pytorch.org/whl/cpu
-.venv/torch: .venv/ready
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[torch,hf]'
+.venv/ready: settings.ini setup.py | .venv/made
+	$(PIP) -e '.[dev]'
 	touch $@
+
+# on a machine without a GPU, PyTorch's CPU wheels save gigabytes: make env, then .venv/bin/python -m pip install torch --index-url https://download.pytorch.org/whl/cpu
+.venv/torch: settings.ini setup.py | .venv/made   # with what .venv/ready has: pip is called once
+	$(PIP) -e '.[dev,torch,hf]'
+	touch .venv/ready $@
 
 .venv/docs: .venv/ready
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[docs]'
+	$(PIP) -e '.[docs]'
 	touch $@
 
 .venv/notebooks: .venv/ready
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[notebooks]'
+	$(PIP) -e '.[notebooks]'
 	touch $@
 
 env: .venv/ready     ## make the environment in .venv
@@ -74,4 +79,6 @@ hooks: .venv/ready   ## nbdev's git hooks: clean notebooks before they are commi
 clean:               ## remove the environment and what runs have written
 	rm -rf .venv logs _proc _docs
 
+# one pip at a time in one environment
+.NOTPARALLEL:
 .PHONY: help env demo test test-notebooks test-python test-slow gpu-check check-generated check-readme readme docs lab hooks clean
