@@ -2,8 +2,6 @@
 import json, logging, re
 import jax, numpy as np, pytest
 from nativebit.config import get_config
-from nativebit.models.checkpoint import save_checkpoint
-from nativebit.models.transformer import init_model
 from nativebit.train import loop
 
 AHEAD = {'step', 'run', 'weighted_codebook', 'gptq_weight', 'refit_codebook', 'hard_weight', 'quantized_params', 'forward', '<lambda>', 'layer_diagnostics'}
@@ -19,7 +17,7 @@ def settings(text, **kw): return get_config('tiny', n_layers=2, d_ff=112, datase
 
 def test_what_was_compiled_ahead_is_not_compiled_again(text, tmp_path, caplog, monkeypatch):
     background = loop.in_background
-    save_checkpoint(tmp_path/'float', teacher := settings(text, nativebit=False), init_model(teacher, seed=0)[0])
+    loop.train(settings(text, nativebit=False, max_steps=1), tmp_path/'float')
     cfg = settings(text, recipe='qat', geometry='lut-b', start='gptq', max_steps=2, calibration_tokens=512)
     begun = []
     monkeypatch.setattr(loop, 'in_background', lambda f: begun.append(background(f)) or begun[-1])
