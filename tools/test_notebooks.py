@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken'.split()
 
 # XLA's level 0 compiles a third faster than level 1, and what it compiles runs up to three times slower: these compute more than they compile
-COMPUTING = '''05_models/01_attention 06_evaluation/01_perplexity 07_ptq/02_baselines 08_train/01_distillation 10_inference/01_packed_matmul
+COMPUTING = '''05_models/01_attention 06_evaluation/01_perplexity 07_ptq/03_baselines 08_train/01_distillation 10_inference/01_packed_matmul
                10_inference/02_generate 13_pipelines/03_compare 14_experiments/05_demo tutorials/quickstart'''.split()
 
 def test(path, cores):
