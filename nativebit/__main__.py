@@ -20,7 +20,7 @@ from .utils.cli import UserError, one_sentence, run, set_flags, suggest
 GROUPS = {   # of commands: the module whose `main` it is, and what it does
     'A model at 3 bits': dict(
         quantize=('pipelines.quantize', "a model of the hub, a folder or a GGUF file as a packed folder"),
-        generate=('pipelines.model', "write text with any model"),
+        generate=('pipelines.generate', "write text with any model"),
         evaluate=('pipelines.evaluate', "perplexity of any model on a text, and what it lost"),
         compare=('pipelines.compare', "what packed models lose on any texts"),
         export=('interop.export', "a packed folder as plain safetensors, compressed-tensors or one packed file"),

@@ -152,6 +152,14 @@ class Pack:
     def matrices(self):
         "{'layers.0.attn.q': (out, in), …}"
         return {n.removesuffix('.weight'): s for n,s in param_shapes(self.config.model) if re.search(MATRIX, n)}
+    @property
+    def quantized(self)->bool: return any(n.endswith('.words') for n in self.tensors)
+    @property
+    def bits_per_weight(self)->float:
+        "Bits that a weight of a matrix takes: indices, codebooks, scales; or those of a float."
+        t, names = self.tensors, self.matrices
+        if not self.quantized: return 8.*t['layers.0.attn.q.weight'].dtype.itemsize
+        return 8*sum(t[x].nbytes for n in names for k in ('words', 'codebook', 'scale') if (x := f'{n}.{k}') in t)/sum(o*i for o,i in names.values())
 
     def indices(self, name:str)->np.ndarray:
         "Indices (G, E) of a matrix, such as 'layers.0.attn.q'; uint8."
