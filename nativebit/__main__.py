@@ -36,7 +36,7 @@ GROUPS = {   # of commands: the module whose `main` it is, and what it does
     'A trained network': dict(
         pack=('ptq.pack', "pack a checkpoint into one file, or print what a file is made of"),
         generate_torch=('pytorch.generate', "write text with a packed file in PyTorch, compiled or recorded"),
-        posthoc=('ptq.baselines', "quantize a float checkpoint without training, by several methods")),
+        posthoc=('ptq.posthoc', "quantize a float checkpoint without training, by several methods")),
     'Experiments': dict(
         demo=('experiments.demo', "the main job on the network that comes with the package"),
         sweep=('experiments.grids', "train a grid of settings"),

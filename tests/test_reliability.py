@@ -18,7 +18,7 @@ from nativebit.interop.families import hf_names, model_config
 from nativebit.models.checkpoint import load_checkpoint, load_network, save_checkpoint
 from nativebit.models.transformer import init_model
 from nativebit.pipelines.quantize import quantize
-from nativebit.ptq.baselines import main as posthoc
+from nativebit.ptq.posthoc import main as posthoc
 from nativebit.ptq.pack import pack_checkpoint
 from nativebit.train.run import begin_log, continued
 from nativebit.utils.cli import UserError, one_sentence, parse_args
