@@ -102,7 +102,8 @@ class Model:
         max_tokens:int=65536,   # to predict, from the text's beginning; None: all
     )->dict:                    # as of `measured`: tokens, ppl; with `against` original_ppl, increase (a fraction), kl in nats a token, top1
         "Perplexity on a text; with `against` what was lost, too."
-        from nativebit.pipelines.compare import measured, tokens_to_read
+        from nativebit.data.texts import tokens_to_read
+        from nativebit.pipelines.compare import measured
         need(max_tokens is None or max_tokens > 0, 'max_tokens', max_tokens, "at least 1")
         original = against is not None and load(against, self.config.model.context_len).network
         return measured(self.network, tokens_to_read(data, self.tokenizer, max_tokens), original)
