@@ -153,15 +153,16 @@ def quantize(
     data:str=None,         # text:FILES, python:FOLDER or a dataset's name; gptq and qat read it, and `rows` compares on its test split
     out=None,              # packed folder to write, where a stopped run goes on; None: a temporary one, which `save` copies
     *, tokenizer=None,     # transformers tokenizer of a transformers model; None: the one it was loaded with
+    overrides=(),          # what some matrices get instead: {'layers.0.*': 'float', '*.down': '4bit'}; the first pattern that matches wins
     **settings,            # context_len, calibration_tokens, test_tokens; and of qat the training run's
 )->Model:                  # its `rows` are the table of what was lost
     "Quantize a model. Raises `UserError` for whatever can't be done."
     from nativebit.pipelines.quantize import check_request, quantize as write_packed
-    check_request(method, geometry, data)
+    check_request(method, geometry, data, overrides=overrides)
     home, live = TemporaryDirectory(prefix='nativebit-'), hasattr(where, 'save_pretrained')
     source = saved_module(where, Path(home.name)/type(where).__name__, tokenizer) if live else float_model(where)
     made = Path(out or Path(home.name)/f'{Path(source).name}-{geometry}')
-    rows = write_packed(source, made, method, geometry, data, **settings)
+    rows = write_packed(source, made, method, geometry, data, overrides=overrides, **settings)
     if live: shutil.rmtree(source)
     model = load(made, settings.get('context_len'))
     model.rows, model.home = rows, None if out else home

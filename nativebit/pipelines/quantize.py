@@ -4,25 +4,30 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'clear', 'is_leftover', 'begin_work', 'weights_stamps', 'layer_path', 'stored_layer', 'end_work',
-           'store_layer', 'all_finite', 'folder_tensors', 'qat_config', 'begin_compiling', 'checkpoint_layers',
-           'whole_checkpoint', 'trained', 'folder_reader', 'folder_bits', 'report', 'check_request', 'source_tokenizer',
-           'usable', 'read_data', 'calibrated', 'quantize', 'main']
+           'store_layer', 'all_finite', 'folder_quant', 'folder_tensors', 'qat_config', 'begin_compiling',
+           'checkpoint_layers', 'whole_checkpoint', 'trained', 'folder_reader', 'folder_bits', 'report',
+           'check_request', 'source_tokenizer', 'usable', 'read_data', 'calibrated', 'quantize', 'main']
 
 # %% ../../nbs/13_pipelines/02_quantize.ipynb #5f2dcad9
 import json, re, shlex, shutil, sys
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import jax, ml_dtypes, numpy as np
-from ..config import GEOMETRIES, Config, QuantConfig, TrainConfig, config_from_dict, get_config, override
+from fastcore.script import Param
+from ..config import GEOMETRIES, IN_FLOAT, Config, QuantConfig, TrainConfig, config_from_dict, get_config, override
 from ..utils.cli import suggest, UserError, also_flags
 from ..interop.convert import convert, open_model
+from ..interop.export import pack_of
 from ..interop.families import hf_names
 from ..utils.files import atomic_path, git_hash, one_writer, remove, stamps
 from ..utils.pytree import changes
 from ..utils.safetensors import read_arrays, read_json, save_arrays, weight_files
 from ..data.loader import prepare
 from ..data.tokenizers import load_tokenizer
+from ..formats.nbpack import Pack
+from ..formats.overrides import layer_plan, matrix_counts, matrix_names, mixed_quant
 from ..formats.size import layer_shapes
 from ..interop.gguf import GGUFFile
 from ..formats.hf_folder import VERSION, is_packed, linear_weight, open_folder, save_folder, stored_linear
@@ -81,6 +86,16 @@ def all_finite(
     bits, exponent = x.reshape(-1).view(np.uint16), np.uint16(dict(float16=0x7c00, bfloat16=0x7f80)[x.dtype.name])
     return all(((bits[k:k+2**22] & exponent) != exponent).all() for k in range(0, len(bits), 2**22))
 
+def folder_quant(
+    model,              # ModelConfig
+    quant:QuantConfig,  # as of `mixed_quant`
+)->tuple:               # (the same by the folder's names, modules that stay in float)
+    "What a folder's config.json says of geometries."
+    names = hf_names(model)
+    own = {names[f'{n}.weight'].removesuffix('.weight'): g for n in matrix_names(model) if (g := quant.override_of(n))}
+    pairs = tuple(('*' + P.removeprefix('model.'), g) for P,g in own.items() if g != IN_FLOAT)   # with the prefix or without, as `transformers` saves it
+    return replace(quant, overrides=pairs), ('lm_head', *(P for P,g in own.items() if g == IN_FLOAT))
+
 def folder_tensors(
     model,   # ModelConfig
     read,    # our name -> array, of what stays in float
@@ -122,8 +137,9 @@ def checkpoint_layers(
 ):                 # yields packed layers, as of `packed_layer`
     "The layers of a quantized checkpoint, packed."
     for i in range(model.n_layers):
-        books = {n: x for n in layer_shapes(model) if (x := tensors.get(f'layers.{i}.{n}'.replace('.weight', '.codebook'))) is not None}
-        yield packed_layer({n: tensors[f'layers.{i}.{n}'] for n in books}, books, quant)
+        plan = layer_plan(model, quant, i)
+        latent, books = ({n: tensors[f'layers.{i}.{n}'.replace('weight', k)] for n,_ in plan} for k in ('weight', 'codebook'))
+        yield packed_layer(latent, books, plan)
 
 @contextmanager
 def whole_checkpoint(folder):
@@ -160,17 +176,23 @@ def folder_reader(
     return read
 
 def folder_bits(folder)->float:
-    "Bits a quantized weight takes in a folder: indices, codebooks, scales."
-    size = sum(x.nbytes for P in folder.linears for x in folder.parts(P) if x is not None)
-    return 8*size/sum(o*i for o,i in map(folder.shape, folder.linears))
+    "Bits a weight of a matrix takes in a folder, on average: indices, codebooks, scales, and those of a float where it is one."
+    cfg, tensors = pack_of(folder, exact=True)
+    return Pack(folder.path, cfg, {}, tensors).bits_per_weight
 
-def report(source, out, method:str, tokens=None, test_tokens=None)->list:
+def report(
+    source, out, method:str,
+    tokens=None,       # to compare on; None: on nothing
+    test_tokens=None,  # how many of them; None: all
+    matrices='',       # as of `matrix_counts`
+)->list:
     "Rows of the table: the original and what was made of it."
     folder = open_folder(out)
     size = lambda files: sum(Path(f).stat().st_size for f in files)
     name = 'original, dequantized' if isinstance(source.reader, GGUFFile) else 'original'   # what a GGUF file has lost is lost
     rows = [dict(model=name, bits_per_weight=8.*np.dtype(source.read('layers.0.attn.q.weight').dtype).itemsize, bytes=source.nbytes),
             dict(model=method, bits_per_weight=folder_bits(folder), bytes=size(Path(out).glob('*.safetensors')))]
+    if matrices: rows = [dict(r, matrices=m) for r,m in zip(rows, ('all float', matrices))]
     if tokens is None: return rows
     from nativebit.pipelines.layerwise import compare_models
     got = compare_models(source.model, source.read, folder_reader(folder, source.model), tokens, test_tokens)
@@ -179,10 +201,11 @@ def report(source, out, method:str, tokens=None, test_tokens=None)->list:
 # %% ../../nbs/13_pipelines/02_quantize.ipynb #cb1f84e2
 METHODS = ('rtn', 'kmeans', 'gptq', 'qat')
 
-def check_request(method:str, geometry:str, data, settings=()):
+def check_request(method:str, geometry:str, data, settings=(), overrides=()):
     "Raise `UserError` for a method or geometry that there is not, a method without what it reads, or settings that it would ignore."
     for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES)):
         if name not in known: raise UserError(suggest(kind, name, list(known)))
+    if overrides and method == 'qat': raise UserError("qat trains all matrices with one geometry; leave --override out, or use rtn, kmeans or gptq")
     if method in ('gptq', 'qat') and not data: raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")
     if settings and method != 'qat': raise UserError(f"--{next(iter(settings)).replace('_', '-')} is for the training run of qat, and {method} does not train; leave it out")
 
@@ -221,11 +244,13 @@ def quantize(
     *, context_len=None,         # tokens a window; None: what the model takes, 2048 at most
     calibration_tokens=131072,   # that gptq reads, or qat that starts from it
     test_tokens=65536,           # compared on; None: the whole test split
+    overrides=(),                # {pattern: another geometry, or 'float'} of matrices by name, as of `override_pairs`
     **settings,                  # of the training run of qat; by default the recipe's
 )->list:                         # rows of the table
     "Quantize a model into a folder that transformers loads. Raises `UserError` for whatever can't be done."
-    check_request(method, geometry, data, settings)
-    source, quant, out = open_model(where, context_len), QuantConfig(**GEOMETRIES[geometry]), usable(out)
+    check_request(method, geometry, data, settings, overrides)
+    source, out = open_model(where, context_len), usable(out)
+    quant = mixed_quant(source.model, geometry, overrides)
     reading = dict(test_tokens=test_tokens, calibration_tokens=calibration_tokens)
     cfg = override(Config(source.name, source.model, quant), **reading, **settings)
     if method == 'qat': begin_compiling(cfg, geometry, **reading, **settings)
@@ -233,6 +258,7 @@ def quantize(
     tokens, text = read_data(data, tokenizer) if data else ({}, None)
     layers_by = calibrated(cfg, source, data, tokenizer, calibration_tokens) if method == 'gptq' else partial(packed_layers, source.model, source.read, quant, method)
     reads = {} if method in ('rtn', 'kmeans') else dict(text=text, calibration_tokens=calibration_tokens, **settings)
+    if quant.overrides: reads['overrides'] = [*map(list, quant.overrides)]
     setup = dict(weights=weights_stamps(source), method=method, geometry=geometry, context_len=context_len, version=VERSION, **reads)
     work = out.with_name(f'{out.name}.work')
     with one_writer(out, work/'.lock'):
@@ -240,8 +266,9 @@ def quantize(
         if method == 'qat': read, layers = trained(source, work, geometry, dataset=data, **reading, **settings)
         else: read, layers = source.read, layers_by(load=partial(stored_layer, work), store=partial(store_layer, work))
         with whole_checkpoint(work/'qat') if method == 'qat' else nullcontext():
-            save_folder(out, source.config, quant, folder_tensors(source.model, read, layers), source.files)
-            rows = report(source, out, method, tokens.get('test'), test_tokens)
+            theirs, in_float = folder_quant(source.model, quant)
+            save_folder(out, source.config, theirs, folder_tensors(source.model, read, layers), source.files, not_converted=in_float)
+            rows = report(source, out, method, tokens.get('test'), test_tokens, matrix_counts(source.model, geometry, quant))
         about = dict(model=str(where), command=shlex.join(['python', '-m', 'nativebit', 'quantize', *sys.argv[1:]]), git_hash=git_hash(), device=jax.devices()[0].device_kind, data=data, test_tokens=test_tokens)
         with atomic_path(out/'quantize.json') as tmp: tmp.write_text(json.dumps({**about, **setup, 'rows': rows}, indent=1))
         if method == 'qat': shutil.copyfile(work/'qat'/'log.jsonl', out/'qat.jsonl')
@@ -249,7 +276,7 @@ def quantize(
         return rows
 
 # %% ../../nbs/13_pipelines/02_quantize.ipynb #181065e9
-@also_flags(QuantConfig, TrainConfig, without=('n_entries', 'block_shape', 'codebook_dtype', 'nativebit', 'dataset', 'tokenizer', 'calibration_tokens', 'test_tokens'))
+@also_flags(QuantConfig, TrainConfig, without=('n_entries', 'block_shape', 'codebook_dtype', 'nativebit', 'overrides', 'dataset', 'tokenizer', 'calibration_tokens', 'test_tokens'))
 def main(
     model:str,                      # a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
     out:str=None,                   # folder to write
@@ -259,11 +286,12 @@ def main(
     calibration_tokens:int=131072,  # that gptq reads, or qat with --start gptq
     test_tokens:int=65536,          # that the table is of
     context_len:int=None,           # tokens a window; by default what the model takes, 2048 at most
+    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit'; given several times, the first pattern that matches wins", action='append')=None,
     **settings,                     # fields of `QuantConfig` and `TrainConfig`, for the training run of qat; the recipe's by default
 ):
     "Quantize a model of the Llama family into a folder that transformers loads. Stopped, the same command goes on."
     if not out: raise UserError("say where to write: --out FOLDER")
-    try: rows = quantize(model, out, method, geometry, data, calibration_tokens=calibration_tokens, test_tokens=test_tokens, context_len=context_len, **settings)
+    try: rows = quantize(model, out, method, geometry, data, calibration_tokens=calibration_tokens, test_tokens=test_tokens, context_len=context_len, overrides=override or (), **settings)
     except KeyboardInterrupt: print(f"stopped; what is done is in {out}.work, and the same command goes on", file=sys.stderr); raise
     print(as_markdown(rows))
     print(f"in {out}; load it with: import nativebit.hf, then AutoModelForCausalLM.from_pretrained({out!r})")

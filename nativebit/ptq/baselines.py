@@ -10,7 +10,6 @@ __all__ = ['METHODS', 'BLOCK_BITS', 'CALIBRATED', 'held_as', 'method_bits', 'pos
 # %% ../../nbs/07_ptq/03_baselines.ipynb #194f2af8
 import math, re
 from dataclasses import replace
-import numpy as np
 from jaxtyping import Array, Float
 from ..models.checkpoint import load_network
 from ..quant.codebook import bits_per_weight, init_codebook, kmeans_codebook, hard_params, hard_weight
