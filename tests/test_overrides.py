@@ -8,7 +8,7 @@ from nativebit.formats.hf_folder import open_folder
 from nativebit.formats.nbpack import file_ledger, read_pack
 from nativebit.interop.export import export_lut_b, export_nbpack, export_safetensors
 from nativebit.pipelines.decoders import jax_decoder, torch_decoder
-from nativebit.pipelines.quantize import main, quantize
+from nativebit.pipelines.quantize import main, quantize, store_layer
 from nativebit.utils.cli import UserError, parse_args
 from nativebit.interop.convert import open_model
 from test_convert import random_transformer, write_gguf
@@ -110,9 +110,9 @@ def test_on_the_command_line(home, tmp_path, capsys):
     with pytest.raises(UserError, match='give a pattern and what its matrices get'): main(**parse_args(main, [*words[:2], str(tmp_path/'y'), '--override', 'layers.0']))
 
 def test_work_is_of_one_mixture(home, tmp_path, monkeypatch):
-    def stopped(*a, **kw): raise KeyboardInterrupt
+    def stopped(work, i, packed): store_layer(work, i, packed); raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr('nativebit.pipelines.quantize.save_folder', stopped); quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED)
+        m.setattr('nativebit.pipelines.quantize.store_layer', stopped); quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED)
     with pytest.raises(UserError, match='other settings.*overrides'): quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides={'*.down': '2bit'})
     with pytest.raises(UserError, match='other settings.*overrides'): quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b')
     quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED)
