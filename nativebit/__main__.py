@@ -20,7 +20,7 @@ from .utils.cli import UserError, one_sentence, run, set_flags, suggest
 GROUPS = {   # of commands: the module whose `main` it is, and what it does
     'A model at 3 bits': dict(
         quantize=('pipelines.quantize', "a model of the hub, a folder or a GGUF file as a packed folder"),
-        generate=('pipelines.model', "write text with any model"),
+        generate=('pipelines.generate', "write text with any model"),
         evaluate=('pipelines.evaluate', "perplexity of any model on a text, and what it lost"),
         compare=('pipelines.compare', "what packed models lose on any texts"),
         export=('interop.export', "a packed folder as plain safetensors, compressed-tensors or one packed file"),
@@ -36,7 +36,7 @@ GROUPS = {   # of commands: the module whose `main` it is, and what it does
     'A trained network': dict(
         pack=('ptq.pack', "pack a checkpoint into one file, or print what a file is made of"),
         generate_torch=('pytorch.generate', "write text with a packed file in PyTorch, compiled or recorded"),
-        posthoc=('ptq.baselines', "quantize a float checkpoint without training, by several methods")),
+        posthoc=('ptq.posthoc', "quantize a float checkpoint without training, by several methods")),
     'Experiments': dict(
         demo=('experiments.demo', "the main job on the network that comes with the package"),
         sweep=('experiments.grids', "train a grid of settings"),

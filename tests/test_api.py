@@ -13,7 +13,7 @@ from nativebit.interop.convert import convert, open_model
 from nativebit.interop.export import export_nbpack
 from nativebit.models.checkpoint import save_checkpoint
 from nativebit.models.transformer import init_model
-from nativebit.pipelines.model import kind_of, torch_decoder
+from nativebit.pipelines.decoders import torch_decoder
 from nativebit.ptq.pack import pack_checkpoint
 from nativebit.utils.cli import UserError, hyphenate, one_sentence, parse_args
 from nativebit.utils.files import read_jsonl
@@ -60,7 +60,7 @@ def test_the_same_network_is_the_same_whatever_it_is_kept_in(kinds, tmp_path, mo
 
 def test_a_name_on_the_hub_is_a_folder_of_either_kind(home, monkeypatch):
     for folder in ('model', 'rtn'):
-        monkeypatch.setattr('nativebit.pipelines.model.downloaded', lambda name: home/folder)
+        monkeypatch.setattr('nativebit.pipelines.opening.downloaded', lambda name: home/folder)
         m = nb.load('some/model')
         assert (m.name, m.kind) == ('some/model', 'hub name') and m.generate('AB', **GREEDY) == nb.load(folder).generate('AB', **GREEDY)
 
@@ -158,11 +158,12 @@ class No:
     def find_spec(self, name, *_):
         if name.split('.')[0] in ('jax', 'flax', 'grain', 'filelock', 'datasets', 'pyarrow'): raise ModuleNotFoundError(f'no {name}', name=name)
 sys.meta_path.insert(0, No())
-import nativebit as nb, nativebit.pipelines.model as model
-model.find_spec = lambda name: None if name == 'jax' else name
+import nativebit as nb, nativebit.pipelines.decoders as decoders
+from nativebit.utils.cli import UserError
+decoders.find_spec = lambda name: None if name == 'jax' else name
 for where in sys.argv[1:]:
     try: print(nb.load(where).generate('AB', max_tokens=20, temperature=0.))
-    except model.UserError as e: print(e)
+    except UserError as e: print(e)
 """
 
 def test_pytorch_alone_is_enough_for_what_is_packed(home):

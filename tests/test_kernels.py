@@ -8,7 +8,7 @@ torch, triton = pytest.importorskip('torch', reason='the kernels need the extra 
 from hypothesis import given, settings, strategies as st
 from nativebit.pytorch import decode as torch_decode, model as torch_model
 from nativebit.config import get_config
-from nativebit.kernels import cuda, layout, megakernel, ops, triton_lut
+from nativebit.kernels import cuda, layout, megakernel, ops, triton_lut, triton_prefill
 from nativebit.pytorch.benchmark import random_network
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def test_defaults_fit_shared_memory():
 @pytest.mark.parametrize('o, i, bits, kind', [(24, 264, 3, 'int8'), (40, 200, 3, 'float8_e4m3'), (16, 128, 2, 'int8'), (8, 136, 4, 'float8_e4m3')])
 def test_triton(o, i, bits, kind):
     p, x = layout.random_matrix(o, i, bits, kind), torch.randn(2, i).half()
-    for y in (triton_lut.triton_decode(x, p, blocks=2), triton_lut.triton_matmul(x, p, bm=16, bn=16), triton_lut.dequantized_linear(x, p)): assert layout.relative_error(y, x, p) < 2e-3
+    for y in (triton_lut.triton_decode(x, p, blocks=2), triton_prefill.triton_matmul(x, p, bm=16, bn=16), triton_prefill.dequantized_linear(x, p)): assert layout.relative_error(y, x, p) < 2e-3
 
 def compiled(bits, kind, *more):
     "The same words in the same folder as in the notebooks: what they have compiled is found."
@@ -136,7 +136,7 @@ def test_numbers_may_come_late(monkeypatch):
 
 AHEAD = '''
 import triton
-from nativebit.kernels import triton_lut
+from nativebit.kernels import triton_lut, triton_prefill
 from triton.compiler import ASTSource
 from triton.backends.compiler import GPUTarget
 def ptx(fn, types, **const):
@@ -147,7 +147,7 @@ for kind, unit, instruction in (('int8', 928, 'sub.rn.f16x2'), ('float8_e4m3', 8
     const = dict(KB=4, BITS=3, E4M3=kind != 'int8', UNIT=unit, ASM=triton_lut.lookup_asm(3, kind))
     one = ptx(triton_lut.decode_kernel, dict(x='*i32', units='*i32', y='*fp16', O='i32', I='i32', scale='fp32'), BLOCKS=4, DOT=triton_lut.DOT, OVERLAP=True, **const)
     assert 'prmt.b32' in one and instruction in one and 'griddepcontrol.wait' in one
-    many = ptx(triton_lut.matmul_kernel, dict(x='*fp16', units='*i32', y='*fp16', M='i32', O='i32', I='i32', tiles='i32', scale='fp32'), BM=64, BN=64, GROUP=8, **const)
+    many = ptx(triton_prefill.matmul_kernel, dict(x='*fp16', units='*i32', y='*fp16', M='i32', O='i32', I='i32', tiles='i32', scale='fp32'), BM=64, BN=64, GROUP=8, **const)
     assert 'wgmma' in many and instruction in many
 print('compiled')
 '''

@@ -18,7 +18,7 @@ from nativebit.interop.families import hf_names, model_config
 from nativebit.models.checkpoint import load_checkpoint, load_network, save_checkpoint
 from nativebit.models.transformer import init_model
 from nativebit.pipelines.quantize import quantize
-from nativebit.ptq.baselines import main as posthoc
+from nativebit.ptq.posthoc import main as posthoc
 from nativebit.ptq.pack import pack_checkpoint
 from nativebit.train.run import begin_log, continued
 from nativebit.utils.cli import UserError, one_sentence, parse_args
@@ -208,12 +208,12 @@ def test_the_disk_has_it_before_its_name(tmp_path, monkeypatch):
     with atomic_path(tmp_path/'f') as t: t.write_text('x')
     assert done == [str(t), 'renamed', str(tmp_path)]
 
-KILLS = dict(first='q.atomic_path = die', layer='q.store_layer = die', table='q.report = die', cleaning='q.end_work = die', cleaned='q.remove = die', last='import shutil; q.end_work = lambda w: (shutil.rmtree(w), die())')
+KILLS = dict(first='w.atomic_path = die', layer='q.store_layer = die', table='q.report = die', cleaning='q.end_work = die', cleaned='w.remove = die', last='import shutil; q.end_work = lambda w: (shutil.rmtree(w), die())')
 
 @pytest.mark.parametrize('at', KILLS)
 def test_quantize_goes_on_after_a_kill(tmp_path, words, packed, at):
     hub_model(tmp_path/'m', words)
-    killed(f'import nativebit.pipelines.quantize as q\n{KILLS[at]}\nq.quantize("m", "q", "rtn")', tmp_path)
+    killed(f'import nativebit.pipelines.quantize as q, nativebit.utils.work as w\n{KILLS[at]}\nq.quantize("m", "q", "rtn")', tmp_path)
     if at != 'last': quantize(tmp_path/'m', tmp_path/'q', 'rtn')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m', 'q'] and (tmp_path/'q'/'quantize.json').exists()
     a, b = open_folder(tmp_path/'q'), open_folder(packed)

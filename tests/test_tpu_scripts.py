@@ -3,7 +3,7 @@ import os, shlex, shutil, subprocess, sys
 from pathlib import Path
 import pytest, yaml
 from nativebit.utils.cli import parse_args
-from nativebit.ptq.baselines import main as posthoc
+from nativebit.ptq.posthoc import main as posthoc
 from nativebit.train.loop import main as train
 
 SCRIPTS = Path(__file__).resolve().parent.parent/'tpu_scripts'

@@ -10,4 +10,4 @@ from ..utils.lazy import lazy
 
 __getattr__, __dir__ = lazy(__name__,
     statistics='add_gaps',
-    runner='rows_of')
+    definitions='rows_of')

@@ -13,4 +13,5 @@ __getattr__, __dir__ = lazy(__name__,
     size='ledger ledger_text stored_tensors',
     nbpack='Pack write_pack read_pack',
     hf_folder='open_folder save_folder',
-    gguf_reader='read_gguf')
+    gguf_reader='read_gguf',
+    kinds='kind_of')

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import ml_dtypes, numpy as np
 from jaxtyping import Float
-from ..config import MATRIX, Config, config_from_dict, config_to_dict, found_tokenizer
+from ..config import MATRIX, Config, QuantConfig, config_from_dict, config_to_dict, found_tokenizer
 from ..quant.blocks import block_of
 from ..utils.cli import need, UserError
 from ..utils.safetensors import array_bytes, save_arrays
@@ -40,8 +40,8 @@ def pack_tensors(
     out = {}
     for n,w in weights.items():
         w, p = np.asarray(w, np.float32), n.removesuffix('.weight')
-        if p in books: out |= {f'{p}.{k}': x for k,x in pack_matrix(w, *books[p], cfg.quant.block_shape, n).items()}
-        elif w.ndim == 2 and embed == 'int8': out[n], out[f'{n}.scale'] = int8_rows(w)
+        if p in books: out |= {f'{p}.{k}': x for k,x in pack_matrix(w, *books[p], cfg.quant.of(p).block_shape, n).items()}
+        elif n in ('embed', 'head') and embed == 'int8': out[n], out[f'{n}.scale'] = int8_rows(w)
         else: out[n] = w.astype(DTYPES['F32' if embed == 'float32' else 'BF16'])
     return out
 
@@ -147,16 +147,27 @@ class Pack:
     tensors:dict  # {name: array}, as of `stored_tensors`; read-only
 
     @property
-    def bits(self): return index_width(self.config.quant.n_entries)
-    @property
     def matrices(self):
         "{'layers.0.attn.q': (out, in), …}"
         return {n.removesuffix('.weight'): s for n,s in param_shapes(self.config.model) if re.search(MATRIX, n)}
+    @property
+    def quantized(self)->bool: return any(n.endswith('.words') for n in self.tensors)
+    @property
+    def bits_per_weight(self)->float:
+        "Bits that a weight of a matrix takes, on average: indices, codebooks, scales, and those of a float where it is one."
+        t, names = self.tensors, self.matrices
+        if not self.quantized: return 8.*t['layers.0.attn.q.weight'].dtype.itemsize
+        return 8*sum(t[x].nbytes for n in names for k in ('words', 'codebook', 'scale', 'weight') if (x := f'{n}.{k}') in t)/sum(o*i for o,i in names.values())
+
+    def geometry(self, name:str)->QuantConfig|None:
+        "Of a matrix, such as 'layers.0.attn.q'; None for one that is in float."
+        return self.config.quant.of(name) if f'{name}.words' in self.tensors else None
 
     def indices(self, name:str)->np.ndarray:
-        "Indices (G, E) of a matrix, such as 'layers.0.attn.q'; uint8."
-        G, E = len(self.tensors[f'{name}.codebook']), math.prod(block_of(self.config.quant.block_shape, self.matrices[name]))
-        return unpack_indices(self.tensors[f'{name}.words'], self.bits, G*E).reshape(G, E)
+        "Indices (G, E) of a matrix; uint8."
+        quant, G = self.geometry(name), len(self.tensors[f'{name}.codebook'])
+        E = math.prod(block_of(quant.block_shape, self.matrices[name]))
+        return unpack_indices(self.tensors[f'{name}.words'], index_width(quant.n_entries), G*E).reshape(G, E)
 
     def entries(self, name:str)->np.ndarray:
         "Entries (G, K) of a matrix; float32."
@@ -165,7 +176,7 @@ class Pack:
     def weight(self, name:str)->np.ndarray:
         "A parameter by its checkpoint's name, such as 'layers.0.attn.q.weight' or 'embed'; float32."
         p, t = name.removesuffix('.weight'), self.tensors
-        if f'{p}.words' in t: return unpack_matrix(t[f'{p}.words'], t[f'{p}.codebook'], t.get(f'{p}.scale'), self.matrices[p], self.config.quant.block_shape)
+        if f'{p}.words' in t: return unpack_matrix(t[f'{p}.words'], t[f'{p}.codebook'], t.get(f'{p}.scale'), self.matrices[p], self.geometry(p).block_shape)
         return entries_of(t[name], t[f'{name}.scale']) if f'{name}.scale' in t else t[name].astype(np.float32)
 
     def weights(self)->dict: return {n: self.weight(n) for n,_ in param_shapes(self.config.model)}
@@ -190,8 +201,8 @@ def check_tensors(
     sums = pack.meta['checksums']
     for n,x in pack.tensors.items():
         if sums.get(n) != crc(x.reshape(-1).view(np.uint8)): raise UserError(f"{pack.path} is damaged (the checksum of {n} is wrong); copy or pack it again")
-    if (K := pack.config.quant.n_entries) == 2**pack.bits: return
     for n in pack.matrices:
+        if (quant := pack.geometry(n)) is None or (K := quant.n_entries) == 2**index_width(K): continue   # of what is no power of two an index can be too large
         if (top := pack.indices(n).max()) >= K: raise UserError(f"{pack.path} is damaged ({n} has an index {top}, and there are {K} entries); pack it again")
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #183c0b63

@@ -43,7 +43,7 @@ class Stored(NamedTuple):
     "One tensor of a file, by its shape."
     dtype:str      # a key of `DTYPES`
     shape:tuple
-    kind:str       # indices, codebooks, scales, embeddings or norms
+    kind:str       # indices, codebooks, scales, kept float, embeddings or norms
     weights:int=0  # parameters it stands for
     @property
     def nbytes(self): return math.prod(self.shape)*np.dtype(DTYPES[self.dtype]).itemsize
@@ -65,7 +65,7 @@ def float_stored(
     embed:str,  # storage type of the embedding, a key of `FLOATS`
 )->dict:
     "Any other tensor in the file."
-    kind, n = 'norms' if len(shape) == 1 else 'embeddings', math.prod(shape)
+    kind, n = 'norms' if len(shape) == 1 else 'kept float' if re.search(MATRIX, name) else 'embeddings', math.prod(shape)
     if kind == 'embeddings' and embed == 'int8': return {name: Stored('I8', shape, kind, n), f'{name}.scale': Stored('F32', shape[:1], kind)}
     return {name: Stored('F32' if embed == 'float32' else 'BF16', shape, kind, n)}
 
@@ -76,7 +76,8 @@ def stored_tensors(
 ):                        # yields (name, Stored)
     "All tensors of a file."
     for n,s in param_shapes(cfg.model):
-        if re.search(MATRIX, n): yield from ((n.removesuffix('weight') + k, x) for k,x in matrix_stored(s, cfg.quant).items())
+        quant = cfg.quant.of(n.removesuffix('.weight')) if re.search(MATRIX, n) else None
+        if quant: yield from ((n.removesuffix('weight') + k, x) for k,x in matrix_stored(s, quant).items())
         else: yield from float_stored(n, s, embed).items()
 
 # %% ../../nbs/02_formats/02_size.ipynb #956aad09
@@ -85,11 +86,12 @@ def ledger(
     header:int=0,  # bytes of the file before the data
 )->list:           # of dictionaries: part, weights, bytes, bits_per_weight
     "Every byte of a file, by what it is for."
-    kinds = {k: [x for x in tensors.values() if x.kind == k] for k in ('indices', 'codebooks', 'scales', 'embeddings', 'norms')}
+    kinds = {k: [x for x in tensors.values() if x.kind == k] for k in ('indices', 'codebooks', 'scales', 'kept float', 'embeddings', 'norms')}
     size, count = ({k: sum(getattr(x, a) for x in v) for k,v in kinds.items()} for a in ('nbytes', 'weights'))
-    matrices, total = ('indices', 'codebooks', 'scales'), sum(count.values())
+    matrices, kept, total = ('indices', 'codebooks', 'scales'), ('kept float',)*bool(kinds['kept float']), sum(count.values())
     row = lambda part, weights, n: dict(part=part, weights=weights, bytes=n, bits_per_weight=8*n/max(1, weights))
-    return [*(row(k, count['indices'], size[k]) for k in matrices), row('matrices', count['indices'], sum(size[k] for k in matrices)),
+    return [*(row(k, count['indices'], size[k]) for k in matrices), *(row(k, count[k], size[k]) for k in kept),
+            row('matrices', count['indices'] + count['kept float'], sum(size[k] for k in (*matrices, *kept))),
             *(row(k, count[k], size[k]) for k in ('embeddings', 'norms')), row('header', total, header), row('whole file', total, sum(size.values()) + header),
             row('in bfloat16', total, 2*total), row('in float32', total, 4*total)]
 

@@ -29,7 +29,7 @@ def pack_params(
     "A pack as arrays on the device."
     t, float_ = pack.tensors, lambda n: jnp.asarray(pack.weight(n), dtype)
     lay_out = tiled if jax.default_backend() == 'tpu' else lambda w: w
-    def matrix(n): return lay_out(packed_matrix(pack, n)) if packed else float_(f'{n}.weight')
+    def matrix(n): return lay_out(packed_matrix(pack, n)) if packed and pack.geometry(n) else float_(f'{n}.weight')
     def table(n): return tuple(map(jnp.asarray, (t[n], t[f'{n}.scale']))) if packed and f'{n}.scale' in t else float_(n)
     m = pack.config.model
     layer = lambda i: {k: matrix(f'layers.{i}.{k}'.removesuffix('.weight')) if re.search(MATRIX, k) else float_(f'layers.{i}.{k}') for k in layer_shapes(m)}

@@ -100,11 +100,11 @@ def packed_matrix(
     name:str,   # such as 'layers.0.attn.q'
 )->Packed:
     "A matrix of a pack, on the device."
-    shape = pack.matrices[name]
-    block_shape = block_of(pack.config.quant.block_shape, shape)
+    shape, quant = pack.matrices[name], pack.geometry(name)
+    block_shape = block_of(quant.block_shape, shape)
     words, codes, scale = [pack.tensors.get(f'{name}.{k}') for k in ('words', 'codebook', 'scale')]
-    if pack.config.quant.codebook_dtype == 'float8_e4m3': codes = codes.astype(jnp.bfloat16)   # exact, and not every device computes with float8
-    arrays = [None if x is None else jnp.asarray(x) for x in (words_by_row(words, shape, block_shape, pack.bits), codes, scale)]
+    if quant.codebook_dtype == 'float8_e4m3': codes = codes.astype(jnp.bfloat16)   # exact, and not every device computes with float8
+    arrays = [None if x is None else jnp.asarray(x) for x in (words_by_row(words, shape, block_shape, index_width(quant.n_entries)), codes, scale)]
     return Packed(*arrays, shape, block_shape)
 
 # %% ../../nbs/10_inference/01_packed_matmul.ipynb #aedd55b1

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['FLOAT', 'PLAIN', 'TILE', 'other_files', 'plain_config', 'write_folder', 'held_in', 'unpacked_tensors',
            'export_safetensors', 'lut_b_indices', 'lut_b_tensors', 'lut_b_config', 'export_lut_b', 'scale_error',
-           'pack_of', 'export_nbpack', 'main']
+           'our_overrides', 'pack_of', 'export_nbpack', 'main']
 
 # %% ../../nbs/12_interop/05_export.ipynb #9253de98
-import json
+import json, re
+from dataclasses import replace
 from pathlib import Path
 import ml_dtypes, numpy as np
-from ..config import NO_TOKENIZER, Config, QuantConfig, TrainConfig, brought_tokenizer
+from ..config import IN_FLOAT, MATRIX, NO_TOKENIZER, Config, TrainConfig, brought_tokenizer
 from ..utils.cli import need, UserError
 from .families import hf_names, model_config
 from ..utils.files import TEMPLATES, copy_files, refuse_links, whole_folder
@@ -120,14 +121,15 @@ def export_lut_b(
     q = folder.quant
     if (q.n_entries, tuple(q.block_shape), q.codebook_dtype) != (8, TILE, 'float8_e4m3'):
         raise UserError(f"--to lut-b needs 8 float8_e4m3 entries per 8 × 64 weights, and this model has {q.n_entries} of {q.codebook_dtype} per {q.block_shape}; quantize with --geometry lut-b")
-    tiled, sums = [P for P in folder.linears if not any(s % t for s,t in zip(folder.shape(P), TILE))], np.zeros(2)
+    fits = lambda P: not q.override_of(P) and not any(s % t for s,t in zip(folder.shape(P), TILE))
+    tiled, sums = [P for P in folder.linears if fits(P)], np.zeros(2)
     def tensors():
         yield from unpacked_tensors(folder, ml_dtypes.bfloat16, keep=tiled)
         for P in tiled:
             packed, codebook = lut_b_tensors(folder, P)
             yield from ((f'{P}.weight_packed', packed), (f'{P}.weight_codebook', codebook))
             sums[:] += scale_error(folder, P)
-    ignore = ['lm_head', *(P for P in folder.linears if P not in tiled)]
+    ignore = [*folder.config['quantization_config'].get('modules_to_not_convert', ['lm_head']), *(P for P in folder.linears if P not in tiled)]
     write_folder(folder, out, tensors(), lut_b_config(folder, ignore))
     return float(np.sqrt(sums[0]/max(sums[1], 1e-30)))
 
@@ -139,6 +141,15 @@ def scale_error(
     return np.array([((w.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) - w)**2).sum(), (w**2).sum()])
 
 # %% ../../nbs/12_interop/05_export.ipynb #85a22dcb
+def our_overrides(
+    folder:Folder,
+    names:dict,    # as of `hf_names`
+)->tuple:          # as `QuantConfig` has them, by our names
+    "Which matrices of a folder are in float, or have a geometry of their own."
+    packed, modules = set(folder.linears), {n.removesuffix('.weight'): theirs.removesuffix('.weight') for n,theirs in names.items() if re.search(MATRIX, n)}
+    own = {n: folder.quant.override_of(P) if P in packed else IN_FLOAT for n,P in modules.items()}
+    return tuple((n, g) for n,g in own.items() if g)
+
 def pack_of(
     folder:Folder,
     context_len=None,  # tokens a window; None: what the model takes, 2048 at most
@@ -147,8 +158,9 @@ def pack_of(
     "A packed folder as `write_pack` takes it. Raises `UserError` where our network can't be that model."
     tokenizer = folder.path/'tokenizer.json'
     cfg = Config(folder.path.name, model_config(plain_config(folder), context_len), folder.quant, TrainConfig(tokenizer=str(tokenizer) if tokenizer.exists() else NO_TOKENIZER))
-    out, packed = {}, set(folder.linears)
-    for ours,theirs in hf_names(cfg.model).items():
+    out, packed, names = {}, set(folder.linears), hf_names(cfg.model)
+    cfg = replace(cfg, quant=replace(cfg.quant, overrides=our_overrides(folder, names)))
+    for ours,theirs in names.items():
         P = theirs.removesuffix('.weight')
         if theirs not in folder.tensors:
             raise UserError(f"{folder.path} lacks {theirs}, which its config.json asks for; copy the folder again or make it anew")

@@ -171,7 +171,7 @@ def replace_linears(
         old = model.get_submodule(n)
         if shapes[P] != (want := (old.out_features, old.in_features)):
             raise UserError(f"{where} has {P} as {shapes[P]}, and its config.json asks for {want}; use the config.json that belongs to it")
-        model.set_submodule(n, NativeBitHfLinear(want, quant, old.bias, 'meta'))
+        model.set_submodule(n, NativeBitHfLinear(want, quant.of(P), old.bias, 'meta'))
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #b328101e
 def torch_sum(name:str, x:Tensor)->str:

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['DOT', 'nibble_words', 'simple_kernel', 'simple_linear', 'lookup_asm', 'table_byte', 'half_bits', 'lookup_pair',
            'lookup8', 'lane_word', 'lane_selectors', 'lane_table', 'lane_scale', 'low_half', 'dot8', 'pair',
-           'row_products', 'decode_kernel', 'triton_decode', 'join4', 'weight_tile', 'matmul_kernel', 'triton_matmul',
-           'dequantize_kernel', 'triton_dequantize', 'dequantized_linear']
+           'row_products', 'decode_kernel', 'kernel_args', 'output_of', 'as_half', 'triton_decode']
 
 # %% ../../nbs/09_kernels/02_triton_lut.ipynb #f17ef228
 import torch
@@ -183,16 +182,16 @@ def decode_kernel(x, units, y, O, I, KB:tl.constexpr, scale, BITS:tl.constexpr, 
     tl.store(y + token*O + row + 8, low.to(y.dtype.element_ty), mask=row + 8 < O)
 
 # %% ../../nbs/09_kernels/02_triton_lut.ipynb #2d768c87
-def _kernel_args(p):
+def kernel_args(p):
     "Keywords that both unit kernels share."
     interpret = triton.knobs.runtime.interpret
     return dict(KB=p.data.shape[1], scale=p.scale, BITS=p.bits, E4M3=p.kind == 'float8_e4m3', UNIT=p.data.shape[2], ASM='' if interpret else lookup_asm(p.bits, p.kind))
 
-def _output(x, p):
+def output_of(x, p):
     "Where a kernel writes; the interpreter would cut bfloat16 off instead of rounding it."
     return x.new_empty(len(x), p.shape[0], dtype=torch.float32 if triton.knobs.runtime.interpret else x.dtype)
 
-def _as_half(x):
+def as_half(x):
     "fp16 activations; a bfloat16 beyond its range becomes its largest number."
     return x if x.dtype == torch.float16 else x.clamp(-65504, 65504).half()
 
@@ -204,99 +203,7 @@ def triton_decode(
     overlap=False,  # start before the kernel before it has ended, and wait for it
 )->torch.Tensor:   # (M, out)
     "Multiply a few tokens: a program a row tile and token."
-    (o, i), y = p.shape, _output(x, p)
-    decode_kernel[p.data.shape[0], len(x)](_as_half(x).view(torch.int32), p.data.view(torch.int32), y, o, i, **_kernel_args(p), BLOCKS=blocks,
+    (o, i), y = p.shape, output_of(x, p)
+    decode_kernel[p.data.shape[0], len(x)](as_half(x).view(torch.int32), p.data.view(torch.int32), y, o, i, **kernel_args(p), BLOCKS=blocks,
         DOT='' if triton.knobs.runtime.interpret else DOT, OVERLAP=overlap, num_warps=warps, **({'launch_pdl': True} if overlap else {}))
     return y.to(x.dtype)
-
-# %% ../../nbs/09_kernels/02_triton_lut.ipynb #2c0032c0
-@triton.jit
-def join4(a, b, c, d):
-    "Four tensors along a new last axis."
-    j = tl.join(tl.join(a, c), tl.join(b, d))
-    return tl.reshape(j, [a.shape[0], a.shape[1], 4] if len(a.shape) == 2 else [a.shape[0], a.shape[1], a.shape[2], 4])
-
-@triton.jit
-def weight_tile(unit, lane, h, BITS:tl.constexpr, E4M3:tl.constexpr, ASM:tl.constexpr):
-    "(BN, 128) weights of fp16, from (BN, 4) lanes."
-    s0, s1, s2, s3 = lane_selectors(unit, lane, h, BITS)
-    t0, t1, t2, t3 = lane_table(unit, lane, h, 0, BITS, E4M3)
-    a0, a1, a2, a3 = lookup8(s0, t0, t1, t2, t3, BITS, E4M3, ASM)
-    b0, b1, b2, b3 = lookup8(s1, t0, t1, t2, t3, BITS, E4M3, ASM)
-    t0, t1, t2, t3 = lane_table(unit, lane, h, 1, BITS, E4M3)
-    c0, c1, c2, c3 = lookup8(s2, t0, t1, t2, t3, BITS, E4M3, ASM)
-    d0, d1, d2, d3 = lookup8(s3, t0, t1, t2, t3, BITS, E4M3, ASM)
-    v = tl.permute(join4(join4(a0, a1, a2, a3), join4(b0, b1, b2, b3), join4(c0, c1, c2, c3), join4(d0, d1, d2, d3)), [0, 1, 3, 2])
-    lo, hi = (v & 0xffff).to(tl.int16).to(tl.float16, bitcast=True), (v >> 16).to(tl.int16).to(tl.float16, bitcast=True)
-    w = tl.permute(tl.reshape(tl.join(lo, hi), [lane.shape[0], 4, 16, 2]), [0, 2, 1, 3])   # (BN, c, t, pair)
-    return tl.reshape(w, [lane.shape[0], 128])
-
-@triton.jit
-def matmul_kernel(x, units, y, M, O, I, tiles, KB:tl.constexpr, scale, BITS:tl.constexpr, E4M3:tl.constexpr, UNIT:tl.constexpr,
-                  BM:tl.constexpr, BN:tl.constexpr, GROUP:tl.constexpr, ASM:tl.constexpr):
-    pid, down, across = tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(O, BN)
-    first = pid//(GROUP*down)*GROUP                                                      # GROUP row tiles share the tokens in L2
-    wide = tl.minimum(across - first, GROUP)
-    m0, n0 = pid % (GROUP*down)//wide*BM, (first + pid % (GROUP*down) % wide)*BN
-    n = tl.arange(0, BN)
-    tile = tl.minimum(n0//16 + n//16, tiles - 1)[:, None]                                # (BN, 1)
-    lane = (n % 8*4)[:, None] + tl.arange(0, 4)[None, :]                                 # (BN, 4)
-    h = (n % 16//8)[:, None] + tl.zeros([1, 4], tl.int32)
-    m, k = m0 + tl.arange(0, BM)[:, None], tl.arange(0, 128)[None, :]
-    acc = tl.zeros([BM, BN], tl.float32)
-    for kb in range(KB):
-        unit = units + (tile*KB + kb)*(UNIT//4) + tl.zeros([1, 4], tl.int32)
-        w = weight_tile(unit, lane, h, BITS, E4M3, ASM)
-        if not E4M3: w = w*lane_scale(units + (tile*KB + kb)*(UNIT//4), (n % 8*4)[:, None], (n % 16//8)[:, None], BITS)
-        if E4M3: w = w*0.5                                                               # exact; keeps Triton from fusing the tile's order into a store it cannot make
-        a = tl.load(x + m*I + kb*128 + k, mask=(m < M) & (kb*128 + k < I), other=0.)     # (BM, 128)
-        acc = tl.dot(a, tl.trans(w), acc)
-    tl.store(y + m*O + n0 + n[None, :], (acc*scale*(2. if E4M3 else 1.)).to(y.dtype.element_ty), mask=(m < M) & (n0 + n[None, :] < O))
-
-# %% ../../nbs/09_kernels/02_triton_lut.ipynb #2b6e2dcc
-def triton_matmul(
-    x,         # (M, in) float16 or bfloat16
-    p,         # `PackedMatrix` in units
-    bm=128,    # tokens of a tile, at least 16
-    bn=128,    # rows of a tile, a multiple of 16
-    warps=8,   # of a program
-    stages=2,  # tiles of activations in flight
-    group=8,   # row tiles that run side by side for the same tokens
-)->torch.Tensor:   # (M, out)
-    "Multiply many tokens: dequantize tiles into tensor-core products."
-    (o, i), y = p.shape, _output(x, p)
-    grid = (triton.cdiv(o, bn)*triton.cdiv(len(x), bm),)
-    matmul_kernel[grid](_as_half(x), p.data.view(torch.int32), y, len(x), o, i, p.data.shape[0], **_kernel_args(p), BM=bm, BN=bn, GROUP=group,
-                        num_warps=warps, num_stages=stages)
-    return y.to(x.dtype)
-
-# %% ../../nbs/09_kernels/02_triton_lut.ipynb #b8881430
-@triton.jit
-def dequantize_kernel(units, out, O, I, KB:tl.constexpr, scale, BITS:tl.constexpr, E4M3:tl.constexpr, UNIT:tl.constexpr, ASM:tl.constexpr):
-    tile, kb = tl.program_id(0), tl.program_id(1)
-    unit = units + (tile*KB + kb)*(UNIT//4)
-    lane, h = tl.arange(0, 32)[None, :], tl.arange(0, 2)[:, None]                        # (2, 32)
-    s0, s1, s2, s3 = lane_selectors(unit, lane, h, BITS)
-    row, pairs = tile*16 + lane//4 + 8*h, kb*64 + (lane & 3) + 0*h
-    factor = (scale + 0.*lane if E4M3 else lane_scale(unit, lane, h, BITS).to(tl.float32)) + 0.*h
-    for k in tl.static_range(4):
-        t0, t1, t2, t3 = lane_table(unit, lane, h, k//2, BITS, E4M3)
-        w0, w1, w2, w3 = lookup8(s0 if k == 0 else s1 if k == 1 else s2 if k == 2 else s3, t0, t1, t2, t3, BITS, E4M3, ASM)
-        for j in tl.static_range(4):
-            w = w0 if j == 0 else w1 if j == 1 else w2 if j == 2 else w3
-            lo, hi = (low_half(w)*factor).to(tl.float16), (low_half(w >> 16)*factor).to(tl.float16)
-            v = (lo.to(tl.int16, bitcast=True).to(tl.int32) & 0xffff) | (hi.to(tl.int16, bitcast=True).to(tl.int32) << 16)
-            at = pairs + 4*(4*k + j)
-            tl.store(out + row*(I//2) + at, v, mask=(row < O) & (2*at < I))
-
-def triton_dequantize(
-    p,  # `PackedMatrix` in units
-)->torch.Tensor:  # (out, in) float16
-    "Write the weights out."
-    out = torch.empty(p.shape, dtype=torch.float16, device=p.data.device)
-    dequantize_kernel[p.data.shape[:2]](p.data.view(torch.int32), out.view(torch.int32), *p.shape, **_kernel_args(p), num_warps=2)
-    return out
-
-def dequantized_linear(x, p):
-    "Multiply by weights written out in fp16."
-    return torch.nn.functional.linear(_as_half(x), triton_dequantize(p)).to(x.dtype)

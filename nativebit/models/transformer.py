@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer
 from .attention import causal_attention
 from ..config import MATRIX, Config, ModelConfig, QuantConfig
+from ..utils.cli import need
 from ..utils.pytree import count_params, leaf_names, named_key
 from ..quant.linear import NativeBitDense, QuantState, gathered, split_batch
 from .rope import rotations
@@ -120,6 +121,7 @@ class NativeBitGPT(nnx.Module):
         dtype=jnp.float32,            # of activations and products
         rngs:nnx.Rngs,                # random keys
     ):
+        need(not quant.overrides, 'overrides', quant.overrides, "empty where a network is trained: all matrices have one geometry")
         self.dtype, self.vocab_size = dtype, cfg.vocab_size
         self.embed = nnx.Param(.02*rngs.params.normal((cfg.vocab_size, cfg.d_model)))
         self.layers = nnx.List([Layer(cfg, quant, attend, rngs=rngs) for _ in range(cfg.n_layers)])

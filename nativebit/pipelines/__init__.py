@@ -10,4 +10,5 @@ from ..utils.lazy import lazy
 
 __getattr__, __dir__ = lazy(__name__,
     quantize='check_request',
+    opening='opened',
     model='Model kind_of load')

@@ -16,6 +16,7 @@ from ..utils.pytree import leaf_names, with_leaves
 from ..data.loader import eval_batches
 from ..inference.generate import rms_norm
 from ..evaluation.perplexity import exactly
+from ..formats.overrides import layer_plan
 from .packing import layer_arrays, layer_matrices, packed_layer, to_float32
 from ..ptq.gptq import quantize_layer, second_moments
 from ..models.transformer import cross_entropy, model_shapes
@@ -43,12 +44,13 @@ def layer_fn(model:ModelConfig):
 def _calibrated(model, read, quant, batches, load, store):
     run, xs = second_moments(model), embedded(read, batches)
     for i in range(model.n_layers):
-        if (packed := load(i)) is None:
+        plan = layer_plan(model, quant, i)
+        if (packed := load(i) if plan else {}) is None:
             params, moments = read_layer(model, read, i), {}
             for x in xs: moments = jax.tree.map(jnp.add, moments, run(params, x)[1]) if moments else run(params, x)[1]
-            store(i, packed := packed_layer(*quantize_layer(leaf_names(params), moments, quant, feedback=True), quant))
+            store(i, packed := packed_layer(*quantize_layer(leaf_names(params), moments, dict(plan), feedback=True), plan))
         yield packed
-        hard = {f'layers.{i}.{n}': w for n,w in layer_matrices(model, packed, quant).items()}
+        hard = {f'layers.{i}.{n}': w for n,w in layer_matrices(model, packed, plan).items()}
         params = read_layer(model, lambda n: hard[n] if n in hard else read(n), i)
         for k,x in enumerate(xs): xs[k] = layer_fn(model)(params, x)
 

@@ -16,6 +16,7 @@ from ..quant.blocks import to_blocks
 from ..config import ModelConfig, QuantConfig
 from ..utils.cli import UserError
 from ..interop.families import their_name
+from ..formats.overrides import layer_plan
 from ..formats.size import layer_shapes
 from ..inference.packed_matmul import pack_words
 from ..ptq.from_weights import rtn_codebook
@@ -36,32 +37,33 @@ def to_float32(arrays:dict)->dict: return {n: x.astype(jnp.float32) for n,x in a
 # %% ../../nbs/13_pipelines/09_packing.ipynb #f8d04a7d
 FROM_WEIGHTS = dict(rtn=rtn_codebook, kmeans=kmeans_codebook)
 
-@partial(jax.jit, static_argnames=('quant', 'method'))
+@partial(jax.jit, static_argnames=('plan', 'method'))
 def weight_entries(
-    weights:dict,       # {'attn.q.weight': (O, I), …}
-    quant:QuantConfig,  # geometry
-    method:str,         # a key of `FROM_WEIGHTS`
-)->dict:                # {'attn.q.weight': (G, K), …}, before they are rounded to their storage type
+    weights:dict,  # {'attn.q.weight': (O, I), …}
+    plan:tuple,    # as of `layer_plan`
+    method:str,    # a key of `FROM_WEIGHTS`
+)->dict:           # {'attn.q.weight': (G, K), …}, before they are rounded to their storage type
     "Entries that the matrices of a layer alone decide."
-    blocks, out = {n: to_blocks(w, quant.block_shape) for n,w in weights.items()}, {}
-    for size in {b.shape[1] for b in blocks.values()}:
-        same = {n: b for n,b in blocks.items() if b.shape[1] == size}
-        books = FROM_WEIGHTS[method](jnp.concatenate([*same.values()]), quant.n_entries)
+    blocks, out = {n: (to_blocks(weights[n], q.block_shape), q.n_entries) for n,q in plan}, {}
+    kind = lambda n: (blocks[n][0].shape[1], blocks[n][1])
+    for size,K in {*map(kind, blocks)}:
+        same = {n: b for n,(b, _) in blocks.items() if kind(n) == (size, K)}
+        books = FROM_WEIGHTS[method](jnp.concatenate([*same.values()]), K)
         out |= zip(same, jnp.split(books, np.cumsum([len(b) for b in same.values()])[:-1]))
     return out
 
 # %% ../../nbs/13_pipelines/09_packing.ipynb #537d0529
-def _packed_matrices(latent, entries, quant):
+def _packed_matrices(latent, entries, plan):
     out = {}
-    for n,w in latent.items():
-        codes, scale = encode_codebook(entries[n], quant.codebook_dtype)
+    for n,quant in plan:
+        w, (codes, scale) = latent[n], encode_codebook(entries[n], quant.codebook_dtype)
         idx, P = assign(to_blocks(w, quant.block_shape), decode_codebook(codes, scale)), n.removesuffix('weight')
         out |= {f'{P}words': pack_words(idx.reshape(-1), index_width(quant.n_entries)), f'{P}codebook': codes}
         if scale is not None: out[f'{P}scale'] = scale.reshape(-1)
         out[f'{P}finite'] = jnp.isfinite(w).all()
     return out
 
-_pack_jit = jax.jit(_packed_matrices, static_argnames='quant')
+_pack_jit = jax.jit(_packed_matrices, static_argnames='plan')
 
 def fetched(
     arrays:dict,   # of `_packed_matrices`, on the device
@@ -75,21 +77,21 @@ def fetched(
     return {n: x for n,x in out.items() if not n.endswith('.finite')}
 
 def packed_layer(
-    latent:dict, entries:dict,  # as of `layer_entries`
-    quant:QuantConfig,          # geometry
+    latent:dict, entries:dict,  # {'attn.q.weight': …} both: weights, and what their codebooks hold
+    plan:tuple,                 # as of `layer_plan`
 )->dict:                        # {'attn.q.words': …, 'attn.q.codebook': …, 'attn.q.scale': …, …}
     "What storage holds of a layer's matrices."
-    return fetched(_pack_jit(latent, entries, quant))
+    return fetched(_pack_jit(latent, entries, plan))
 
 def layer_matrices(
     model:ModelConfig,
-    packed:dict,        # as of `packed_layer`
-    quant:QuantConfig,  # geometry
-)->dict:                # {'attn.q.weight': (O, I), …}
+    packed:dict,  # as of `packed_layer`
+    plan:tuple,   # as of `layer_plan`
+)->dict:          # {'attn.q.weight': (O, I), …}
     "The matrices of a packed layer, looked up."
     shapes = layer_shapes(model)
     part = lambda n, k: packed.get(n.replace('weight', k))
-    return {n: unpack_matrix(part(n, 'words'), part(n, 'codebook'), part(n, 'scale'), shapes[n], quant.block_shape) for n in shapes if part(n, 'words') is not None}
+    return {n: unpack_matrix(part(n, 'words'), part(n, 'codebook'), part(n, 'scale'), shapes[n], quant.block_shape) for n,quant in plan}
 
 # %% ../../nbs/13_pipelines/09_packing.ipynb #67dc907b
 def ahead(
@@ -105,17 +107,18 @@ def ahead(
     return rest(pool.submit(next, items, end))
 
 # %% ../../nbs/13_pipelines/09_packing.ipynb #d1192889
-@partial(jax.jit, static_argnames=('quant', 'method'))
-def _quantized(arrays, quant, method):
+@partial(jax.jit, static_argnames=('plan', 'method'))
+def _quantized(arrays, plan, method):
     "A packed layer, as one program."
-    matrices = {n: w for n,w in to_float32(arrays).items() if w.ndim == 2}
-    return _packed_matrices(matrices, weight_entries(matrices, quant, method), quant)
+    matrices = to_float32(arrays)
+    return _packed_matrices(matrices, weight_entries(matrices, plan, method), plan)
 
 def _packed_layers(model, read, quant, method, load, store):
     "Layers one behind the other: read, begun, fetched, stored."
-    stored = ((i, load(i)) for i in range(model.n_layers))
-    arrays = ((i, packed, None if packed else layer_arrays(model, read, i)) for i,packed in stored)
-    begun = ((i, packed, None if packed else _quantized(arrays, quant, method)) for i,packed,arrays in ahead(arrays))
+    plans = [layer_plan(model, quant, i) for i in range(model.n_layers)]
+    stored = ((i, load(i) if plan else {}) for i,plan in enumerate(plans))   # {}: the layer stays in float
+    arrays = ((i, packed, layer_arrays(model, read, i) if packed is None else None) for i,packed in stored)
+    begun = ((i, packed, _quantized({n: arrays[n] for n,_ in plans[i]}, plans[i], method) if packed is None else None) for i,packed,arrays in ahead(arrays))
     done = ((i, arrays is not None, packed if arrays is None else fetched(arrays, f'layers.{i}.')) for i,packed,arrays in ahead(begun))
     for i,new,packed in ahead(done):
         if new: store(i, packed)
@@ -124,7 +127,7 @@ def _packed_layers(model, read, quant, method, load, store):
 def packed_layers(
     model:ModelConfig,
     read,                # name -> array, of the float network
-    quant:QuantConfig,   # geometry
+    quant:QuantConfig,   # geometry, and `overrides`
     method:str,          # a key of `FROM_WEIGHTS`
     load=lambda i: None, # layer i if it was stored before
     store=lambda i, packed: None,

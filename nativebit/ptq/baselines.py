@@ -4,29 +4,23 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BLOCK_BITS', 'CALIBRATED', 'held_as', 'method_bits', 'posthoc_weight', 'posthoc_books', 'posthoc_params',
-           'network_bits', 'network_bytes', 'evaluate_row', 'posthoc_row', 'posthoc_table', 'chosen',
-           'chosen_geometries', 'index_bits', 'sweep_rows', 'load_float', 'calibration_text', 'main']
+           'index_bits', 'network_bits', 'network_bytes', 'evaluate_row', 'posthoc_row', 'posthoc_table', 'load_float',
+           'calibration_text']
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #194f2af8
-import math, re, time
+import math, re
 from dataclasses import replace
-from pathlib import Path
-import jax, jax.numpy as jnp, numpy as np
 from jaxtyping import Array, Float
 from ..models.checkpoint import load_network
 from ..quant.codebook import bits_per_weight, init_codebook, kmeans_codebook, hard_params, hard_weight
 from ..quant.blocks import to_blocks, block_of
-from ..config import GEOMETRIES, MATRIX, QuantConfig
-from ..utils.cli import need, suggest, UserError
+from ..config import MATRIX, QuantConfig
+from ..utils.cli import suggest, UserError
 from ..utils.pytree import count_params, leaf_names
-from ..utils.safetensors import weights_digest
 from ..data.loader import prepare, calibration_batches
-from ..data.tokenizers import load_tokenizer
 from ..evaluation.perplexity import as_read, compare, evaluate_ppl
 from .from_weights import nf_codebook, rtn_codebook
 from .gptq import gptq_params
-from ..evaluation.results_file import add_row, as_markdown, begin_rows, run_header
-from tqdm import tqdm
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #a07aa6ee
 METHODS = dict(rtn=rtn_codebook, nf=nf_codebook, quantile=init_codebook, kmeans=kmeans_codebook)
@@ -88,6 +82,8 @@ def posthoc_params(
     return as_read(hard_params(latent, books, held), books, held)
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #658b8dbf
+def index_bits(quant)->int: return math.ceil(math.log2(quant.n_entries)) if quant else 16
+
 def network_bits(
     params,             # tree of weights
     quant:QuantConfig,  # geometry
@@ -148,51 +144,6 @@ def posthoc_table(
     "The float network and its post-hoc versions, one row each."
     return [posthoc_row(cfg, params, quant, m, tokens, tokenizer, max_tokens, calibration) for m in ('float', *methods)]
 
-# %% ../../nbs/07_ptq/03_baselines.ipynb #2b991324
-def chosen(
-    what:str,   # the kind of thing, for the message
-    words:str,  # comma-separated names, or 'all'
-    known,      # the names there are
-)->list:        # each once
-    "Names from the command line. Raises `UserError` for an unknown one."
-    names = list(known) if words == 'all' else words.split(',')
-    for n in names:
-        if n not in known: raise UserError(suggest(what, n, list(known)))
-    return list(dict.fromkeys(names))
-
-# %% ../../nbs/07_ptq/03_baselines.ipynb #653b4088
-def chosen_geometries(
-    geometry:str,  # comma-separated names, or 'all'
-    bits:str='',   # comma-separated index bits; '': the geometry's own
-)->dict:           # {QuantConfig: name}
-    "Geometries from the command line, each once. Raises `UserError` for what there is not."
-    names = {}
-    for b in bits.split(',') if bits else ['']:
-        need(not bits or b in map(str, range(1, 9)), 'bits', bits, "numbers from 1 to 8, such as 2,3,4")
-        for g in chosen('geometry', geometry, GEOMETRIES):
-            own = QuantConfig(**GEOMETRIES[g])
-            names.setdefault(replace(own, n_entries=2**int(b)) if b else own, g)
-    return names
-
-# %% ../../nbs/07_ptq/03_baselines.ipynb #37bcc119
-def index_bits(quant)->int: return math.ceil(math.log2(quant.n_entries)) if quant else 16
-
-def sweep_rows(
-    points:list,  # (method, geometry's name, QuantConfig or None for float), one a row
-    evaluate,     # (QuantConfig, method) -> row
-    setup:dict,   # what all rows have in common
-    out=None,     # .jsonl file that gets each row at once; rows already in it are not made again
-)->list:          # the rows of all points, in their order, with geometry and index_bits
-    "Make a table row by row, going on where an earlier run stopped."
-    key = lambda r: (r['method'], r['geometry'], r['index_bits'])
-    done = {key(r): r for r in (begin_rows(out, run_header('posthoc', setup)) if out else [])}
-    wanted = [(m, g, index_bits(q)) for m,g,q in points]
-    for k,(_,_,quant) in tqdm([*zip(wanted, points)], 'rows', disable=None, leave=False):
-        if k in done: continue
-        done[k] = dict(zip(('method', 'geometry', 'index_bits'), k)) | evaluate(quant, k[0])
-        if out: add_row(out, **done[k])
-    return [done[k] for k in wanted]
-
 # %% ../../nbs/07_ptq/03_baselines.ipynb #10ea647e
 def load_float(ckpt)->tuple:
     "(Config, params) of a float checkpoint. Raises `UserError` where it is quantized."
@@ -210,27 +161,3 @@ def calibration_text(
     tokens, T = prepare(dataset, tokenizer)[0]['train'], cfg.model.context_len
     if len(tokens) <= T: raise UserError(f"the training split of {dataset} has {len(tokens)} tokens, too few to calibrate on (one window is {T}); use more text")
     return calibration_batches(replace(cfg, train=replace(cfg.train, calibration_tokens=n_tokens, batch_size=8, accumulate=1, seed=0)), tokens)
-
-# %% ../../nbs/07_ptq/03_baselines.ipynb #3e4885b8
-def main(
-    ckpt:str='data/stdlib',        # float checkpoint folder
-    methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq
-    geometry:str='int8',           # comma-separated: published, int8, lut-b, int8-256, int8-row, 2bit, 4bit; or all
-    bits:str='',                   # comma-separated index bits, such as 2,3,4; the geometry's own by default
-    dataset:str='stdlib',          # evaluated on: stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER or text:FILES
-    max_tokens:int=None,           # of each split; all by default
-    calibration:str=None,          # dataset whose training split hkmeans, gptq-plain and gptq read; by default the one of --dataset
-    calibration_tokens:int=32768,  # how many of its tokens
-    out:str=None,                  # .jsonl file that keeps each row; given again, rows already in it are not made again
-):
-    "Quantize a trained network without training it, and compare with the float one."
-    need(max_tokens is None or max_tokens > 0, 'max_tokens', max_tokens, "at least 1")
-    start, names, quants = time.time(), chosen('method', methods, (*METHODS, *CALIBRATED)), chosen_geometries(geometry, bits)
-    setup = dict(ckpt=ckpt, weights=weights_digest(ckpt), dataset=dataset, max_tokens=max_tokens, calibration=calibration or dataset, calibration_tokens=calibration_tokens)
-    cfg, params = load_float(ckpt)
-    tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
-    tokens = prepare(dataset, tok)[0]
-    text = calibration_text(cfg, setup['calibration'], tok, calibration_tokens) if {*names} & {*CALIBRATED} else None
-    row = lambda quant, method: posthoc_row(cfg, params, quant, method, tokens, tok, max_tokens, text)
-    rows = sweep_rows([('float', '', None), *((m, g, q) for q,g in quants.items() for m in names)], row, setup, out)
-    print(as_markdown(rows), '', f"{len(rows)} rows in {time.time()-start:.0f} s", sep='\n')

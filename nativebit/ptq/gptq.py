@@ -147,14 +147,14 @@ def second_moments(
 def quantize_layer(
     params,             # a layer's parameters
     moments:dict,       # {name: (I, I)} of its matrices
-    quant:QuantConfig,  # geometry
+    quants:dict,        # {name: geometry} of the matrices to quantize
     feedback:bool,      # GPTQ; False: weighted k-means only
     rounds:int=ROUNDS,  # of refitted entries, with feedback
 )->tuple:               # (latent weights, codebooks), by name
     "Codebooks and latent weights of one layer's matrices."
     flat = leaf_names(params)
-    one = lambda w, h: gptq_matrix(w, h, quant, rounds) if feedback else (w, weighted_codebook(w, h, quant))
-    both = {n: exactly(one)(flat[n], h) for n,h in moments.items()}
+    one = lambda w, h, quant: gptq_matrix(w, h, quant, rounds) if feedback else (w, weighted_codebook(w, h, quant))
+    both = {n: exactly(one)(flat[n], moments[n], quant) for n,quant in quants.items()}
     return {n: w for n,(w, _) in both.items()}, {n: cb for n,(_, cb) in both.items()}
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #a7bbcae4
@@ -172,7 +172,7 @@ def gptq_params(
     for i in tqdm(range(cfg.model.n_layers), 'gptq' if feedback else 'weighted k-means', leave=False, disable=None):
         layer = params['layers'][i]
         moments = jax.tree.map(lambda *h: sum(h), *[run(layer, x)[1] for x in xs])
-        latent, books = quantize_layer(layer, moments, quant, feedback, rounds)
+        latent, books = quantize_layer(layer, moments, dict.fromkeys(moments, quant), feedback, rounds)
         hard = {n: hard_weight(latent[n], books[n], quant) for n in latent}
         xs = [run(with_leaves(layer, {**leaf_names(layer), **hard}), x)[0] for x in xs]
         flat.update({f'layers.{i}.{n}': x for n,x in latent.items()})

@@ -74,7 +74,7 @@ class Decoder:
         *, compile:bool=False,   # with torch.compile
         graph:bool=False,        # replay a CUDA graph
         backend:str='inductor',  # of torch.compile
-        one_launch:bool=True,    # take a token through all layers in one launch, where they fit (09_kernels/06_megakernel)
+        one_launch:bool=True,    # take a token through all layers in one launch, where they fit (09_kernels/07_megakernel)
     ):
         device = model.embed.device
         for layer in model.layers: layer.fuse(model.dtype)

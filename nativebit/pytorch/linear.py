@@ -11,6 +11,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from jaxtyping import Float
 from ..quant.blocks import block_of
+from ..formats.bitpacking import index_width
 from ..formats.nbpack import Pack
 from ..kernels.ops import lut_linear
 from ..kernels.layout import PackedMatrix, dequantize as looked_up, pack_matrix
@@ -96,7 +97,7 @@ def packed_parts(
 )->tuple:      # as of `stack_packed`
     "A matrix of a pack as tensors."
     words, codes, scale = [as_tensor(x).to(device) if (x := pack.tensors.get(f'{name}.{k}')) is not None else None for k in ('words', 'codebook', 'scale')]
-    return words.view(len(codes), -1, pack.bits), codes, scale, pack.matrices[name]
+    return words.view(len(codes), -1, index_width(pack.geometry(name).n_entries)), codes, scale, pack.matrices[name]
 
 def pack_linear(
     pack:Pack,
@@ -105,8 +106,10 @@ def pack_linear(
     device, dtype,
 ):                # `PackedLinear` or `DenseLinear`
     "Matrices of a pack as a layer."
-    words_fit = pack.bits < 8 and math.prod(block_of(pack.config.quant.block_shape, pack.matrices[names[0]])) % 32 == 0
-    stack = stack_packed([packed_parts(pack, n, device) for n in names], pack.config.quant.block_shape) if packed and words_fit else None
+    quant = pack.geometry(names[0])
+    alike = quant is not None and all(pack.geometry(n) == quant for n in names)   # else they are no one packed matrix
+    words_fit = alike and index_width(quant.n_entries) < 8 and math.prod(block_of(quant.block_shape, pack.matrices[names[0]])) % 32 == 0
+    stack = stack_packed([packed_parts(pack, n, device) for n in names], quant.block_shape) if packed and words_fit else None
     if stack is None: stack = DenseLinear(torch.cat([torch.from_numpy(pack.weight(f'{n}.weight')) for n in names]).to(device, dtype), [pack.matrices[n][0] for n in names])
     return stack.with_bias(pack_bias(pack, names, device, dtype))
 

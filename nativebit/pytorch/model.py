@@ -80,7 +80,7 @@ class Layer(nn.Module):
     def products(self)->list: return [self.attn.qkv, self.attn.o, self.mlp.gate_up, self.mlp.down]
 
     def fuse(self, dtype):
-        "Let a single token through in five launches (09_kernels/05_decode_layer), where the layer fits."
+        "Let a single token through in five launches (09_kernels/06_decode_layer), where the layer fits."
         self.fused = layer_args(self) if fits(self, dtype) else None
 
     def forward(self, x, cos, sin, cache=None, at=None):
@@ -128,7 +128,7 @@ class NativeBitGPT(nn.Module):
         tokens:Integer[Tensor, "B T"],
         cache=None,                # as of `empty_cache`, changed in place; None: the tokens are a text from its beginning
         at=None,                   # (T,) positions of the tokens in the cache
-        planned=False,             # a `TokenPlan` was made for the cache: a single token takes all layers in one launch (09_kernels/06_megakernel)
+        planned=False,             # a `TokenPlan` was made for the cache: a single token takes all layers in one launch (09_kernels/07_megakernel)
     )->Float[Tensor, "B T D"]:     # normed, in front of the head
         x = table_rows(self.embed, self.embed_scale, tokens, self.dtype)
         if planned and tokens.shape == (1, 1): return decode_token(x, [k for k,_ in cache], [v for _,v in cache], at)

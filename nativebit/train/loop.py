@@ -252,7 +252,7 @@ def train(
             return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
 # %% ../../nbs/08_train/06_loop.ipynb #f0d6edeb
-@also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit'))
+@also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit', 'overrides'))
 def main(
     config:str=None,          # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b; or a checkpoint's folder
     name:str='run',           # of the run: everything goes to logs/NAME
