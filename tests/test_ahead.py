@@ -2,6 +2,8 @@
 import json, logging, re
 import jax, numpy as np, pytest
 from nativebit.config import get_config
+from nativebit.models.checkpoint import save_checkpoint
+from nativebit.models.transformer import init_model
 from nativebit.train import loop
 
 AHEAD = {'step', 'run', 'weighted_codebook', 'gptq_weight', 'refit_codebook', 'hard_weight', 'quantized_params', 'forward', '<lambda>', 'layer_diagnostics'}
@@ -17,14 +19,13 @@ def settings(text, **kw): return get_config('tiny', n_layers=2, d_ff=112, datase
 
 def test_what_was_compiled_ahead_is_not_compiled_again(text, tmp_path, caplog, monkeypatch):
     background = loop.in_background
-    loop.train(settings(text, nativebit=False, max_steps=1), tmp_path/'float')
+    float_cfg = settings(text, nativebit=False)
+    save_checkpoint(tmp_path/'float', float_cfg, init_model(float_cfg, seed=0)[0])
     cfg = settings(text, recipe='qat', geometry='lut-b', start='gptq', max_steps=2, calibration_tokens=512)
     begun = []
     monkeypatch.setattr(loop, 'in_background', lambda f: begun.append(background(f)) or begun[-1])
-    monkeypatch.setattr(loop.jax, 'default_backend', lambda: 'gpu')   # a CPU compiles nothing ahead
-    loop.compiling(cfg)
-    monkeypatch.setattr(loop.jax, 'default_backend', lambda: 'cpu')
-    for work in begun: work.result(300)   # of the first, those that it begins
+    loop._compiling(loop.structure(cfg), cfg.quant)   # as `compiling` does on a GPU
+    for work in begun: work.result(300)   # those that they begin, too
     caplog.clear()
     with jax.log_compiles(), caplog.at_level(logging.WARNING, 'jax'): loop.train(cfg, tmp_path/'qat', tmp_path/'float')
     again = re.findall(r'^Compiling jit\((.*?)\)', '\n'.join(r.getMessage() for r in caplog.records), re.M)
