@@ -211,7 +211,7 @@ def in_background(f)->Future:
 
 @lru_cache
 def _compiling(cfg, quant):
-    lanes = threading.Semaphore(3)   # the step is waited for longest: the rest must not keep it from the cores
+    lanes = threading.Semaphore(2)   # the step is waited for longest: the rest must not keep it from the cores
     def rest():
         for program in lowered_rest(replace(cfg, quant=quant)):
             lanes.acquire()

@@ -141,13 +141,11 @@ def learn_codebooks(state, old, task, quant, lr):
     return _with_quant(state, learn_params(merged, old, task, quant, quant.codebook_lr*lr, state.step))
 
 # %% ../../nbs/08_train/02_step.ipynb #a62f11a4
-NO_TRITON = dict(xla_gpu_enable_triton_gemm=False)   # XLA would time dozens of kernels for each product: a fifth of the time to compile, and nothing gained (data/results/step_compile.txt)
-
 @lru_cache
-def _compiled_step(cfg, gpu=False):
+def _compiled_step(cfg):
     forward = forward_fn(cfg, dtype=jnp.dtype(cfg.train.compute_dtype), attend=ATTENTION[cfg.train.attention])
     opt = make_optimizer(cfg, model_shapes(cfg))
-    @partial(jax.jit, donate_argnums=0, compiler_options=NO_TRITON if gpu else None)
+    @partial(jax.jit, donate_argnums=0)
     def step(state, batch, teacher, lr, lam, key, move):
         task, pull, metrics = gradients(state.params, state.quant_state, batch, lam, key, teacher, cfg, forward)
         grads = task if pull is None else jax.tree.map(jnp.add, task, pull)
@@ -165,13 +163,11 @@ def step_numbers(cfg:Config):
     lr, key, t = lr_schedule(cfg), named_key(cfg.train.seed, 'dropout'), cfg.train
     return lambda i: (lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i), float(i < (1 - t.settle)*t.max_steps))
 
-def _step_here(cfg): return _compiled_step(structure(cfg), jax.default_backend() == 'gpu')
-
 def make_step(
     cfg:Config,  # the run
 ):               # (state, batch, step number from 0, teacher=None) -> (state, metrics)
     "One optimizer step, compiled; the old state's memory is reused."
-    step, numbers = _step_here(cfg), step_numbers(cfg)
+    step, numbers = _compiled_step(structure(cfg)), step_numbers(cfg)
     return lambda state, batch, i, teacher=None: step(state, batch, teacher, *numbers(i))
 
 def lowered_step(
@@ -180,7 +176,7 @@ def lowered_step(
     "A run's step before there is a state; once it is compiled the run finds it so."
     batch = jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32)
     teacher = model_shapes(cfg) if cfg.train.distill_weight else None
-    return _step_here(cfg).lower(state_shapes(cfg), batch, teacher, *step_numbers(cfg)(0))
+    return _compiled_step(structure(cfg)).lower(state_shapes(cfg), batch, teacher, *step_numbers(cfg)(0))
 
 # %% ../../nbs/08_train/02_step.ipynb #82f8d332
 def _where_it_was(new, old): return new if new.sharding == old.sharding else jax.device_put(new, old.sharding)
