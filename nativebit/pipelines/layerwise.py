@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['layer_tree', 'layer_arrays', 'to_float32', 'read_layer', 'embedded', 'layer_fn', 'weight_entries', 'layer_entries',
-           'fetched', 'packed_layer', 'layer_matrices', 'ahead', 'packed_layers', 'hidden_states', 'paired_losses',
-           'compare_models']
+           'in_range', 'check_range', 'fetched', 'packed_layer', 'layer_matrices', 'ahead', 'packed_layers',
+           'hidden_states', 'paired_losses', 'compare_models']
 
 # %% ../../nbs/13_pipelines/01_layerwise.ipynb #51d1caf4
 import math
@@ -93,21 +93,38 @@ def _packed_matrices(latent, entries, quant):
         idx, P = assign(to_blocks(w, quant.block_shape), decode_codebook(codes, scale)), n.removesuffix('weight')
         out |= {f'{P}words': pack_words(idx.reshape(-1), index_width(quant.n_entries)), f'{P}codebook': codes}
         if scale is not None: out[f'{P}scale'] = scale.reshape(-1)
-        out[f'{P}finite'] = jnp.isfinite(w).all()
+        out[f'{P}most'] = abs(w).max()   # NaN if any is
     return out
 
 _pack_jit = jax.jit(_packed_matrices, static_argnames='quant')
+
+def in_range(
+    codes:np.ndarray,  # of a matrix's codebooks
+    scale,             # of its codebooks, or None
+)->bool:
+    "Is what is kept in float16 neither at its end, nor all in its last 16 steps above zero?"
+    x = codes if scale is None else scale
+    return x.dtype != np.float16 or 2**-20 <= abs(x).max() < 65504
+
+def check_range(
+    name:str,     # of the matrix
+    most:float,   # its largest magnitude
+    codes, scale, # of its codebooks
+):
+    "Raise `UserError` for weights that no codebook, or not this kind, can hold."
+    if not np.isfinite(most): raise UserError(f"{name} holds NaN or infinite numbers; check the model, or download it again")
+    if most and not in_range(codes, scale): raise UserError(f"{name} holds numbers up to {most:.3g}, out of the range of {codes.dtype} codebooks{'' if scale is None else ' with float16 scales'}; --geometry lut-b has a float32 scale")
 
 def fetched(
     arrays:dict,   # of `_packed_matrices`, on the device
     layer:str='',  # its name, for the error
 )->dict:
-    "A packed layer on the host. Raises `UserError` where a matrix holds NaN or infinity, which no codebook can hold."
+    "A packed layer on the host. Raises `UserError` as of `check_range`."
     out = {n: np.asarray(x) for n,x in arrays.items()}
-    bad = next((n.removesuffix('finite') for n,x in out.items() if n.endswith('.finite') and not x), None)
-    name = f"{their_name(f'{layer}{bad}weight')} ({layer}{bad}weight)" if bad and layer else f"{bad}weight"
-    if bad: raise UserError(f"{name} holds NaN or infinite numbers; check the model, or download it again")
-    return {n: x for n,x in out.items() if not n.endswith('.finite')}
+    for P,most in [(n.removesuffix('most'), out.pop(n)) for n in [*out] if n.endswith('.most')]:
+        name = f"{their_name(f'{layer}{P}weight')} ({layer}{P}weight)" if layer else f"{P}weight"
+        check_range(name, float(most), out[f'{P}codebook'], out.get(f'{P}scale'))
+    return out
 
 def packed_layer(
     latent:dict, entries:dict,  # as of `layer_entries`
