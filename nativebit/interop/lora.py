@@ -6,6 +6,7 @@
 __all__ = ['LINEARS', 'STARTS', 'packed_lora', 'for_packed', 'open_adapter', 'merged']
 
 # %% ../../nbs/12_interop/07_lora.ipynb #9a1187da
+import warnings
 from functools import cache
 import torch
 from ..utils.cli import UserError
@@ -20,6 +21,10 @@ def packed_lora():
     class PackedLoraLinear(Linear):
         "`peft`'s linear layer around one that is packed."
         dtype = torch.float32
+        def __init__(self, *args, **kw):
+            with warnings.catch_warnings():
+                warnings.filterwarnings('ignore', 'Unsupported layer type')   # which this class supports
+                super().__init__(*args, **kw)
         def forward(self, x, *args, **kw):
             self.dtype = x.dtype   # what a merged matrix will meet
             return super().forward(x, *args, **kw)
@@ -54,7 +59,7 @@ def open_adapter(
     from peft import PeftConfig, PeftModel
     try: config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, OSError) as e: raise UserError(f"{folder} holds no adapters (adapter_config.json); give the folder that save_pretrained wrote") from e
-    if config.peft_type != 'LORA': raise UserError(f"{folder} holds adapters of kind {config.peft_type}, and packed models take LORA; merge them into the float model instead")
+    if config.peft_type != 'LORA': raise UserError(f"{folder} holds adapters of kind {str(config.peft_type).split('.')[-1]}, and packed models take LORA; merge them into the float model instead")
     return PeftModel.from_pretrained(model, str(folder), config=for_packed(config), is_trainable=trainable)
 
 def merged(
