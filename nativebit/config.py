@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from .utils.cli import need, at_least, suggest, UserError
 from .utils.files import atomic_path
-from .utils.safetensors import read_json
+from .utils.safetensors import read_json, refuse_unconverted
 
 # %% ../nbs/00_config.ipynb #9fe1cdb7
 MATRICES = ('attn.q', 'attn.k', 'attn.v', 'attn.o', 'mlp.gate', 'mlp.up', 'mlp.down')   # of a layer
@@ -285,6 +285,7 @@ def folder_config(
 )->Config:    # with codebooks, whether the checkpoint has some or not, and without its teacher
     "The config of a checkpoint as a preset. Raises `UserError` where there is none."
     path = Path(folder)/'meta.json'
+    refuse_unconverted(folder)
     if not path.is_file(): raise UserError(suggest('config', str(folder), list(CONFIGS)) + "; or give the folder of a checkpoint")
     try: cfg = config_from_dict(read_json(path)['config'])
     except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f"{path} has no config that can be read ({e}); copy the checkpoint again") from e

@@ -7,3 +7,4 @@ __all__ = []
 
 # %% ../nbs/15_hf.ipynb #f22f26cb
 from .interop.transformers import *
+from .interop.lora import *

@@ -149,3 +149,76 @@ def test_reading_takes_the_memory_of_what_is_read(tmp_path):
     save_file({'x': np.ones(2**25, np.float32)}, tmp_path/'model.safetensors')
     grown, total = map(float, subprocess.run([sys.executable, '-c', GROWN, tmp_path], capture_output=True, text=True, check=True).stdout.split())
     assert total == 2**25 and grown < 1.4*2**27/2**20   # 128 MiB
+
+# ---- the rarer ones -----------------------------------------------------------------------------------------
+
+def config_changed(folder, **change):
+    path = folder/'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+@pytest.mark.parametrize('change', [dict(is_causal=False), dict(use_bidirectional_attention=True), dict(is_encoder_decoder=True)])
+def test_a_model_that_looks_ahead_is_refused(llama, change):
+    from nativebit.interop.convert import open_model
+    config_changed(llama[0], **{k: not x for k,x in change.items()})
+    assert open_model(llama[0])
+    config_changed(llama[0], **change)
+    with pytest.raises(UserError, match=next(iter(change))): open_model(llama[0])
+
+def added(llama, **tensors):
+    "The model's folder with more tensors in it."
+    from safetensors.numpy import save_file
+    save_file(weights(llama[0]) | {n.replace('__', '.'): np.ones(s, np.float32) for n,s in tensors.items()}, llama[0]/'model.safetensors', metadata=dict(format='pt'))
+    return llama[0]
+
+def test_tensors_that_take_no_part(llama):
+    from nativebit.interop.convert import open_model
+    assert open_model(added(llama, v_head__summary__weight=(1, 32), v_head__summary__bias=(1,), model__layers__0__self_attn__k_scale=(1,), model__layers__0__self_attn__kv_scale=(1,),
+                            model__layers__0__self_attn__v_proj__v_scale=(), model__rotary_emb__original_inv_freq=(8,)))
+
+def test_tensors_that_may_take_part(llama):
+    from nativebit.interop.convert import open_model
+    with pytest.raises(UserError, match='1 differences.*unexpected model.layers.0.self_attn.k_norm.weight.*save_pretrained leave it out'): open_model(added(llama, model__layers__0__self_attn__k_norm__weight=(16,)))
+    with pytest.raises(UserError, match='61 differences.*; and 53 more') as e: open_model(added(llama, **{f'model__layers__{i}__mlp__gate__weight': (2, 32) for i in range(60)}))
+    assert len(str(e.value)) < 1000
+
+@pytest.mark.parametrize('size, geometry, fits', [(1e9, 'published', True), (1e9, 'int8', False), (1e9, 'lut-b', True), (1e-9, 'int8', False), (1e-9, '4bit', False), (1e-9, 'lut-b', True), (0, 'int8', True), (1e4, 'int8', True), (1e-3, '2bit', True)])
+@pytest.mark.parametrize('method', ['rtn', 'kmeans'])
+def test_weights_out_of_range(llama, tmp_path, size, geometry, fits, method):
+    from nativebit.formats.hf_folder import linear_weight, open_folder
+    from nativebit.pipelines.quantize import quantize
+    import torch
+    with torch.no_grad(): w = llama[1].model.layers[0].mlp.up_proj.weight.mul_(size*50)
+    llama[1].save_pretrained(llama[0])
+    make = lambda: quantize(llama[0], tmp_path/'q', method, geometry)
+    if not fits:
+        with pytest.raises(UserError, match='model.layers.0.mlp.up_proj.weight .*out of the range of .* --geometry lut-b'): make()
+        return
+    make()
+    q = linear_weight(open_folder(tmp_path/'q'), 'model.layers.0.mlp.up_proj')
+    assert np.linalg.norm(q - w.detach().numpy().astype(float)) <= .6*np.linalg.norm(w.detach().numpy().astype(float))
+
+@pytest.mark.parametrize('seed', [2**32, 2**63, 2**64, -1])
+def test_a_seed_that_is_none(seed):
+    from nativebit.data.prompts import check_options
+    from nativebit.config import get_config
+    with pytest.raises(UserError, match='seed'): check_options(1, 1., 0, 1., seed=seed)
+    with pytest.raises(UserError, match='seed'): get_config('tiny', seed=seed)
+
+@pytest.mark.parametrize('kind', ['folder', 'x.gguf'])
+def test_training_begins_with_a_checkpoint(llama, tmp_path, kind):
+    from nativebit.config import get_config
+    from nativebit.models.checkpoint import load_checkpoint
+    path = llama[0] if kind == 'folder' else written(tmp_path/kind, b'GGUF')
+    for use in (load_checkpoint, get_config):
+        with pytest.raises(UserError, match='nativebit convert .* --config FOLDER --init-from FOLDER'): use(str(path))
+
+@pytest.mark.parametrize('blank', ['', ' ', '\t \t', '\u00a0', '\r'])
+def test_blank_lines_may_hold_spaces(tmp_path, blank):
+    paragraphs = [f'line {i}\nof a paragraph' for i in range(30)]
+    assert list(file_documents(written(tmp_path/'t.txt', f'\n{blank}\n'.join(paragraphs)))) == paragraphs
+
+def test_a_name_with_brackets(tmp_path):
+    from nativebit.data.corpora import text_files
+    for n in ('my[1].txt', 'my1.txt', 'a*b.txt', 'a_b.txt'): written(tmp_path/n, n)
+    read = lambda p: [f.name for f in text_files(f'{tmp_path}/{p}')['train']]
+    assert read('my[1].txt') == ['my[1].txt'] and read('my[12].txt') == ['my1.txt'] and read('a*b.txt') == ['a*b.txt'] and read('a?b.txt') == ['a*b.txt', 'a_b.txt']

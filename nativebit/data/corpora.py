@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SKIP', 'EOT', 'BLOCK', 'LONGEST', 'HUB', 'python_files', 'split_of', 'python_documents', 'cut', 'separator', 'opened',
-           'from_text', 'text_of', 'from_jsonl', 'from_json', 'from_parquet', 'file_documents', 'nth_split',
+           'from_text', 'text_of', 'from_jsonl', 'from_json', 'from_parquet', 'file_documents', 'nth_split', 'matching',
            'text_files', 'text_documents', 'hub_texts', 'articles', 'hub_documents', 'documents', 'source']
 
 # %% ../../nbs/03_data/01_corpora.ipynb #a44ee68d
@@ -74,7 +74,7 @@ def separator(
     "What separates the documents of a text."
     eot = fr'\n*{re.escape(EOT)}\n*'
     if whole or EOT in head: return eot
-    return eot + (r'|\n\s*\n' if head.count('\n\n') >= 20 else r'|\n')
+    return eot + (r'|\n\s*\n' if len(re.findall(r'\n[^\S\n]*(?=\n)', head)) >= 20 else r'|\n')
 
 # %% ../../nbs/03_data/01_corpora.ipynb #2d20a296
 def opened(path): return (lzma.open if path.suffix.lower() == '.xz' else open)(path, 'rt', encoding='utf-8-sig')   # without a byte order mark
@@ -137,6 +137,12 @@ def nth_split(
     return {1: 'valid', 2: 'test'}.get(n % every, 'train')
 
 # %% ../../nbs/03_data/01_corpora.ipynb #f860d327
+def matching(
+    pattern:str,  # a path, or a pattern with *, ? or [abc]
+)->list:          # of paths
+    "The file of this very name; else those that fit the pattern, in order of name; else the name again."
+    return [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True)) or [pattern]
+
 def text_files(
     spec:str,  # 'PATH', 'PATH,valid=PATH' or 'PATH,valid=PATH,test=PATH'; a path may be a pattern with * and **
 )->dict:       # {'train': [path, …], …}: the splits that were named
@@ -146,7 +152,7 @@ def text_files(
     for split,pattern in [('train', first), *(o.split('=', 1) for o in others)]:
         if split in files: raise UserError(f"{spec} names files for {split} twice; use one pattern, such as {split}='held-out/*.txt'")
         pattern = str(Path(pattern).expanduser())
-        files[split] = [Path(p).resolve() for p in sorted(glob.glob(pattern, recursive=True)) or [pattern]]
+        files[split] = [Path(p).resolve() for p in matching(pattern)]
         for p in files[split]:
             if not p.is_file(): raise UserError(f"cannot read the text {pattern}: {'it is a folder' if p.is_dir() else 'no such file'}; "
                                                 "give text:PATH a file or a pattern such as 'corpus/*.txt'")

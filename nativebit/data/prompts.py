@@ -60,8 +60,10 @@ def check_options(
     max_tokens:int, temperature:float, top_k:int, top_p:float,
     dtype=None,                            # name of a float type, or None
     dtypes=('float32', 'bfloat16'),        # those there are
+    *, seed:int=0,
 ):
     "Raise `UserError` for the first option of a generation that makes no sense."
+    need(0 <= seed < 2**32, 'seed', seed, "at least 0 and below 2^32")
     need(max_tokens >= 1, 'max_tokens', max_tokens, "at least 1")
     need(temperature >= 0, 'temperature', temperature, "at least 0")
     need(top_k >= 0, 'top_k', top_k, "at least 0")

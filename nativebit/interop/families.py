@@ -99,6 +99,8 @@ def refuse_others(
 ):
     "Raise `UserError` for what no `ModelConfig` can say."
     if c['hidden_act'] not in ('silu', 'swish'): raise UserError(f"the activation {c['hidden_act']!r} (hidden_act) is not supported; silu is")
+    if c.get('is_causal') is False or c.get('use_bidirectional_attention') or c.get('is_encoder_decoder'):
+        raise UserError("this model looks at the text behind a token, too (is_causal, use_bidirectional_attention or is_encoder_decoder in config.json), which is not supported; give one that writes text")
     if packed := c.get('quantization_config') or c.get('compression_config'):
         method = packed.get('quant_method', 'compressed') if isinstance(packed, dict) else packed
         raise UserError(f"this model is quantized already ({method}); give the float model that it was made from")

@@ -67,7 +67,7 @@ class HubFolder:
     def files(self): return refuse_links(self.folder, sorted({p for pattern in self.TAKEN for p in self.folder.glob(pattern) if p.is_file()}))
 
 # %% ../../nbs/12_interop/02_hub.ipynb #ad1202a1
-HARMLESS = r'rotary_emb\.inv_freq$|^rope_freqs\.weight$'   # can be computed
+HARMLESS = r'rotary_emb\.(original_)?inv_freq$|^rope_freqs\.weight$|^v_head\.|[._](k|v|kv)_scale$'   # can be computed, or no part of what writes text
 FLOATS = ('F32', 'F16', 'BF16')
 
 def misfits(

@@ -77,7 +77,11 @@ class NativeBitHfLinear(nn.Module):
         y = lut_linear(x, PackedMatrix(self.data, self.entries, *self.form))
         return y if self.bias is None else y + self.bias
 
+    @property
+    def qweight(self): return self.weight if self.data is None else self.data   # where `peft` looks for a layer's device
+
     @torch.no_grad()
+    @torch.inference_mode(False)   # what is looked up while text is written may be needed for gradients later
     def dense(self, dtype)->Tensor:
         "The weights, looked up at the first call."
         if self.dense_weight is None or self.dense_weight.dtype != dtype: self.dense_weight = self.float_weight().to(dtype)
@@ -184,7 +188,7 @@ class NativeBitHfQuantizer(HfQuantizer):
 
     def is_serializable(self)->bool: return True
     @property
-    def is_trainable(self)->bool: return False
+    def is_trainable(self)->bool: return True   # adapters on top of it are (12_interop/07_lora)
     @property
     def is_compileable(self)->bool: return True
 

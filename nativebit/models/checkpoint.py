@@ -18,7 +18,7 @@ from ..config import MATRIX, Config, brought_tokenizer, config_from_dict, config
 from ..utils.cli import UserError
 from ..utils.files import atomic_path, git_hash
 from ..utils.pytree import leaf_names, with_leaves
-from ..utils.safetensors import read_arrays, read_json, save_arrays
+from ..utils.safetensors import read_arrays, read_json, refuse_unconverted, save_arrays
 from ..formats.size import matrix_stored, param_shapes
 from ..quant.codebook import hard_params
 from ..quant.linear import QuantState, first_counts, layer_state, start_params
@@ -92,6 +92,7 @@ def load_checkpoint(
 )->tuple:     # ({name: array}, meta): meta is {} for a bare file
     "The arrays of a checkpoint and its meta.json. Raises `UserError` where something is missing or broken."
     path = Path(path)
+    refuse_unconverted(path)
     if not path.is_dir(): return read_tensors(path), {}
     meta = read_json(path/'meta.json') if (path/'meta.json').exists() else {}
     return read_tensors(path/'model.safetensors', sums=meta.get('sums'), ours='config' in meta), meta

@@ -80,7 +80,7 @@ def main(
 ):
     "Continue a text with a packed network, in PyTorch."
     if (file is None) == (random is None): raise UserError("give one of: a packed FILE, or --random PRESET")
-    check_options(max_tokens, temperature, top_k, top_p, dtype, ('float32', 'float16', 'bfloat16'))
+    check_options(max_tokens, temperature, top_k, top_p, dtype, ('float32', 'float16', 'bfloat16'), seed=seed)
     need(embed in ('bfloat16', 'int8'), 'embed', embed, "bfloat16 or int8")
     d = pick_device(device, compile, cuda_graph)
     dtype, gpu = getattr(torch, dtype or ('float32' if d.type == 'cpu' else 'bfloat16')), d.type == 'cuda'

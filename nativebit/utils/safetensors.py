@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TYPE_CODES', 'PIECE', 'ARRAY_TYPES', 'PICKLES', 'array_bytes', 'arrays_header', 'stored_crcs', 'check_arrays',
            'write_array', 'full_crc', 'seal', 'save_arrays', 'file_header', 'read_array', 'say_unsealed', 'check_sums',
-           'parse_sums', 'read_arrays', 'weights_digest', 'read_json', 'refuse_pickles', 'weight_files']
+           'parse_sums', 'read_arrays', 'weights_digest', 'read_json', 'refuse_pickles', 'refuse_unconverted',
+           'weight_files']
 
 # %% ../../nbs/00_utils/03_safetensors.ipynb #5ecdc159
 import hashlib, json, math, os, sys, zlib
@@ -209,6 +210,14 @@ def refuse_pickles(
     found = [p.name for p in paths if p.suffix in PICKLES]
     if found: raise UserError(f"{', '.join(found)}: these are pickles, which are never loaded, since loading one can run code; "
                               "have transformers write safetensors: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)")
+
+def refuse_unconverted(
+    path,  # what should be a checkpoint
+):
+    "Raise `UserError` for somebody's model, as a folder of the hub's kind or a GGUF file."
+    path = Path(path)
+    if path.suffix == '.gguf' and path.is_file() or (path/'config.json').is_file() and not (path/'meta.json').exists():
+        raise UserError(f"{path} is somebody's model and no checkpoint of nativebit; make one with nativebit convert {path} --out FOLDER, and train it with --config FOLDER --init-from FOLDER")
 
 def weight_files(
     folder,  # of a model
