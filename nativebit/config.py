@@ -87,7 +87,7 @@ class QuantConfig:
     def __post_init__(self):
         need(2 <= self.n_entries <= 256, 'n_entries', self.n_entries, "between 2 and 256")
         object.__setattr__(self, 'block_shape', tuple(self.block_shape))
-        need(len(self.block_shape) == 2 and all(isinstance(x, int) and 0 <= x <= 2**16 for x in self.block_shape), 'block_shape', self.block_shape, "two whole numbers up to 65,536, rows and columns; 0 for all of them")
+        need(len(self.block_shape) == 2 and all(type(x) is int and 0 <= x <= 2**16 for x in self.block_shape), 'block_shape', self.block_shape, "two whole numbers up to 65,536, rows and columns; 0 for all of them")
         need(self.codebook_dtype in CODEBOOK_DTYPES, 'codebook_dtype', self.codebook_dtype, f"one of {', '.join(CODEBOOK_DTYPES)}")
         need(self.start in STARTS, 'start', self.start, f"one of {', '.join(STARTS)}")
         need(0 <= self.ema_decay < 1, 'ema_decay', self.ema_decay, "at least 0 and below 1")
@@ -221,7 +221,7 @@ def config_to_dict(cfg:Config)->dict: return dataclasses.asdict(cfg)
 
 def mistyped(d:dict)->list:
     "The fields of a config as JSON holds it whose value is not of their type; a whole number will do for a float, a list for a tuple."
-    fits = lambda value, kind: isinstance(value, {float: (float, int), tuple: (tuple, list)}.get(kind, kind))
+    fits = lambda value, kind: isinstance(value, {float: (float, int), tuple: (tuple, list)}.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
     wrong = [p for p in PARTS if not isinstance(d.get(p, {}), dict)] + ['name'][isinstance(d.get('name', ''), str):]
     return wrong + [f.name for p in PARTS if p not in wrong for f in fields(PARTS[p]) if f.name in d.get(p, {}) and not fits(d[p][f.name], f.type)]
 
