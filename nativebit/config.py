@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MATRICES', 'MATRIX', 'ROPE_SCALINGS', 'LARGEST', 'GEOMETRIES', 'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES', 'DATASETS',
-           'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES', 'NO_TOKENIZER', 'ModelConfig', 'QuantConfig', 'check_dataset',
-           'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped', 'config_from_dict',
-           'found_tokenizer', 'brought_tokenizer', 'folder_config']
+           'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES', 'NO_TOKENIZER', 'finite', 'ModelConfig', 'QuantConfig',
+           'check_dataset', 'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped',
+           'config_from_dict', 'found_tokenizer', 'brought_tokenizer', 'folder_config']
 
 # %% ../nbs/00_config.ipynb #d1339c98
-import dataclasses, json, re, shutil
+import dataclasses, json, math, re, shutil
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from .utils.cli import need, at_least, suggest, UserError
@@ -20,6 +20,11 @@ from .utils.safetensors import read_json
 MATRICES = ('attn.q', 'attn.k', 'attn.v', 'attn.o', 'mlp.gate', 'mlp.up', 'mlp.down')   # of a layer
 MATRIX = rf"\b({'|'.join(map(re.escape, MATRICES))})\.weight$"   # how the names of quantized weights end
 ROPE_SCALINGS = {'': 0, 'linear': 2, 'llama3': 5}                                       # name: length of the tuple
+
+def finite(cfg):
+    "Check that each float field of a dataclass is a number, and none of those that no computer reaches."
+    for f in fields(cfg):
+        if f.type is float: need(math.isfinite(getattr(cfg, f.name)), f.name, getattr(cfg, f.name), "a finite number")
 
 LARGEST = dict(vocab_size=2**24, d_model=2**20, n_heads=2**14, d_ff=2**22, context_len=2**24, n_kv_heads=2**14, head_size=2**14)   # what a file may ask for
 
@@ -42,6 +47,7 @@ class ModelConfig:
     tied:bool = True             # the output head is the embedding
 
     def __post_init__(self):
+        finite(self)
         at_least(self, 1, 'vocab_size', 'n_layers', 'd_model', 'n_heads', 'd_ff', 'context_len', 'n_kv_heads', 'head_size')
         for n,top in LARGEST.items(): need((getattr(self, n) or 0) <= top, n, getattr(self, n), f"at most {top:,}")
         for n in ('rope_scaling', 'biases'): object.__setattr__(self, n, tuple(getattr(self, n)))
@@ -91,6 +97,7 @@ class QuantConfig:
         need(self.codebook_dtype in CODEBOOK_DTYPES, 'codebook_dtype', self.codebook_dtype, f"one of {', '.join(CODEBOOK_DTYPES)}")
         need(self.start in STARTS, 'start', self.start, f"one of {', '.join(STARTS)}")
         need(0 <= self.ema_decay < 1, 'ema_decay', self.ema_decay, "at least 0 and below 1")
+        finite(self)
         at_least(self, 1, 'requantize_every')
         at_least(self, 0, 'codebook_lr')
 
@@ -143,6 +150,7 @@ class TrainConfig:
     seed:int = 0                      # of the initial weights and the data order
 
     def __post_init__(self):
+        finite(self)
         at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens', 'calibration_tokens', 'accumulate', 'save_every', 'keep')
         need(self.batch_size % self.accumulate == 0, 'accumulate', self.accumulate, f"a divisor of batch_size = {self.batch_size}")
         at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps', 'match_weight', 'seed')

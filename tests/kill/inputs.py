@@ -51,7 +51,7 @@ PROGRAMS = {
     'pack a float checkpoint': ('pack c --posthoc kmeans --out pc.nbpack', False),
     'quantize': ('quantize m --method kmeans --out qk', False),
     'quantize with a table': ('quantize m --method rtn --data text:t.txt --test-tokens 64 --out qd', False),
-    'compare': ('compare m q --texts text:t.txt --max-tokens 64 --out cmp.jsonl', False),
+    'compare': ('compare m q --texts a=text:t.txt --max-tokens 64 --out cmp.jsonl', False),
     'evaluate': ('evaluate c --data text:t.txt --max-tokens 64 --out ev.jsonl', False),
     'kept': ('kept r', False),
     'plots': ('plots logs/r --out runs.png', False),

@@ -50,7 +50,7 @@ def child(argv, folder, mode, k, seen, ask):
         code = 1
         try:
             os.close(heard); os.chdir(folder); os.environ.update(NATIVEBIT_CACHE=f'{folder}/cache', TMPDIR=f'{seen.parent}'); tempfile.tempdir = str(seen.parent)
-            os.dup2(said, 1); os.dup2(said, 2); os.close(said); sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1) for fd in (1, 2))
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0); os.dup2(said, 1); os.dup2(said, 2); os.close(said); sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1) for fd in (1, 2))
             ARMED.folder, ARMED.mode, ARMED.k = os.path.realpath(folder), mode, k
             if mode == 'small': resource.setrlimit(resource.RLIMIT_FSIZE, (k, resource.RLIM_INFINITY))
             code = ask(argv) or 0
@@ -107,9 +107,9 @@ def difference(got, want, same)->str:
 
 class Bench:
     "Inputs, and the undisturbed result of each program."
-    def __init__(self, quick=False, ask=command):
+    def __init__(self, make, ask=command):
         self.home = Path(tempfile.mkdtemp(prefix='kill-', dir='/dev/shm' if Path('/dev/shm').is_dir() else None)); self.inputs, self.ask, self.known = self.home/'inputs', ask, {}
-        self.inputs.mkdir(); code, said, _ = child(None, self.inputs, None, None, self.home/'seen', lambda _: make_inputs(self.inputs, quick))
+        self.inputs.mkdir(); code, said, _ = child(None, self.inputs, None, None, self.home/'seen', lambda _: make(self.inputs))
         if code: raise RuntimeError(said)
         self.names = {str(p.relative_to(self.inputs)) for p in self.inputs.rglob('*')}
     def close(self): shutil.rmtree(self.home, ignore_errors=True)
@@ -151,7 +151,7 @@ def places(bench, name, mode, most=None, seed=0):
 
 def all_trials(programs, modes=('kill', 'full', 'small'), most=None, seed=0, done=lambda line: None)->list:
     "Run them: a line for each."
-    bench, lines = Bench(quick=all(PROGRAMS[n][1] for n in programs)), []
+    bench, lines = Bench(lambda folder: make_inputs(folder, all(PROGRAMS[n][1] for n in programs))), []
     sys.addaudithook(ARMED)
     try:
         for name in programs:
