@@ -55,6 +55,9 @@ test-python: .venv/torch
 test-slow: .venv/torch   ## the tests that CI has no time for: the demo, two processes, a full disk
 	$(BIN)/python -m pytest -q -n 2 tests -m slow
 
+fuzz: .venv/torch        ## 200,000 damaged files for each reader (hours; stopped, the same command goes on); FUZZ='--seed 1 --mutants 1000'
+	$(BIN)/python tests/fuzz/campaign.py --out .fuzz/campaign.jsonl $(FUZZ)
+
 gpu-check:           ## on an NVIDIA GPU: every command of tools/gpu_check.txt, and data/results/gpu_check.json
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/gpu_check.py
 
@@ -81,4 +84,4 @@ clean:               ## remove the environment and what runs have written
 
 # one pip at a time in one environment
 .NOTPARALLEL:
-.PHONY: help env demo test test-notebooks test-python test-slow gpu-check check-generated check-readme readme docs lab hooks clean
+.PHONY: help env demo test test-notebooks test-python test-slow fuzz gpu-check check-generated check-readme readme docs lab hooks clean

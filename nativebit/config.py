@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MATRICES', 'MATRIX', 'ROPE_SCALINGS', 'LARGEST', 'GEOMETRIES', 'IN_FLOAT', 'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES',
-           'DATASETS', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES', 'NO_TOKENIZER', 'ModelConfig', 'QuantConfig',
-           'check_dataset', 'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped',
-           'config_from_dict', 'found_tokenizer', 'brought_tokenizer', 'folder_config']
+           'DATASETS', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES', 'NO_TOKENIZER', 'finite', 'ModelConfig',
+           'QuantConfig', 'check_dataset', 'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict',
+           'mistyped', 'config_from_dict', 'found_tokenizer', 'brought_tokenizer', 'folder_config']
 
 # %% ../nbs/00_config.ipynb #d1339c98
-import dataclasses, json, re, shutil
+import dataclasses, json, math, re, shutil
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +21,11 @@ from .utils.safetensors import read_json, refuse_unconverted
 MATRICES = ('attn.q', 'attn.k', 'attn.v', 'attn.o', 'mlp.gate', 'mlp.up', 'mlp.down')   # of a layer
 MATRIX = rf"\b({'|'.join(map(re.escape, MATRICES))})\.weight$"   # how the names of quantized weights end
 ROPE_SCALINGS = {'': 0, 'linear': 2, 'llama3': 5}                                       # name: length of the tuple
+
+def finite(cfg):
+    "Check that each float field of a dataclass is a number, and none of those that no computer reaches."
+    for f in fields(cfg):
+        if f.type is float: need(math.isfinite(getattr(cfg, f.name)), f.name, getattr(cfg, f.name), "a finite number")
 
 LARGEST = dict(vocab_size=2**24, d_model=2**20, n_heads=2**14, d_ff=2**22, context_len=2**24, n_kv_heads=2**14, head_size=2**14)   # what a file may ask for
 
@@ -43,6 +48,7 @@ class ModelConfig:
     tied:bool = True             # the output head is the embedding
 
     def __post_init__(self):
+        finite(self)
         at_least(self, 1, 'vocab_size', 'n_layers', 'd_model', 'n_heads', 'd_ff', 'context_len', 'n_kv_heads', 'head_size')
         for n,top in LARGEST.items(): need((getattr(self, n) or 0) <= top, n, getattr(self, n), f"at most {top:,}")
         for n in ('rope_scaling', 'biases'): object.__setattr__(self, n, tuple(getattr(self, n)))
@@ -90,10 +96,11 @@ class QuantConfig:
     def __post_init__(self):
         need(2 <= self.n_entries <= 256, 'n_entries', self.n_entries, "between 2 and 256")
         object.__setattr__(self, 'block_shape', tuple(self.block_shape))
-        need(len(self.block_shape) == 2 and all(isinstance(x, int) and 0 <= x <= 2**16 for x in self.block_shape), 'block_shape', self.block_shape, "two whole numbers up to 65,536, rows and columns; 0 for all of them")
+        need(len(self.block_shape) == 2 and all(type(x) is int and 0 <= x <= 2**16 for x in self.block_shape), 'block_shape', self.block_shape, "two whole numbers up to 65,536, rows and columns; 0 for all of them")
         need(self.codebook_dtype in CODEBOOK_DTYPES, 'codebook_dtype', self.codebook_dtype, f"one of {', '.join(CODEBOOK_DTYPES)}")
         need(self.start in STARTS, 'start', self.start, f"one of {', '.join(STARTS)}")
         need(0 <= self.ema_decay < 1, 'ema_decay', self.ema_decay, "at least 0 and below 1")
+        finite(self)
         at_least(self, 1, 'requantize_every')
         at_least(self, 0, 'codebook_lr')
         need(all(isinstance(o, (list, tuple)) and [*map(type, o)] == [str, str] for o in self.overrides), 'overrides', self.overrides, "pairs of a pattern and a geometry")
@@ -162,6 +169,7 @@ class TrainConfig:
     seed:int = 0                      # of the initial weights and the data order
 
     def __post_init__(self):
+        finite(self)
         at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens', 'calibration_tokens', 'accumulate', 'save_every', 'keep')
         need(self.batch_size % self.accumulate == 0, 'accumulate', self.accumulate, f"a divisor of batch_size = {self.batch_size}")
         at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps', 'match_weight', 'seed')
@@ -244,7 +252,7 @@ def config_to_dict(cfg:Config)->dict:
 
 def mistyped(d:dict)->list:
     "The fields of a config as JSON holds it whose value is not of their type; a whole number will do for a float, a list for a tuple."
-    fits = lambda value, kind: isinstance(value, {float: (float, int), tuple: (tuple, list)}.get(kind, kind))
+    fits = lambda value, kind: isinstance(value, {float: (float, int), tuple: (tuple, list)}.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
     wrong = [p for p in PARTS if not isinstance(d.get(p, {}), dict)] + ['name'][isinstance(d.get('name', ''), str):]
     return wrong + [f.name for p in PARTS if p not in wrong for f in fields(PARTS[p]) if f.name in d.get(p, {}) and not fits(d[p][f.name], f.type)]
 

@@ -178,9 +178,21 @@ def test_a_meta_that_makes_no_sense(tmp_path, says):
     folder = checkpoint(tmp_path/'c'); meta, new = json.loads((folder/'meta.json').read_text()), METAS[says]
     for part,fields in (new.items() if isinstance(new, dict) else ()): meta['config'][part] = {**meta['config'][part], **fields} if isinstance(fields, dict) else fields
     (folder/'meta.json').write_text(new if isinstance(new, str) else json.dumps(meta))
+    if 'n_layers=900' in says: with_header(folder/'model.safetensors', lambda h: h['__metadata__'].pop('network'))   # as of an older nativebit
     with pytest.raises(UserError, match=says): load_network(folder)
     if 'n_layers=900' not in says:
         with pytest.raises(UserError): get_config(str(folder))
+
+def test_a_meta_of_another_network(tmp_path):
+    folder = checkpoint(tmp_path/'c', quantized=True); meta = json.loads((folder/'meta.json').read_text())
+    for part, field, value in (('quant', 'block_shape', [32, 1]), ('model', 'rope_theta', 500.), ('quant', 'codebook_dtype', 'int8')):
+        (folder/'meta.json').write_text(json.dumps({**meta, 'config': {**meta['config'], part: {**meta['config'][part], field: value}}}))
+        with pytest.raises(UserError, match=f'another network than model.safetensors .{part}.{field}'): load_network(folder)
+
+def test_a_config_of_another_geometry(tmp_path, packed):
+    folder = Path(shutil.copytree(packed, tmp_path/'q')); config = json.loads((folder/'config.json').read_text())
+    config['quantization_config']['block_shape'] = [32, 1]; (folder/'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match='config.json says .8, .32, 1., "int8"'): open_folder(folder)
 
 def test_an_npz_may_not_unpack_to_much_more(tmp_path):
     np.savez_compressed(tmp_path/'x.npz', x=np.zeros(10**6, np.int8))

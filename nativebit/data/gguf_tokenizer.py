@@ -200,6 +200,6 @@ def write_tokenizer(
 )->list:        # the files
     "Write a GGUF file's tokenizer as transformers reads it. Raises `UserError` where that is not possible."
     tok, folder = gguf_tokenizer(meta), Path(folder)
-    tok.save(str(folder/'tokenizer.json'))
+    (folder/'tokenizer.json').write_text(tok.to_str(pretty=True), encoding='utf-8')   # what `save` raises on a full disk is an Exception
     (folder/'tokenizer_config.json').write_text(json.dumps(tokenizer_config(meta, tok), indent=2, ensure_ascii=False), encoding='utf-8')
     return sorted(folder.glob('tokenizer*.json'))

@@ -232,7 +232,8 @@ def main(
     cfg = get_config(config, dataset=dataset)
     if train_tokenizer_to:
         if Path(train_tokenizer_to).exists(): raise UserError(f"{train_tokenizer_to} exists; delete it, or choose another file")
-        with atomic_path(train_tokenizer_to) as tmp: train_tokenizer((t for s,t in documents(dataset) if s == 'train'), cfg.model.vocab_size).tok.save(str(tmp))
+        tok = train_tokenizer((t for s,t in documents(dataset) if s == 'train'), cfg.model.vocab_size).tok
+        with atomic_path(train_tokenizer_to) as tmp: tmp.write_text(tok.to_str(pretty=True), encoding='utf-8')   # what `save` raises on a full disk is an Exception
         return print(f"a tokenizer of {cfg.model.vocab_size:,} tokens is in {train_tokenizer_to}")
     _, meta = prepare(dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
     print(json.dumps({s: meta[s] for s in SPLITS}, indent=1))

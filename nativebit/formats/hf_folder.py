@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHOD', 'VERSION', 'MIXED', 'HINT', 'GUARD', 'GEOMETRY', 'SUFFIXES', 'SHARD', 'METADATA', 'TIED', 'quant_to_dict',
-           'packed_config', 'check_quant', 'packed_tensors', 'stored_linear', 'linear_misfit', 'is_packed',
-           'save_shard', 'shards', 'save_tensors', 'save_folder', 'read_shard', 'Folder', 'linear_names',
-           'linear_weight', 'check_linears', 'check_bytes', 'check_folder', 'shapes_of', 'read_files', 'open_folder']
+           'packed_config', 'check_quant', 'geometry_note', 'check_geometry', 'packed_tensors', 'stored_linear',
+           'linear_misfit', 'is_packed', 'save_shard', 'shards', 'save_tensors', 'save_folder', 'read_shard', 'Folder',
+           'linear_names', 'linear_weight', 'check_linears', 'check_bytes', 'check_folder', 'shapes_of', 'read_files',
+           'open_folder']
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #6419f382
 import json
@@ -61,6 +62,17 @@ def check_quant(
     except (KeyError, TypeError) as e:
         raise UserError(f"the quantization_config of this model makes no sense ({type(e).__name__}: {e}); pack the model again") from e
 
+def geometry_note(quant:QuantConfig)->str: return json.dumps([getattr(quant, k) for k in GEOMETRY])
+
+def check_geometry(
+    path,
+    metas,              # the metadata of each file
+    quant:QuantConfig,  # of config.json
+):
+    "Raise `UserError` where config.json names another geometry than the files were written with."
+    notes = {meta['geometry'] for meta in metas if 'geometry' in meta}   # none in older folders
+    if notes - {geometry_note(quant)}: raise UserError(f"{path}: config.json says {geometry_note(quant)} of {', '.join(GEOMETRY)}, and the weights were packed with {', '.join(sorted(notes))[:200]}; copy the folder again")
+
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #8afd50f2
 SUFFIXES = ('weight', 'codebook', 'scale', 'shape')
 
@@ -111,9 +123,12 @@ SHARD = 250_000_000   # bytes
 
 METADATA = dict(format='pt', nativebit=str(VERSION))
 
-def save_shard(path, tensors:dict):
+def save_shard(
+    path, tensors:dict,
+    **more,  # text for the metadata
+):
     "Write one shard, onto the disk."
-    save_arrays(path, tensors, METADATA, sealed=True)
+    save_arrays(path, tensors, METADATA | more, sealed=True)
     settled(path)
 
 def shards(
@@ -133,6 +148,7 @@ def save_tensors(
     folder:Path,
     tensors,              # iterator of (name, array)
     max_shard:int=SHARD,  # bytes
+    **more,               # as of `save_shard`
 ):
     "Write model.safetensors, or several with an index."
     names, total = [], 0
@@ -141,7 +157,7 @@ def save_tensors(
         for k,shard in enumerate(shards(tensors, max_shard)):
             written.result()
             names, total = [*names, list(shard)], total + sum(x.nbytes for x in shard.values())
-            written = pool.submit(save_shard, folder/f'{k}.tmp', shard)
+            written = pool.submit(save_shard, folder/f'{k}.tmp', shard, **more)
             del shard   # its memory is free once it is written
         written.result()
     files = ['model.safetensors'] if len(names) == 1 else [f'model-{k+1:05}-of-{len(names):05}.safetensors' for k in range(len(names))]
@@ -164,7 +180,7 @@ def save_folder(
     with whole_folder(out, replace=is_packed) as tmp:
         copy_files(files, tmp)
         (tmp/'config.json').write_text(json.dumps(packed_config(config, quant, not_converted=not_converted), indent=2) + '\n')
-        save_tensors(tmp, chain(tensors, [(GUARD, np.zeros(0, np.uint8))]), max_shard)
+        save_tensors(tmp, chain(tensors, [(GUARD, np.zeros(0, np.uint8))]), max_shard, geometry=geometry_note(quant))
     return Path(out)
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #262f421b
@@ -262,6 +278,7 @@ def read_files(
     sums, old = ({n: x for f,(_,meta) in zip(files, read) if key in meta for n,x in parse_sums(f, meta[key]).items()} for key in ('sums', 'checksums'))
     types, tensors = {n: x[:2] for n,x in entries.items()}, {n: x[2] for n,x in entries.items()}
     folder = Folder(Path(files[0]).parent, config, quant, tensors, types, sums, old)
+    check_geometry(folder.path, [meta for _,meta in read], quant)
     check_linears(types, shapes_of(tensors), quant, folder.path)
     check_folder(folder, files)
     return folder

@@ -25,7 +25,7 @@ def main(
     benchmark:bool=False,    # in JAX; print the speed afterwards
 ):
     "Continue a text with any model, by the fastest decoder of this machine: PyTorch's on an NVIDIA GPU, else JAX's."
-    check_options(max_tokens, temperature, top_k, top_p, dtype)
+    check_options(max_tokens, temperature, top_k, top_p, dtype, seed=seed)
     m, how = load(model), dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if packed and not m.quantized: raise UserError(f"{model} is a float model, and --packed is for one with codebooks; leave it out")
     if packed or dtype or benchmark: m.decoder = jax_decoder(m.pack, packed, dtype)

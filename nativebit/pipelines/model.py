@@ -92,7 +92,7 @@ class Model:
         stream:bool=False,      # return an iterator of pieces instead
     ):                          # the prompt and what follows it
         "Continue a text."
-        check_options(max_tokens, temperature, top_k, top_p)
+        check_options(max_tokens, temperature, top_k, top_p, seed=seed)
         pieces = text_stream(self.decoder, self.tokenizer, prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         return pieces if stream else ''.join(pieces)
 

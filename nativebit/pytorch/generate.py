@@ -10,7 +10,7 @@ import os, shutil, sys
 from pathlib import Path
 from fastcore.script import Param
 import torch
-from ..config import get_config
+from ..config import GEOMETRIES, get_config
 from ..utils.cli import need, UserError
 from ..formats.nbpack import read_pack
 from ..data.prompts import check_options, read_prompt, text_pieces, tokenizer_for
@@ -82,6 +82,7 @@ def main(
     if (file is None) == (random is None): raise UserError("give one of: a packed FILE, or --random PRESET")
     check_options(max_tokens, temperature, top_k, top_p, dtype, ('float32', 'float16', 'bfloat16'), seed=seed)
     need(embed in ('bfloat16', 'int8'), 'embed', embed, "bfloat16 or int8")
+    need(geometry in GEOMETRIES, 'geometry', geometry, f"one of {', '.join(GEOMETRIES)}")
     d = pick_device(device, compile, cuda_graph)
     dtype, gpu = getattr(torch, dtype or ('float32' if d.type == 'cpu' else 'bfloat16')), d.type == 'cuda'
     try:

@@ -24,7 +24,7 @@ REFUSALS = {getattr(errno, n) for n in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'E
 def one_sentence():
     "End the program with `UserError`'s message instead of a traceback; Ctrl-C exits with 130, a reader that has gone (`| head`) with 141."
     try: yield
-    except UserError as e: sys.exit(f"error: {e}")
+    except UserError as e: sys.exit('error: ' + ' '.join(str(e).splitlines()))   # a name may hold a line's end
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # what is still to be flushed goes nowhere
         sys.exit(141)
@@ -106,6 +106,7 @@ def parse_args(
 )->dict:         # keyword arguments for `func`
     "Read `func`'s keyword arguments from a command line; fields of `also_flags` only where they are given."
     args, fields = vars(hyphenate(anno_parser(func)).parse_args(argv)), getattr(func, 'fields', {})
+    if odd := next((k for k,v in args.items() if v == []), None): raise UserError(f"--{odd.replace('_', '-')} has no value; give one")   # argparse takes `--flag=--` for an empty list
     return {k:v for k,v in args.items() if k not in ('pdb', 'xtra') and (k not in fields or v is not None)}
 
 # %% ../../nbs/00_utils/01_cli.ipynb #7a30d512

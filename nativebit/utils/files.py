@@ -8,7 +8,7 @@ __all__ = ['TEMPLATES', 'settled', 'beside', 'alive', 'remove', 'clean_leftovers
            'NoRecords', 'record', 'read_jsonl', 'TensorBoardLogger', 'git_hash']
 
 # %% ../../nbs/00_utils/02_files.ipynb #7a017e8e
-import glob, json, os, platform, re, shutil, stat, subprocess, zlib
+import glob, json, os, platform, re, secrets, shutil, stat, subprocess, zlib
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -29,8 +29,8 @@ def beside(
     path,
     kind:str,  # 'tmp', or 'old' for what is replaced
 )->Path:
-    "A hidden name beside a path, which says whose it is."
-    return Path(path).with_name(f'.{Path(path).name}.{platform.node()}.{os.getpid()}.{kind}')
+    "A hidden name beside a path, which says whose it is, and which nobody can foresee and put a link in its place."
+    return Path(path).with_name(f'.{Path(path).name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}.{kind}')
 
 def alive(pid:int)->bool:
     "Is there a process of this number on this machine?"
@@ -49,8 +49,9 @@ def clean_leftovers(
 ):
     "Take away what dead processes left beside a path; what one of them was about to replace is put back."
     path = Path(path)
-    for p in path.parent.glob(f'.{glob.escape(path.name)}.{glob.escape(platform.node())}.*'):
-        pid, _, kind = p.name.removeprefix(f'.{path.name}.{platform.node()}.').partition('.')
+    begins = f'.{path.name}.{platform.node()}.'
+    for p in path.parent.glob(f'{glob.escape(begins)}*'):
+        pid, *_, kind = p.name.removeprefix(begins).split('.')
         if kind not in ('tmp', 'old') or not pid.isdigit() or alive(int(pid)): continue
         if kind == 'old' and not path.exists():
             with suppress(OSError): p.rename(path)

@@ -9,7 +9,7 @@ __all__ = ['TYPE_CODES', 'PIECE', 'ARRAY_TYPES', 'PICKLES', 'array_bytes', 'arra
            'weight_files']
 
 # %% ../../nbs/00_utils/03_safetensors.ipynb #5ecdc159
-import hashlib, json, math, os, sys, zlib
+import hashlib, json, math, os, re, sys, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -231,8 +231,8 @@ def weight_files(
         raise UserError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; give a folder with weights")
     places = read_json(index).get('weight_map')
     shards = sorted({str(x) for x in places.values()} if isinstance(places, dict) else [])
-    strange = [n for n in shards if Path(n).name != n or not n.endswith('.safetensors')]
-    missing = [n for n in shards if not (folder/n).is_file()] or ([] if shards else ['any shard'])
+    strange = [n[:80] for n in shards if not re.fullmatch(r'[\w. -]{1,200}\.safetensors', n)]
     if strange: raise UserError(f"{index} names {strange[0]}, which is no safetensors file beside it; download it again")
+    missing = [n for n in shards if not (folder/n).is_file()] or ([] if shards else ['any shard'])
     if missing: raise UserError(f"{folder} lacks {', '.join(missing)}; download the model again")
     return [folder/n for n in shards]
