@@ -1,7 +1,7 @@
 """Run notebooks, each in a process and on a core of its own, and print how long each took. Usage: test_notebooks.py [PATH…]
 
 What most of them import is imported once: each process is a fork of one that has it already."""
-import os, sys, time
+import os, re, sys, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,13 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken'.split()
 
 # XLA's level 0 compiles a third faster than level 1, and what it compiles runs up to three times slower: these compute more than they compile
-COMPUTING = '''05_models/01_attention 06_evaluation/01_perplexity 07_ptq/03_baselines 08_train/01_distillation 10_inference/01_packed_matmul
-               10_inference/02_generate 13_pipelines/03_compare 14_experiments/05_demo tutorials/quickstart'''.split()
+COMPUTING = '''models/attention evaluation/perplexity ptq/baselines ptq/posthoc train/distillation inference/packed_matmul inference/generate
+               pipelines/compare experiments/demo tutorials/quickstart'''.split()   # their numbers left out
 
 def test(path, cores):
     from nbdev.test import get_config, test_nb
     core = cores.get()
-    os.environ['XLA_FLAGS'] = f"--xla_backend_optimization_level={int(f'{path.parent.name}/{path.stem}' in COMPUTING)}"   # read when the first program is compiled
+    os.environ['XLA_FLAGS'] = f"--xla_backend_optimization_level={int(re.sub(r'[0-9]+_', '', f'{path.parent.name}/{path.stem}') in COMPUTING)}"   # read when the first program is compiled
     if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {core})   # threads that wait for each other cost a fifth more; macOS has none
     try: return path, *test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
     finally: cores.put(core)

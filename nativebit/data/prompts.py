@@ -63,10 +63,9 @@ def check_options(
     *, seed:int=0,                         # of the draws
 ):
     "Raise `UserError` for the first option of a generation that makes no sense."
-    need(0 <= seed < 2**32, 'seed', seed, "at least 0 and below 2^32")
     need(max_tokens >= 1, 'max_tokens', max_tokens, "at least 1")
     need(temperature >= 0, 'temperature', temperature, "at least 0")
     need(top_k >= 0, 'top_k', top_k, "at least 0")
     need(0 < top_p <= 1, 'top_p', top_p, "above 0 and at most 1")
-    need(0 <= seed < 2**32, 'seed', seed, "between 0 and 2^32 - 1")
+    need(0 <= seed < 2**32, 'seed', seed, "at least 0 and below 2^32")
     need(dtype is None or dtype in dtypes, 'dtype', dtype, f"one of {', '.join(dtypes)}")

@@ -62,7 +62,7 @@ def check_quant(
     except (KeyError, TypeError) as e:
         raise UserError(f"the quantization_config of this model makes no sense ({type(e).__name__}: {e}); pack the model again") from e
 
-def geometry_note(quant:QuantConfig)->str: return json.dumps([getattr(quant, k) for k in GEOMETRY])
+def geometry_note(quant:QuantConfig)->str: return json.dumps([getattr(quant, k) for k in GEOMETRY + ('overrides',)*bool(quant.overrides)])
 
 def check_geometry(
     path,
