@@ -32,7 +32,7 @@ def jax_logits(folder, source, tokens):
     from nativebit.formats.size import param_shapes
     from nativebit.models.transformer import forward_fn, model_shapes
     from nativebit.formats.hf_folder import open_folder
-    from nativebit.pipelines.quantize import folder_reader
+    from nativebit.interop.export import folder_reader
     model = open_model(source).model
     cfg, read = Config('packed', model, QuantConfig(nativebit=False)), folder_reader(open_folder(folder), model)
     params = fit_params({n: read(n) for n,_ in param_shapes(model)}, model_shapes(cfg))

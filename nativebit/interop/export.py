@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOAT', 'PLAIN', 'TILE', 'other_files', 'plain_config', 'write_folder', 'held_in', 'unpacked_tensors',
            'export_safetensors', 'lut_b_indices', 'lut_b_tensors', 'lut_b_config', 'export_lut_b', 'scale_error',
-           'our_overrides', 'pack_of', 'export_nbpack', 'main']
+           'folder_reader', 'our_overrides', 'pack_of', 'export_nbpack', 'main']
 
 # %% ../../nbs/12_interop/05_export.ipynb #9253de98
 import json, re
@@ -141,6 +141,17 @@ def scale_error(
     return np.array([((w.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) - w)**2).sum(), (w**2).sum()])
 
 # %% ../../nbs/12_interop/05_export.ipynb #85a22dcb
+def folder_reader(
+    folder,  # as of `open_folder`
+    model,   # ModelConfig
+):           # our name -> float32 array
+    "A packed folder as a network."
+    names, packed = hf_names(model), {*folder.linears}
+    def read(n):
+        P = names[n].removesuffix('.weight')
+        return linear_weight(folder, P) if P in packed else folder.tensors[names[n]].astype(np.float32)
+    return read
+
 def our_overrides(
     folder:Folder,
     names:dict,    # as of `hf_names`

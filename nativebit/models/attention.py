@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['cudnn_attention', 'ATTENTION', 'repeat_kv', 'attention_weights', 'causal_attention', 'cross_head_attention',
-           'context_kl']
+           'context_kl', 'exactly']
 
 # %% ../../nbs/05_models/01_attention.ipynb #a31fbf5e
 import jax, jax.numpy as jnp
-from functools import partial
+from functools import partial, wraps
 from jaxtyping import Array, Float, Integer
 
 # %% ../../nbs/05_models/01_attention.ipynb #f8ec9b5d
@@ -61,3 +61,11 @@ def context_kl(
     "KL of the prediction from the last token alone to that from the full context; above 0.1 for a trained model, 0 with the bug."
     full, alone = [jax.nn.log_softmax(logits_fn(t)[:, -1].astype(jnp.float32)) for t in (tokens, tokens[:, -1:])]
     return float((jnp.exp(full)*(full - alone)).sum(-1).mean())
+
+# %% ../../nbs/05_models/01_attention.ipynb #4149497f
+def exactly(f):
+    "`f`, its float32 products as exact on a GPU or TPU as on a CPU."
+    @wraps(f)
+    def g(*args):
+        with jax.default_matmul_precision('highest'): return f(*args)
+    return g

@@ -20,12 +20,13 @@ from ..utils.cli import need, UserError
 from ..interop.convert import Source, open_model, source_tokenizer
 from ..data.loader import eval_batches
 from ..data.texts import named_texts, text_tokens
-from ..evaluation.perplexity import exactly, perplexity
+from ..evaluation.perplexity import perplexity
+from ..models.attention import exactly
 from ..models.transformer import cross_entropy
 from ..interop.families import model_config
 from ..utils.safetensors import weight_files
 from ..formats.hf_folder import is_packed, open_folder
-from .quantize import folder_reader
+from ..interop.export import folder_reader
 from ..evaluation.results_file import add_row, as_markdown, begin_rows, run_header
 from .layerwise import paired_losses, hidden_states
 

@@ -15,7 +15,7 @@ from ..config import Config, ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
 from ..data.loader import eval_batches
 from ..inference.generate import rms_norm
-from ..evaluation.perplexity import exactly
+from ..models.attention import exactly
 from ..formats.overrides import layer_plan
 from .packing import layer_arrays, layer_matrices, packed_layer, to_float32
 from ..ptq.gptq import quantize_layer, second_moments

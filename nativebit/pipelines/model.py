@@ -77,7 +77,7 @@ class Model:
         tokens,  # (B, T)
     ):           # (B, T, V) float32
         "Predictions of the next token, read layer by layer."
-        from nativebit.evaluation.perplexity import exactly
+        from nativebit.models.attention import exactly
         from nativebit.pipelines.compare import reading
         states, head = reading(self.network, [(np.asarray(tokens, np.int32),)])
         return exactly(lambda x: x @ head.T)(states[0])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'weights_stamps', 'all_finite', 'folder_quant', 'folder_tensors', 'qat_config', 'begin_compiling',
-           'checkpoint_layers', 'whole_checkpoint', 'trained', 'folder_reader', 'folder_bits', 'report',
-           'check_request', 'usable', 'read_data', 'calibrated', 'quantize', 'main']
+           'checkpoint_layers', 'whole_checkpoint', 'trained', 'folder_bits', 'report', 'check_request', 'usable',
+           'read_data', 'calibrated', 'quantize', 'main']
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #5f2dcad9
 import json, shlex, shutil, sys
@@ -18,7 +18,7 @@ from fastcore.script import Param
 from ..config import GEOMETRIES, IN_FLOAT, Config, QuantConfig, TrainConfig, config_from_dict, get_config, override
 from ..utils.cli import suggest, UserError, also_flags
 from ..interop.convert import convert, open_model, source_tokenizer
-from ..interop.export import pack_of
+from ..interop.export import folder_reader, pack_of
 from ..interop.families import hf_names
 from ..utils.files import atomic_path, git_hash, one_writer, stamps
 from ..utils.safetensors import weight_files
@@ -28,7 +28,7 @@ from ..formats.nbpack import Pack
 from ..formats.overrides import layer_plan, matrix_counts, matrix_names, mixed_quant
 from ..formats.size import layer_shapes
 from ..interop.gguf import GGUFFile
-from ..formats.hf_folder import VERSION, is_packed, linear_weight, open_folder, save_folder, stored_linear
+from ..formats.hf_folder import VERSION, is_packed, open_folder, save_folder, stored_linear
 from ..evaluation.results_file import as_markdown
 from .packing import ahead, packed_layer, packed_layers   # what needs a network is imported where it is used: k-means is done sooner than those imports
 
@@ -123,17 +123,6 @@ def trained(
     return tensors.__getitem__, ahead(checkpoint_layers(tensors, cfg.model, cfg.quant))
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #4c44101a
-def folder_reader(
-    folder,  # as of `open_folder`
-    model,   # ModelConfig
-):           # our name -> float32 array
-    "A packed folder as a network."
-    names, packed = hf_names(model), {*folder.linears}
-    def read(n):
-        P = names[n].removesuffix('.weight')
-        return linear_weight(folder, P) if P in packed else folder.tensors[names[n]].astype(np.float32)
-    return read
-
 def folder_bits(folder)->float:
     "Bits a weight of a matrix takes in a folder, on average: indices, codebooks, scales, and those of a float where it is one."
     cfg, tensors = pack_of(folder, exact=True)

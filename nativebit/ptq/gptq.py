@@ -8,12 +8,11 @@ __all__ = ['ROUNDS', 'weighted_codebook', 'damped', 'feedback_factor', 'gptq_wei
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #5cb14c77
 from functools import lru_cache, partial
-from ..evaluation.perplexity import exactly
 import jax, jax.numpy as jnp
 from dataclasses import replace
 from flax import nnx
 from jaxtyping import Array, Float
-from ..models.attention import causal_attention
+from ..models.attention import causal_attention, exactly
 from ..quant.codebook import LLOYD_STEPS, assign, dequantize, init_codebook, lloyd, project, hard_weight
 from ..quant.blocks import from_blocks, to_blocks, block_of
 from ..config import Config, ModelConfig, QuantConfig
