@@ -60,7 +60,7 @@ def _packed_matrices(latent, entries, plan):
         idx, P = assign(to_blocks(w, quant.block_shape), decode_codebook(codes, scale)), n.removesuffix('weight')
         out |= {f'{P}words': pack_words(idx.reshape(-1), index_width(quant.n_entries)), f'{P}codebook': codes}
         if scale is not None: out[f'{P}scale'] = scale.reshape(-1)
-        out[f'{P}most'] = abs(w).max()   # NaN if any is
+        out[f'{P}most'] = jnp.where(jnp.isfinite(w).all(), abs(w).max(), jnp.nan)   # XLA's maximum may pass NaN over
     return out
 
 _pack_jit = jax.jit(_packed_matrices, static_argnames='plan')
