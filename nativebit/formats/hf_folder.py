@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['METHOD', 'VERSION', 'HINT', 'GUARD', 'GEOMETRY', 'SUFFIXES', 'SHARD', 'METADATA', 'TIED', 'quant_to_dict',
            'packed_config', 'check_quant', 'geometry_note', 'check_geometry', 'packed_tensors', 'stored_linear',
-           'linear_misfit', 'is_packed', 'array_crcs', 'save_shard', 'shards', 'save_tensors', 'save_folder',
+           'linear_misfit', 'is_packed', 'array_sums', 'save_shard', 'shards', 'save_tensors', 'save_folder',
            'read_shard', 'Folder', 'linear_names', 'linear_weight', 'check_linears', 'check_bytes', 'check_folder',
            'shapes_of', 'read_files', 'open_folder']
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #6419f382
-import json, zlib
+import json, os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 import numpy as np
 from ..config import QuantConfig
-from ..utils.safetensors import ARRAY_TYPES, array_bytes, check_sums, file_header, full_crc, parse_sums, read_json, save_arrays, say_unsealed, weight_files
+from ..utils.safetensors import ARRAY_TYPES, array_bytes, check_sums, file_header, full_sum, hash_of, hashed, parse_sums, read_json, save_arrays, say_unsealed, weight_files
 from ..utils.cli import UserError
 from ..utils.files import copy_files, whole_folder
 from .size import DTYPES, matrix_stored
@@ -122,9 +122,9 @@ SHARD = 2_000_000_000   # bytes
 
 METADATA = dict(format='pt', nativebit=str(VERSION))
 
-def array_crcs(tensors:dict)->dict:
-    "{name: CRC-32 of its bytes} of arrays, several at a time."
-    with ThreadPoolExecutor() as pool: return dict(zip(tensors, pool.map(lambda x: zlib.crc32(array_bytes(x)), tensors.values())))
+def array_sums(tensors:dict, kind)->dict:
+    "{name: hash of its bytes} of arrays, several at a time."
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool: return dict(zip(tensors, pool.map(lambda x: hashed(array_bytes(x), kind), tensors.values())))
 
 def save_shard(
     path, tensors:dict,
@@ -242,10 +242,11 @@ TIED = 'lm_head.weight'   # transformers leaves it out when it saves a model who
 
 def check_bytes(folder:Folder):
     "Raise `UserError` where a checksum is wrong."
-    crcs, old = array_crcs(folder.tensors), folder.bytes_only
+    old, kind = folder.bytes_only, hash_of(folder.sums or folder.bytes_only)
+    found = array_sums(folder.tensors, kind)
     if not (folder.sums or old): raise UserError(f"{folder.path} has lost its checksums (another program wrote its files again); copy the folder again or make it anew")
     if not folder.sums: say_unsealed(folder.path)
-    here, sums = ({n: full_crc(n, *folder.types[n], crc) for n,crc in crcs.items()}, folder.sums) if folder.sums else ({n: f'{crcs[n]:08x}' for n in crcs if n in old}, old)
+    here, sums = ({n: full_sum(n, *folder.types[n], x, kind) for n,x in found.items()}, folder.sums) if folder.sums else ({n: f'{found[n]:08x}' for n in found if n in old}, old)
     check_sums(folder.path, here, {n: x for n,x in sums.items() if n in here or n not in (GUARD, TIED)})
 
 def check_folder(folder:Folder):
