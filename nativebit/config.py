@@ -181,6 +181,7 @@ class TrainConfig:
         need(self.compute_dtype in ('bfloat16', 'float32'), 'compute_dtype', self.compute_dtype, "bfloat16 or float32")
         need(self.attention in ('reference', 'cudnn'), 'attention', self.attention, "reference or cudnn")
         need(self.seed < 2**32, 'seed', self.seed, "below 2^32")
+        need(self.batch_size <= 2**20, 'batch_size', self.batch_size, "at most 1,048,576")
         check_dataset(self.dataset)
 
 # %% ../nbs/00_config.ipynb #f1ee2c8b

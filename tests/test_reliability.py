@@ -24,7 +24,7 @@ from nativebit.train.run import begin_log, continued
 from nativebit.utils.cli import UserError, one_sentence, parse_args
 from nativebit.utils.files import atomic_path, whole_folder
 from nativebit.utils.pytree import leaf_names, with_leaves
-from nativebit.utils.safetensors import file_header, save_arrays, stored_crcs, weights_digest
+from nativebit.utils.safetensors import CRC, file_header, full_sum, save_arrays, stored_sums, weights_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,6 +123,14 @@ def test_an_older_checkpoint_loads_and_says_so(tmp_path, capsys):
     load_network(tmp_path/'c'); assert capsys.readouterr().err.count('has no checksums') == 1
     load_network(ROOT/'data'/'stdlib'); assert not capsys.readouterr().err   # its meta.json has them
 
+def test_checksums_of_8_digits_are_checked(tmp_path):
+    file = checkpoint(tmp_path/'c')/'model.safetensors'; held, crcs = file_header(file)[0], stored_sums(file, CRC)
+    old = {n: full_sum(n, held[n]['dtype'], held[n]['shape'], x, CRC) for n,x in crcs.items()}
+    assert {len(x) for x in old.values()} == {8} and {len(x) for x in json.loads(file_header(file)[1]['sums']).values()} == {16}
+    with_header(file, lambda h: h['__metadata__'].update(sums=json.dumps(old))); load_network(tmp_path/'c')
+    with_header(file, lambda h: None, flip=-5)
+    with pytest.raises(UserError, match='is damaged .the checksum of'): load_network(tmp_path/'c')
+
 BOOKS = {'missing layers.0.attn.q.codebook': lambda t: t.pop(Q+'codebook'), 'the network has': lambda t: t.update({Q+'codebook': t[Q+'codebook'][:, :3]}), 'holds NaN or infinite': lambda t: t.update({Q+'codebook': t[Q+'codebook'] + np.inf}),
          'not in ascending order': lambda t: t.update({Q+'codebook': -t[Q+'codebook']}), r'7 differences': lambda t: [t.pop(n) for n in [*t] if n.endswith('codebook')], 'floating-point numbers': lambda t: t.update({Q+'weight': t[Q+'weight'].astype(np.int8)}),
          'unexpected layers.8.attn.q.codebook': lambda t: t.update({'layers.8.attn.q.codebook': t[Q+'codebook']})}
@@ -150,7 +158,7 @@ def test_a_damaged_folder_is_refused(tmp_path, packed, what):
     with pytest.raises(UserError, match='is damaged .the checksum of'): open_folder(tmp_path/'q')
 
 def test_an_older_folder_loads_and_says_so(tmp_path, packed, capsys):
-    file = Path(shutil.copytree(packed, tmp_path/'q'))/'model.safetensors'; crcs = {n: f'{x:08x}' for n,x in stored_crcs(file).items()}
+    file = Path(shutil.copytree(packed, tmp_path/'q'))/'model.safetensors'; crcs = {n: f'{x:08x}' for n,x in stored_sums(file, CRC).items()}
     def older(h): without_sums(h); h['__metadata__']['checksums'] = json.dumps(crcs)
     with_header(file, older); open_folder(tmp_path/'q')
     assert capsys.readouterr().err.count('has no checksums') == 1

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 import numpy as np
 from ..config import QuantConfig
-from ..utils.safetensors import ARRAY_TYPES, check_sums, file_header, full_crc, parse_sums, read_json, save_arrays, say_unsealed, stored_crcs, weight_files
+from ..utils.safetensors import ARRAY_TYPES, check_sums, file_header, full_sum, hash_of, parse_sums, read_json, save_arrays, say_unsealed, stored_sums, weight_files
 from ..utils.cli import UserError
 from ..utils.files import settled, copy_files, whole_folder
 from .size import DTYPES, matrix_stored
@@ -248,10 +248,11 @@ def check_bytes(
     files,   # paths that it was read from: what is read, and not mapped, takes no memory
 ):
     "Raise `UserError` where a checksum is wrong."
-    crcs, old = {n: crc for f in files for n,crc in stored_crcs(f).items() if n in folder.types}, folder.bytes_only
+    old, kind = folder.bytes_only, hash_of(folder.sums or folder.bytes_only)
+    found = {n: x for f in files for n,x in stored_sums(f, kind).items() if n in folder.types}
     if not (folder.sums or old): raise UserError(f"{folder.path} has lost its checksums (another program wrote its files again); copy the folder again or make it anew")
     if not folder.sums: say_unsealed(folder.path)
-    here, sums = ({n: full_crc(n, *folder.types[n], crc) for n,crc in crcs.items()}, folder.sums) if folder.sums else ({n: f'{crcs[n]:08x}' for n in crcs if n in old}, old)
+    here, sums = ({n: full_sum(n, *folder.types[n], x, kind) for n,x in found.items()}, folder.sums) if folder.sums else ({n: f'{found[n]:08x}' for n in found if n in old}, old)
     check_sums(folder.path, here, {n: x for n,x in sums.items() if n in here or n not in (GUARD, TIED)})
 
 def check_folder(folder:Folder, files):

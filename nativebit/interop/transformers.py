@@ -22,7 +22,7 @@ from ..config import QuantConfig
 from ..quant.blocks import block_of, from_blocks
 from ..utils.cli import UserError
 from ..formats.size import matrix_stored
-from ..utils.safetensors import TYPE_CODES, full_crc
+from ..utils.safetensors import TYPE_CODES, full_sum, hashed
 from ..formats.hf_folder import GUARD, HINT, METADATA, METHOD, VERSION, check_quant, quant_to_dict, read_files
 from ..formats.bitpacking import index_width
 from ..kernels.ops import lut_linear
@@ -179,8 +179,8 @@ def replace_linears(
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #b328101e
 def torch_sum(name:str, x:Tensor)->str:
-    "`full_crc` of a tensor."
-    return full_crc(name, TYPE_CODES[str(x.dtype).removeprefix('torch.')], x.shape, zlib.crc32(x.cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    "`full_sum` of a tensor."
+    return full_sum(name, TYPE_CODES[str(x.dtype).removeprefix('torch.')], x.shape, hashed(x.cpu().contiguous().flatten().view(torch.uint8).numpy()))
 
 class NativeBitHfQuantizer(HfQuantizer):
     "Loads packed folders; quantizing is `nativebit quantize`'s."

@@ -18,7 +18,7 @@ from fastcore.script import Param, anno_parser, bool_arg
 class UserError(Exception): "A mistake in what the user gave us; its message is one sentence that says what to do."
 
 # %% ../../nbs/00_utils/01_cli.ipynb #617ebaee
-REFUSALS = {getattr(errno, n) for n in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM', 'ENAMETOOLONG')}   # by the disk, wherever something is written
+REFUSALS = {getattr(errno, n) for n in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM', 'ENAMETOOLONG', 'ENOTDIR', 'EISDIR')}   # by the disk, wherever something is written
 
 @contextmanager
 def one_sentence():

@@ -77,7 +77,7 @@ class Child:
         self.at, self.made = mmap.mmap(-1, 8), tempfile.mkdtemp(prefix='fuzz-')
         self.start(0)
     def start(self, k):
-        self.at[:8] = struct.pack('<q', k)
+        self.at[:8] = struct.pack('<q', -2 - k)   # until the original is read
         r, w = os.pipe()
         if (pid := os.fork()) == 0:
             code = 1
@@ -98,11 +98,12 @@ class Child:
         "Kill a child that is at one mutant for too long."
         k, now, cpu = struct.unpack('<q', self.at[:8])[0], time.monotonic(), self.used()
         if k != self.since[0]: self.since = k, now, cpu
-        elif k >= 0 and k not in self.results and (cpu - self.since[2] > 2*SECONDS or now - self.since[1] > 60): os.kill(self.pid, signal.SIGKILL); self.results[k] = 'slow', 'killed'
+        elif k >= 0 and k not in self.results and (cpu - self.since[2] > 2*SECONDS or now - self.since[1] > 600): os.kill(self.pid, signal.SIGKILL); self.results[k] = 'slow', 'killed'
     def ended(self)->bool:
         "Wait for the child; go on behind what killed it. True when all are read."
         os.close(self.pipe); status = os.waitpid(self.pid, 0)[1]
         k = struct.unpack('<q', self.at[:8])[0]
+        if k < -1: raise RuntimeError(f'the original of {self.name} is not read')
         if k >= 0: self.results.setdefault(k, ('crashed', f'status {status}'))
         if k >= 0 and k + 1 < len(self.seeds): self.start(k + 1); return False
         shutil.rmtree(self.made, ignore_errors=True)

@@ -71,7 +71,7 @@ def plain_json(text, lines):
     out = {}
     def walk(x, at):
         if isinstance(x, (dict, list)) and x: [walk(v, f'{at}.{k}') for k,v in (x.items() if isinstance(x, dict) else enumerate(x))]
-        else: out[at] = x
+        elif not re.search(r'(seconds|_s|time|minutes|ms|git_hash)$', at): out[at] = x
     for i,l in enumerate(text.splitlines() if lines else [text]): walk(json.loads(l), str(i))
     return out
 

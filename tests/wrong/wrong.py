@@ -88,6 +88,9 @@ RIGHT = [   # is no mistake: (program, what), as regular expressions
     (r'posthoc', r'--calibration(-tokens)?=.*'),                                        # which round-to-nearest does not read
     (r'generate_torch', r'--(out|context|random)=.*'),                                  # of a benchmark, which is not asked for
     (r'train', r'--name=(~nobody/x|t\.txt|empty|nothing|binary|latin\.txt|deep\.jsonl|list|nested|fieldless|other|deepconfig|noconfig|bert|missing(/folder)?)'),   # names as good as others
+    (r'results', r'--(keep|minutes|by)=.*'), (r'hf', 'hf nativebit'),                    # nothing is trained, minutes are not reached
+    (r'train', r'--(states|log-every|val-batches|val-every|save-every|keep)=.*|--(remat|matrices-only|tensorboard|use-canonical-ema)=|--name=a\nb'),   # one step saves nothing
+    (r'demo', r'--(out|max-steps)=.*'), (r'speed', r'--out=/dev/(null|full)'),           # demo finds out when it writes, minutes later
     (r'train', r'--(teacher|weight-decay|match-weight|codebook-lr|hosts)=$'), (r'.*', r'--(tokenizer|by|bits|settings|teacher|data|against|prompt)=$'),   # as if it were not given
 ]
 
