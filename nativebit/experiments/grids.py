@@ -53,7 +53,6 @@ def run_point(cfg, point:dict, folder, init_from)->dict:
     if (Path(folder)/'log.jsonl').exists() and continued(folder, {})[:2] != (cfg, init_from and str(init_from)): raise UserError(f"{folder} holds a run with other settings; delete it, or give the results another name")
     try: result = train(cfg, folder, init_from, resume=True)   # a point that was interrupted goes on
     except NotANumber as e: return dict(point, diverged=str(e))
-    shutil.rmtree(Path(folder)/'state', ignore_errors=True)
     vals = [r for r in read_jsonl(Path(folder)/'log.jsonl') if 'val_ppl' in r]
     return dict(point, init_valid_ppl=vals[0]['val_ppl'], valid_ppl=vals[-1]['val_ppl'], **{k: v for k,v in vals[-1].items() if k in ('quant_err_rms', 'dead_frac')}, **result) | point
 
@@ -72,10 +71,12 @@ def sweep(
     setup = dict(config=config, init_from=init_from and str(init_from), weights=init_from and weights_digest(init_from), fixed={k: v[0] for k,v in grid.items() if len(v) == 1}, varied=sorted(varied))
     done = begin_rows(out, run_header('sweep', setup))
     for i,(cfg,point) in enumerate(configs, 1):
-        if any(point.items() <= d.items() for d in done): continue
-        tqdm.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}", sys.stderr)
-        done.append(run_point(cfg, point, Path(folder or f'logs/sweep/{out.stem}')/'-'.join(f'{k}{v}' for k,v in point.items()), init_from))
-        add_row(out, **done[-1])
+        place = Path(folder or f'logs/sweep/{out.stem}')/'-'.join(f'{k}{v}' for k,v in point.items())
+        if not any(point.items() <= d.items() for d in done):
+            tqdm.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}", sys.stderr)
+            done.append(run_point(cfg, point, place, init_from))
+            add_row(out, **done[-1])
+        shutil.rmtree(place/'state', ignore_errors=True)   # its row is on the disk; killed meanwhile, the same command takes away the rest
     return done
 
 # %% ../../nbs/14_experiments/02_grids.ipynb #b284c461

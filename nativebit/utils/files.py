@@ -194,8 +194,12 @@ class JSONLogger:
         keep=lambda r: False,  # which records to keep of a file that exists; by default it starts afresh
     ):
         self.path = Path(path)
-        open_log(path).close()
-        old = [r for r in read_jsonl(path) if keep(r)]
+        there = self.path.exists()
+        if there: open_log(path).close()
+        else:   # no empty log is left where the disk is full: none is a run's
+            try: self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as e: raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
+        old = [r for r in read_jsonl(path) if keep(r)] if there else []
         with atomic_path(path) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in old))
         self.file = open_log(path)
 
