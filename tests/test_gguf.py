@@ -297,3 +297,14 @@ def test_sentencepiece_is_as_llama_cpp_does_it(tmp_path, llama_cpp, prefix, equa
     tokens = spm_tokens(2000, [p for p in PIECES if not re.search('[日한ไ]', p)])   # some letters are no tokens, and become bytes
     path = write(tmp_path/'x.gguf', FIRST + tokens + SPECIAL, FIRST_TYPES + [1]*len(tokens) + [3, 3, 3, 4], sentencepiece(tokens, equal, prefix))
     assert differences(llama_cpp, path, texts(2000, 1)) == []
+
+@pytest.mark.parametrize('named', [['tool_use'], ['default', 'tool_use', 'rag 2'], ['default']])
+def test_chat_templates_by_name(tmp_path, named):
+    transformers = pytest.importorskip('transformers')
+    tokens, merges = lists(trained(smollm_cut(), size=300))
+    fill = byte_level('smollm', merges, chat_template=[dict(name=n, template=n + '{{ messages[0].content }}') for n in named])
+    convert(write(tmp_path/'x.gguf', tokens, [1]*len(tokens), fill), tmp_path/'out')
+    tok = transformers.AutoTokenizer.from_pretrained(tmp_path/'out'/'hf')
+    for n in named:
+        said = tok.apply_chat_template([dict(role='user', content='hi')], tokenize=False, chat_template=None if named == ['default'] else n.replace(' ', '_'))
+        assert said == n + 'hi'

@@ -181,8 +181,9 @@ def chat_templates(
     "How a chat is written: one template, or several with names."
     name, one = 'tokenizer.chat_template', meta.get('tokenizer.chat_template')
     more = {k.removeprefix(f'{name}.'): v for k,v in meta.items() if k.startswith(f'{name}.') and isinstance(v, str)}
-    if not isinstance(one, str): return {}
-    return dict(chat_template=[dict(name=k, template=v) for k,v in (dict(default=one) | more).items()] if more else one)
+    if isinstance(one, str): more = dict(default=one) | more
+    if list(more) == ['default']: return dict(chat_template=more['default'])
+    return dict(chat_template=[dict(name=k, template=v) for k,v in more.items()]) if more else {}
 
 def tokenizer_config(
     meta:dict,      # a GGUF file's values
