@@ -1,4 +1,4 @@
-"Wrong command lines end in one sentence: 60 of the generated ones here (10 to 15 s of CPU), all of them (some 2,100) in `make test-slow`."
+"Wrong command lines end in one sentence: 60 of the generated ones here (10 to 15 s of CPU), all of them (some 2,000) in `make test-slow`."
 import json, subprocess, sys
 from pathlib import Path
 import pytest

@@ -11,7 +11,7 @@ from nativebit.formats.size import matrix_stored, param_shapes
 from nativebit.interop.convert import open_model
 from nativebit.interop.families import hf_names
 from nativebit.models import checkpoint as checkpoints
-from nativebit.pipelines.model import folder_kind
+from nativebit.formats.kinds import folder_kind
 from nativebit.quant.blocks import to_blocks, from_blocks
 from nativebit.utils.pytree import leaf_names
 from nativebit.utils.safetensors import save_arrays
