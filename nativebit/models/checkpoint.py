@@ -23,7 +23,7 @@ from ..utils.safetensors import file_header, read_arrays, read_json, refuse_unco
 from ..formats.size import matrix_stored, param_shapes
 from ..quant.codebook import hard_params
 from ..quant.linear import QuantState, first_counts, layer_state, start_params
-from .transformer import init_model, model_shapes
+from .transformer import abstract_network, model_shapes
 from ..distributed.sharding import built, shard_shapes, to_host
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #8eb76d81
@@ -189,7 +189,7 @@ def start_codebooks(
     books=None,  # {'layers.0.attn.q.codebook': (G, K), …}; None: started from the weights
 ):               # tree of quantizer state
     "The quantizer state that belongs to latent weights. Raises `UserError` where given codebooks do not fit."
-    full = nnx.merge_state(params, jax.eval_shape(lambda: init_model(cfg, seed=0))[1])
+    full = nnx.merge_state(params, abstract_network(cfg.model, cfg.quant)[2])
     return nnx.split_state(_with_codebooks(full, books, cfg) if books else start_params(full, cfg.quant), nnx.Param, QuantState)[1]
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #e777e7ef

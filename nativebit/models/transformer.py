@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RMSNorm', 'rope', 'together', 'Attention', 'SwiGLU', 'Layer', 'dropout', 'recomputed', 'NativeBitGPT',
-           'cross_entropy', 'init_model', 'forward_fn', 'model_shapes', 'size_table']
+           'cross_entropy', 'init_model', 'NoNumbers', 'abstract_network', 'forward_fn', 'model_shapes', 'size_table']
 
 # %% ../../nbs/05_models/03_transformer.ipynb #309e444b
 import jax, jax.numpy as jnp, numpy as np
@@ -174,14 +174,27 @@ def init_model(
     return nnx.split(NativeBitGPT(cfg.model, cfg.quant, rngs=rngs(named_key(seed, 'init'))), nnx.Param, QuantState)[1:]
 
 # %% ../../nbs/05_models/03_transformer.ipynb #bbec3add
+class NoNumbers:
+    "Stands for `nnx.Rngs` where nothing but shapes is asked for; drawing numbers takes most of the time of tracing a network."
+    def __init__(self, *_): self.params = self
+    def normal(self, shape): return jnp.zeros(shape)
+
+@lru_cache
+def abstract_network(
+    model:ModelConfig, quant:QuantConfig,
+    attend=causal_attention, dtype=jnp.float32,  # as of `NativeBitGPT`
+)->tuple:  # (graph, shapes of the parameters, shapes of the quantizer state), as of `nnx.split`
+    "A network without numbers."
+    network = nnx.eval_shape(lambda: NativeBitGPT(model, quant, attend=attend, dtype=dtype, rngs=NoNumbers()))
+    return nnx.split(network, nnx.Param, QuantState)
+
 def forward_fn(
     cfg:Config,                  # the run
     dtype=jnp.float32,           # of activations and products
     attend=causal_attention,     # attention over (B, T, N, H)
 ):                               # (params, tokens, quant_state=None, **what `NativeBitGPT` takes) -> logits
     "The network as a pure function; without `quant_state` it computes in float."
-    @lru_cache
-    def graph(quant): return nnx.split(nnx.eval_shape(lambda: NativeBitGPT(cfg.model, quant, attend=attend, dtype=dtype, rngs=nnx.Rngs(0))))[0]
+    def graph(quant): return abstract_network(cfg.model, quant, attend, dtype)[0]
     def forward(params, tokens, quant_state=None, **kw):
         if quant_state is None: return nnx.merge(graph(replace(cfg.quant, nativebit=False)), params)(tokens, **kw)
         return nnx.merge(graph(cfg.quant), params, quant_state)(tokens, **kw)
@@ -192,7 +205,7 @@ def model_shapes(
     cfg:Config,  # the run
 ):               # tree of `jax.ShapeDtypeStruct`, float parameters only
     "The shapes of a network's parameters; nothing is allocated."
-    return nnx.state(nnx.eval_shape(lambda: NativeBitGPT(cfg.model, replace(cfg.quant, nativebit=False), rngs=nnx.Rngs(0))), nnx.Param)
+    return jax.tree.map(lambda x: x, abstract_network(cfg.model, QuantConfig(nativebit=False))[1])   # a copy
 
 # %% ../../nbs/05_models/03_transformer.ipynb #630c6998
 def size_table(

@@ -20,7 +20,7 @@ from ..config import MATRIX, Config, QuantConfig
 from ..utils.pytree import leaf_names, named_key, with_leaves
 from ..quant.linear import QuantState, float_params, learn_params, quantized_params, requantize_params, start_params
 from .distillation import distillation, hidden_distance
-from ..models.transformer import cross_entropy, dropout, forward_fn, init_model, model_shapes
+from ..models.transformer import abstract_network, cross_entropy, dropout, forward_fn, init_model, model_shapes
 
 # %% ../../nbs/08_train/02_step.ipynb #d88a7c20
 class TrainState(NamedTuple):
@@ -57,7 +57,7 @@ def first_state(
     return TrainState(params, quant_state, make_optimizer(cfg, params).init(params), jnp.int32(0))
 
 # %% ../../nbs/08_train/02_step.ipynb #67662e9f
-def state_shapes(cfg:Config)->TrainState: return jax.eval_shape(lambda: first_state(cfg))
+def state_shapes(cfg:Config)->TrainState: return jax.eval_shape(partial(first_state, cfg), *abstract_network(cfg.model, cfg.quant)[1:])
 
 # %% ../../nbs/08_train/02_step.ipynb #340dccfb
 def lambda_at(cfg:Config, step):
