@@ -279,8 +279,8 @@ def read_files(
     sums, old = ({n: x for f,(_,meta) in zip(files, read) if key in meta for n,x in parse_sums(f, meta[key]).items()} for key in ('sums', 'checksums'))
     types, tensors = {n: x[:2] for n,x in entries.items()}, {n: x[2] for n,x in entries.items()}
     folder = Folder(Path(files[0]).parent, config, quant, tensors, types, sums, old)
-    check_geometry(folder.path, [meta for _,meta in read], quant)
     check_linears(types, shapes_of(tensors), quant, folder.path)
+    check_geometry(folder.path, [meta for _,meta in read], quant)
     check_folder(folder, files)
     return folder
 
