@@ -3,19 +3,9 @@ import pytest
 torch, peft = pytest.importorskip('torch'), pytest.importorskip('peft')   # in the extra [hf]
 from peft import LoraConfig, get_peft_model
 import nativebit.interop.transformers as hf
-from nativebit.config import GEOMETRIES, QuantConfig
 from nativebit.interop.lora import LINEARS, for_packed, merged, open_adapter
 from nativebit.utils.cli import UserError
-from test_hf import TOKENS, float_model, load, looked_up, pack
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    "Make a family's folder in a geometry, once."
-    root, made = tmp_path_factory.mktemp('lora'), {}
-    def make(family='llama', geometry='int8'):
-        if (key := (family, geometry)) not in made: made[key] = pack(float_model(family), root/f'{family}-{geometry}', QuantConfig(**GEOMETRIES[geometry]))
-        return made[key]
-    return make
+from test_hf import TOKENS, float_model, load, looked_up, packed as folder   # a fixture: a family's folder in a geometry
 
 def adapted(model, packed=True, **kw):
     "The model with random adapters, the same each time."
