@@ -1,6 +1,6 @@
 """Mutants of files, from a seed: the mutator knows where headers, lengths, names, types and shapes stand, and damages those as often as bytes.
 Nothing is stored: a mutant is its seed. What it makes is read by our own guards before any other library sees it."""
-import io, json, random, re, struct, zipfile, zlib
+import io, json, random, re, struct, zipfile
 
 NUMBERS = [0, 1, -1, 2, 3, 7, 31, 32, 33, 127, 128, 255, 256, 65535, 65536, 2**31-1, 2**31, 2**32-1, 2**32, 2**48, 2**53, 2**63-1, 2**63, 2**64-1, 10**30, -2**63, .5, -1.5, 1e-300, 1e308, float('nan'), float('inf'), -float('inf')]
 WORDS = ['', 'x', ' ', '.', '..', '/', '../x', 'F32', 'F16', 'BF16', 'I8', 'U8', 'I32', 'I64', 'F64', 'BOOL', 'F8_E4M3', 'F8_E5M2', 'float32', 'int8', 'default', 'llama', 'é', '\u0000', '\ud800', 'x'*300, '9'*40, 'null']
