@@ -120,7 +120,7 @@ def fit(
 
 # %% ../../nbs/08_train/06_loop.ipynb #a57dcfa7
 @lru_cache
-def _compiled_forward(cfg): return jax.jit(forward_fn(cfg, attend=ATTENTION[cfg.train.attention], dtype=jnp.dtype(cfg.train.compute_dtype)))
+def _compiled_forward(cfg): return jax.jit(partial(forward_fn(cfg, attend=ATTENTION[cfg.train.attention], dtype=jnp.dtype(cfg.train.compute_dtype)), loop=True))
 
 def probe(cfg, params, tokens):
     "`context_kl` on 8 windows: does the prediction depend on the past?"
@@ -192,7 +192,7 @@ def lowered_rest(
     cfg:Config,  # the run, on one device
 ):               # yields programs, traced
     "What a run compiles beside its step, in the order of use: GPTQ where it starts from it, and evaluation."
-    state, q = state_shapes(cfg), cfg.quant
+    state, q = state_shapes(structure(cfg)), cfg.quant
     batch = cfg.train.batch_size, cfg.model.context_len
     if q.nativebit and q.start == 'gptq': yield from lowered_gptq(cfg.model, q, batch)
     if q.nativebit: yield quantized_params.lower(nnx.merge_state(state.params, state.quant_state), q)
