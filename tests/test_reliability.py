@@ -20,7 +20,7 @@ from nativebit.models.transformer import init_model
 from nativebit.pipelines.quantize import quantize
 from nativebit.ptq.posthoc import main as posthoc
 from nativebit.ptq.pack import pack_checkpoint
-from nativebit.train.run import begin_log, continued
+from nativebit.train.run import begin_log, begun, continued
 from nativebit.utils.cli import UserError, one_sentence, parse_args
 from nativebit.utils.files import atomic_path, whole_folder
 from nativebit.utils.pytree import leaf_names, with_leaves
@@ -305,3 +305,16 @@ def test_a_sweep_without_its_text_begins_no_table(tmp_path):
 def test_all_of_run_2b_is_for_one_machine():
     r = subprocess.run([ROOT/'tpu_scripts'/'run_2b', 'all', '1', '--hosts', 'auto'], capture_output=True, text=True, timeout=20)
     assert r.returncode and 'the float checkpoint is on the first machine alone' in r.stderr
+
+FULL = 'import errno, jax.numpy as jnp, os\nfrom pathlib import Path\nfrom nativebit.train.states import RunStates\nfrom nativebit.utils.cli import one_sentence\nreal = os.mkdir\ndef mkdir(p, *a, **k):\n    if WHERE in Path(p).name: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(p))\n    real(p, *a, **k)\nos.mkdir = mkdir\nwith one_sentence():\n    s = RunStates("state"); s.save({"w": jnp.ones(3)}, 1); s.close()'
+
+@pytest.mark.parametrize('where', ['1.orbax', 'default', 'array_metadatas'])
+def test_no_room_for_a_states_folder_is_said_soon(tmp_path, where):
+    r = processes.start('-c', FULL.replace('WHERE', repr(where)), cwd=tmp_path).wait(100)
+    assert r.returncode == 1 and r.stderr == f"error: cannot keep the run's state in {tmp_path}/state (No space left on device); free some space or choose another folder\n"
+
+def test_a_log_without_a_record_is_no_run(tmp_path):
+    for text in (None, '', '{"type": "hea'):
+        if text is not None: (tmp_path/'log.jsonl').write_text(text)
+        assert not begun(tmp_path)
+    with begin_log(get_config('tiny'), tmp_path, None, 0, dict): assert begun(tmp_path)

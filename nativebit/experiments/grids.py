@@ -15,7 +15,7 @@ from ..utils.cli import suggest, UserError
 from ..utils.files import plain, read_jsonl
 from ..utils.safetensors import weights_digest
 from ..evaluation.results_file import add_row, begin_rows, run_header
-from ..train.run import continued
+from ..train.run import begun, continued
 from ..train.loop import NotANumber, load_tokens, train
 
 # %% ../../nbs/14_experiments/02_grids.ipynb #e07331dd
@@ -50,7 +50,7 @@ def points(grid:dict)->list: return [dict(zip(grid, v)) for v in itertools.produ
 def run_point(cfg, point:dict, folder, init_from)->dict:
     "Train one point of the grid; a diverged run is a result too. The last step is always validated."
     if cfg.train.max_steps % cfg.train.val_every: cfg = replace(cfg, train=replace(cfg.train, val_every=cfg.train.max_steps))
-    if (Path(folder)/'log.jsonl').exists() and continued(folder, {})[:2] != (cfg, init_from and str(init_from)): raise UserError(f"{folder} holds a run with other settings; delete it, or give the results another name")
+    if begun(folder) and continued(folder, {})[:2] != (cfg, init_from and str(init_from)): raise UserError(f"{folder} holds a run with other settings; delete it, or give the results another name")
     try: result = train(cfg, folder, init_from, resume=True)   # a point that was interrupted goes on
     except NotANumber as e: return dict(point, diverged=str(e))
     vals = [r for r in read_jsonl(Path(folder)/'log.jsonl') if 'val_ppl' in r]

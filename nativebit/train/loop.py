@@ -30,7 +30,7 @@ from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
 from ..ptq.gptq import lowered_gptq
 from ..quant.linear import compute_quant_diagnostics, lowered_diagnostics, quantized_params
 from ..models.transformer import forward_fn
-from .run import alone, begin_log, check_folder, continued, finished_steps, run_folder
+from .run import alone, begin_log, begun, check_folder, continued, finished_steps, run_folder
 from ..distributed.sharding import anywhere, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
 from .init import check_start, init_state, load_teacher
 from .step import TrainState, eval_params, lambda_at, lowered_step, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
@@ -274,7 +274,7 @@ def main(
     given = {**settings, **{k: v for k,v in named.items() if v is not None}}
     join_hosts(hosts)
     folder = run_folder(name)
-    if resume and (folder/'log.jsonl').exists():
+    if resume and begun(folder):
         cfg, init_from, place = continued(folder, given)
         states = states or place
     else:
