@@ -21,7 +21,7 @@ from ..models.attention import ATTENTION, context_kl
 from .states import RunStates
 from ..models.checkpoint import save_checkpoint
 from ..config import Config, QuantConfig, TrainConfig, get_config
-from ..utils.files import JSONLogger, TensorBoardLogger
+from ..utils.files import check_writable, JSONLogger, TensorBoardLogger
 from ..utils.cli import UserError, also_flags
 from ..utils.pytree import leaf_names
 from ..data.loader import batches, prepare
@@ -237,6 +237,7 @@ def train(
     "Train, validate, test, save. Raises `UserError` for anything the user can mend, `SystemExit` after a signal."
     start, place, states, mesh = time.time(), states, RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
     check_batch(cfg, mesh)
+    if place and not states.remote: check_writable(place)   # now, for the first state may come hours later
     ready = compiling(cfg) if mesh is None else None
     tokens = load_tokens(cfg)
     data = training_data(cfg, tokens['train'], mesh)

@@ -60,7 +60,7 @@ def continued(
 def run_folder(name:str)->Path:
     "Where a run of this name is. Raises `UserError` for a path."
     parts = Path(name).parts
-    if not parts or Path(name).is_absolute() or '..' in parts or parts[0] == 'logs': raise UserError(f"{name!r} is no name of a run; give NAME alone, the run is in logs/NAME")
+    if not parts or not name.isprintable() or Path(name).is_absolute() or '..' in parts or parts[0] == 'logs': raise UserError(f"{name!r} is no name of a run; give NAME alone, the run is in logs/NAME")
     return Path('logs')/name
 
 def finished_steps(folder)->int:

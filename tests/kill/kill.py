@@ -6,10 +6,12 @@ that need room; in a third mode no file may grow beyond some bytes (`RLIMIT_FSIZ
 commands, the bytes of an undisturbed run; nothing else may be left. A refused disk must end in a sentence and another exit code than 0, or do no harm."""
 import argparse, atexit, errno, hashlib, json, os, random, re, resource, shutil, signal, sys, tempfile, threading, traceback
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent)]
 os.environ.setdefault('JAX_PLATFORMS', 'cpu'); os.environ['HF_HUB_OFFLINE'] = '1'
 from inputs import PROGRAMS, main as nativebit, make_inputs
+from nativebit.__main__ import COMMANDS
 
 # ---- in the child: the k-th operation -----------------------------------------------------------------------
 
@@ -151,6 +153,7 @@ def places(bench, name, mode, most=None, seed=0):
 
 def all_trials(programs, modes=('kill', 'full', 'small'), most=None, seed=0, done=lambda line: None)->list:
     "Run them: a line for each."
+    for n in programs: import_module('nativebit.' + COMMANDS[words(n)[0]][0])   # once, here, and no device is started
     bench, lines = Bench(lambda folder: make_inputs(folder, all(PROGRAMS[n][1] for n in programs))), []
     sys.addaudithook(ARMED)
     try:
