@@ -197,6 +197,12 @@ def test_a_meta_of_another_network(tmp_path):
         (folder/'meta.json').write_text(json.dumps({**meta, 'config': {**meta['config'], part: {**meta['config'][part], field: value}}}))
         with pytest.raises(UserError, match=f'another network than model.safetensors .{part}.{field}'): load_network(folder)
 
+def test_a_meta_of_another_network_than_was_converted(tmp_path, words):
+    convert(hub_model(tmp_path/'m', words), tmp_path/'c'); load_network(tmp_path/'c')
+    meta = json.loads((tmp_path/'c'/'meta.json').read_text()); meta['config']['model']['n_heads'] = 4   # all shapes fit
+    (tmp_path/'c'/'meta.json').write_text(json.dumps(meta))
+    with pytest.raises(UserError, match='another network than model.safetensors .model.n_heads'): load_network(tmp_path/'c')
+
 def test_a_config_of_another_geometry(tmp_path, monkeypatch):
     "All shapes fit where a block is turned, and what is read would be another network."
     monkeypatch.syspath_prepend(ROOT/'tests'/'fuzz')
