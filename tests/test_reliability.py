@@ -291,6 +291,16 @@ def test_command_lines_end_in_a_sentence(tmp_path, monkeypatch):
                        ((*speed, '--steps', '0'), 'steps=0'), ((*speed, '--windows', '-2'), 'windows=-2'), ((*speed, '--out', 'file/rows.jsonl'), 'cannot write the log'), (('quantize', 'm', '--out', 'q'*280), 'there is no m')):
         assert says in refused(*args), (args, says)
 
+def test_what_a_program_would_find_out_hours_later_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); (tmp_path/'file').write_text('x'); (tmp_path/'t.txt').write_text(TEXT); checkpoint(tmp_path/'c')
+    monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache'))
+    train, table = ('train', '--config', 'tiny', '--dataset', 'text:t.txt', '--max-steps', '1'), ('results', '--run', '--experiment', 'method=rtn', '--config', 'tiny', '--init-from', 'c', '--settings', 'dataset=text:t.txt', '--out', 'r.jsonl')
+    for args, says in ((('demo', '--out', 'file/x'), 'cannot write'), (('demo', '--max-steps', '9'*30), 'below 2^31'), (('demo', '--max-tokens', '0'), 'max_tokens=0'), ((*table, '--minutes', 'nan'), 'minutes=nan'), ((*table, '--keep', 'file/x'), 'cannot write'),
+                       ((*table, '--by', 'lrr'), "did you mean 'lr'"), ((*train, '--states', 'file/x'), 'cannot write'), ((*train, '--name', 'a\nb'), 'is no name of a run'), ((*train, '--init-from', ''), '--init-from has no value'),
+                       (('posthoc', '--ckpt', 'c', '--methods', 'rtn', '--calibration', 'text:t.txt'), 'changes nothing for rtn'), (('posthoc', '--ckpt', 'c', '--calibration-tokens', '0'), 'calibration_tokens=0')):
+        assert says in refused(*args), (args, says)
+    assert not {'logs', 'r.jsonl'} & {p.name for p in tmp_path.iterdir()}
+
 def test_prepared_data_without_a_meta(tmp_path, monkeypatch):
     monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache')); (tmp_path/'t.txt').write_text(TEXT); prepare(f"text:{tmp_path/'t.txt'}", ByteTokenizer())
     [meta] = (tmp_path/'cache').glob('*/meta.json')
