@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['geometry_of', 'prepared', 'all_but_head', 'other_name', 'chosen', 'as_native', 'quantize_', 'distillation',
-           'distillation_loss', 'param_groups', 'stored', 'common_quant', 'in_half', 'folder_tensors', 'small_files',
+           'distillation_loss', 'param_groups', 'in_range', 'stored', 'common_quant', 'folder_tensors', 'small_files',
            'convert']
 
 # %% ../../nbs/11_pytorch/08_qat.ipynb #57e67983
@@ -142,11 +142,18 @@ def param_groups(
     groups = [dict(params=weights, lr=lr, weight_decay=weight_decay), dict(params=entries, lr=codebook_lr*lr, weight_decay=0.), dict(params=rest, lr=lr, weight_decay=0.)]
     return [g | dict(params=p) for g in groups if (p := [p for p in g['params'] if p.requires_grad])]
 
-# %% ../../nbs/11_pytorch/08_qat.ipynb #a1e6b24e
+# %% ../../nbs/11_pytorch/08_qat.ipynb #40a95757
+def in_range(name:str, x:Tensor)->Tensor:
+    "The tensor. Raises `UserError` where it is not finite."
+    if not x.isfinite().all(): raise UserError(f"{name} holds NaN, infinite or too large numbers; the training went wrong, take an earlier state")
+    return x
+
 def stored(
+    name:str,           # of the layer
     m:NativeBitLinear,
-)->tuple:  # Q(w), codes, scale or None, block shape
-    "What a file holds of a layer, as NumPy arrays."
+)->tuple:               # Q(w), codes, scale or None, block shape
+    "What a file holds of a layer, as NumPy arrays. Raises `UserError` where that is not finite."
+    for leaf in ('weight', 'codebook'): in_range(f'{name}.{leaf}', getattr(m, leaf))
     codes, scale = encode_codebook(m.entries.detach(), m.quant.codebook_dtype)
     return as_array(m.evaluated()), as_array(codes), None if scale is None else as_array(scale.reshape(-1)), m.quant.block_shape
 
@@ -162,12 +169,6 @@ def common_quant(
         raise UserError(f"{odd} has a geometry of its own that has no name, and a folder keeps names; give all layers that one, or it one of {', '.join(GEOMETRIES)}")
     return QuantConfig(**dict(zip(GEOMETRY, most)), overrides=tuple(('*' + n.removeprefix('model.'), names[g]) for n,g in rare.items()))
 
-def in_half(name:str, x:Tensor, dtype)->Tensor:
-    "A tensor as the folder keeps it. Raises `UserError` where it is not finite."
-    half = x.to(dtype) if x.is_floating_point() else x
-    if not half.isfinite().all(): raise UserError(f"{name} holds NaN, infinite or too large numbers; the training went wrong, take an earlier state")
-    return half
-
 @torch.no_grad()
 def folder_tensors(model, layers:dict, dtype):
     "(name, array) of everything, one after the other; a tensor with two names once."
@@ -175,9 +176,8 @@ def folder_tensors(model, layers:dict, dtype):
     for n,x in model.state_dict().items():
         P, _, leaf = n.rpartition('.')
         if leaf in ('weight', 'codebook') and P in layers:
-            in_half(n, x, torch.float32)
-            if leaf == 'weight': yield from packed_tensors(P, *stored(layers[P]))
-        elif x.data_ptr() not in seen: yield n, as_array(in_half(n, x, dtype))
+            if leaf == 'weight': yield from packed_tensors(P, *stored(P, layers[P]))
+        elif x.data_ptr() not in seen: yield n, as_array(in_range(n, x.to(dtype) if x.is_floating_point() else x))
         seen.add(x.data_ptr())
 
 # %% ../../nbs/11_pytorch/08_qat.ipynb #f725eca7
