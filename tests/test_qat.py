@@ -58,6 +58,16 @@ def test_it_learns_and_is_written(tmp_path, family, geometry, device):
     assert holds(convert(model, tmp_path/'a'), model)
     assert torch.equal(logits(load(tmp_path/'a')), logits(rounded(model).cpu())) or device == 'cuda'
 
+def test_entries_alone_learn_less():
+    teacher = float_model('llama')
+    model = quantize_(copy.deepcopy(teacher), '2bit').requires_grad_(False)
+    both = copy.deepcopy(model).requires_grad_(True)
+    for m in prepared(model).values(): m.codebook.requires_grad_(True)
+    before, weights = distance(model, teacher), [m.weight.clone() for m in prepared(model).values()]
+    for m in (model, both): trained(m, teacher, steps=15)
+    assert distance(both, teacher) < distance(model, teacher) < .95*before
+    assert all(torch.equal(w, m.weight) for w,m in zip(weights, prepared(model).values()))
+
 @pytest.mark.parametrize('family', ['mistral', 'biased', 'qwen3'])
 @pytest.mark.parametrize('geometry', [*GEOMETRIES])
 def test_every_geometry_is_written(tmp_path, family, geometry):

@@ -142,7 +142,7 @@ def param_groups(
     groups = [dict(params=weights, lr=lr, weight_decay=weight_decay), dict(params=entries, lr=codebook_lr*lr, weight_decay=0.), dict(params=rest, lr=lr, weight_decay=0.)]
     return [g | dict(params=p) for g in groups if (p := [p for p in g['params'] if p.requires_grad])]
 
-# %% ../../nbs/11_pytorch/08_qat.ipynb #40a95757
+# %% ../../nbs/11_pytorch/08_qat.ipynb #3137cb4b
 def in_range(name:str, x:Tensor)->Tensor:
     "The tensor. Raises `UserError` where it is not finite."
     if not x.isfinite().all(): raise UserError(f"{name} holds NaN, infinite or too large numbers; the training went wrong, take an earlier state")
@@ -180,7 +180,7 @@ def folder_tensors(model, layers:dict, dtype):
         elif x.data_ptr() not in seen: yield n, as_array(in_range(n, x.to(dtype) if x.is_floating_point() else x))
         seen.add(x.data_ptr())
 
-# %% ../../nbs/11_pytorch/08_qat.ipynb #f725eca7
+# %% ../../nbs/11_pytorch/08_qat.ipynb #4ad65248
 def small_files(model, tokenizer, folder)->list:
     "Paths of what belongs beside the weights: generation settings and tokenizer."
     if getattr(model, 'generation_config', None): model.generation_config.save_pretrained(folder)

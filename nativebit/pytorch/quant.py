@@ -110,7 +110,7 @@ def rounded_codebook(
     if codebook_dtype == 'float32': return cb, None
     if codebook_dtype == 'float16': return round_to(cb.clamp(-65504, 65504), *FLOAT16), None
     if codebook_dtype == 'int8':
-        top = cb.abs().amax(1, keepdim=True)*torch.tensor(1/127, dtype=torch.float32, device=cb.device)
+        top = cb.abs().amax(1, keepdim=True)*(1/127)   # a tensor would be copied to the device, and waited for
         scale = round_to(top.clamp(1e-7, 65504), *FLOAT16)
         code = (cb/scale).round()
         code = code + (cb > (code + .5)*scale).float() - (cb <= (code - .5)*scale).float()
