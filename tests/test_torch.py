@@ -27,7 +27,7 @@ def pack_torch(path, embed='bfloat16', **settings):
     cfg = get_config('tiny', n_heads=4, **settings)
     model = NativeBitGPT(cfg.model, cfg.quant).eval()
     modules = {n: m for n,m in model.named_modules() if isinstance(m, NativeBitLinear)}
-    weights = {n: p.detach().numpy() for n,p in model.named_parameters()} | {f'{n}.weight': m.evaluated().numpy() for n,m in modules.items()}
+    weights = {n: p.detach().numpy() for n,p in model.named_parameters() if not n.endswith('codebook')} | {f'{n}.weight': m.evaluated().numpy() for n,m in modules.items()}
     stored = lambda codes, scale: (as_array(codes), None if scale is None else as_array(scale.reshape(-1)))
     books = {n: stored(*encode_codebook(m.entries, cfg.quant.codebook_dtype)) for n,m in modules.items()}
     return write_pack(path, pack_tensors(cfg, weights, books, embed), cfg), model
