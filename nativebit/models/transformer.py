@@ -50,18 +50,21 @@ def together(
 
 # %% ../../nbs/05_models/03_transformer.ipynb #c87de48d
 class Attention(nnx.Module):
-    "Causal self-attention with rotary positions; fewer key/value heads than query heads where the config says so."
+    "Causal self-attention with rotary positions; fewer key/value than query heads where the config says so."
     def __init__(self, cfg:ModelConfig, quant:QuantConfig, attend, *, rngs):
         self.cfg, self.attend = cfg, attend
         D, heads, kv = cfg.d_model, cfg.n_heads*cfg.head_dim, cfg.kv_heads*cfg.head_dim
-        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std, bias=f'attn.{name}' in cfg.biases, rngs=rngs)
+        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std,
+                                                           bias=f'attn.{name}' in cfg.biases, rngs=rngs)
         self.q, self.k, self.v = dense('q', D, heads), dense('k', D, kv), dense('v', D, kv)
         self.o = dense('o', heads, D, .02/(2*cfg.n_layers)**.5)
-        self.q_norm, self.k_norm = [RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None for _ in range(2)]
+        self.q_norm, self.k_norm = [RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+                                    for _ in range(2)]
 
     def mix(self, x:Float[Array, "B T D"])->Float[Array, "B T NH"]:
         "What the heads have gathered, before the output matrix."
-        q, k, v = [y.reshape(*x.shape[:2], -1, self.cfg.head_dim) for y in together(x, self.q, self.k, self.v)]
+        q, k, v = [y.reshape(*x.shape[:2], -1, self.cfg.head_dim)
+                   for y in together(x, self.q, self.k, self.v)]
         if self.cfg.qk_norm: q, k = self.q_norm(q), self.k_norm(k)
         turn = rotations(self.cfg, x.shape[1])   # constants of the compiled step
         return self.attend(rope(q, *turn), rope(k, *turn), v).reshape(*x.shape[:2], -1)
@@ -72,7 +75,8 @@ class Attention(nnx.Module):
 class SwiGLU(nnx.Module):
     "down(silu(gate(x)) · up(x))"
     def __init__(self, cfg:ModelConfig, quant:QuantConfig, *, rngs):
-        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std, bias=f'mlp.{name}' in cfg.biases, rngs=rngs)
+        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std,
+                                                           bias=f'mlp.{name}' in cfg.biases, rngs=rngs)
         self.gate, self.up = dense('gate', cfg.d_model, cfg.d_ff), dense('up', cfg.d_model, cfg.d_ff)
         self.down = dense('down', cfg.d_ff, cfg.d_model, .02/(2*cfg.n_layers)**.5)
 
@@ -87,7 +91,8 @@ class SwiGLU(nnx.Module):
 class Layer(nnx.Module):
     "x + attention(norm(x)), then x + mlp(norm(x)); `drop` is applied to what each adds."
     def __init__(self, cfg:ModelConfig, quant:QuantConfig, attend, *, rngs):
-        self.attn_norm, self.attn = RMSNorm(cfg.d_model, cfg.norm_eps), Attention(cfg, quant, attend, rngs=rngs)
+        self.attn_norm, self.attn = (RMSNorm(cfg.d_model, cfg.norm_eps),
+                                     Attention(cfg, quant, attend, rngs=rngs))
         self.mlp_norm, self.mlp = RMSNorm(cfg.d_model, cfg.norm_eps), SwiGLU(cfg, quant, rngs=rngs)
 
     def __call__(self, x:Float[Array, "B T D"], drop=lambda h: h)->Float[Array, "B T D"]:
@@ -121,7 +126,8 @@ class NativeBitGPT(nnx.Module):
         dtype=jnp.float32,            # of activations and products
         rngs:nnx.Rngs,                # random keys
     ):
-        need(not quant.overrides, 'overrides', quant.overrides, "empty where a network is trained: all matrices have one geometry")
+        need(not quant.overrides, 'overrides', quant.overrides,
+             "empty where a network is trained: all matrices have one geometry")
         self.dtype, self.vocab_size = dtype, cfg.vocab_size
         self.embed = nnx.Param(.02*rngs.params.normal((cfg.vocab_size, cfg.d_model)))
         self.layers = nnx.List([Layer(cfg, quant, attend, rngs=rngs) for _ in range(cfg.n_layers)])
@@ -131,7 +137,8 @@ class NativeBitGPT(nnx.Module):
     def __call__(self,
         tokens:Integer[Array, "B T"],
         drop=lambda h: h,      # as of `dropout`
-        remat:bool=False,      # keep only each layer's input for the backward pass, and compute the layer again there
+        # keep only each layer's input for the backward pass, and compute the layer again there
+        remat:bool=False,
         hidden:bool=False,     # return what the last layer left, too
     ):                         # logits (B, T, V), in the compute dtype; with `hidden` also (B, T, D)
         table = lambda w: gathered(w[...].astype(self.dtype))
@@ -139,7 +146,8 @@ class NativeBitGPT(nnx.Module):
         x = drop(embed[split_batch(tokens)])
         for layer in self.layers: x = (recomputed if remat else type(layer).__call__)(layer, x, drop)
         head = embed if self.head is None else table(self.head)
-        head = jnp.pad(head, ((0, -len(head) % 128), (0, 0)))   # matrix units like even sizes, and 50,257 is none
+        # matrix units like even sizes, and 50,257 is none
+        head = jnp.pad(head, ((0, -len(head) % 128), (0, 0)))
         logits = (self.norm(x) @ head.T)[..., :self.vocab_size]
         return (logits, x) if hidden else logits
 
@@ -160,7 +168,8 @@ def _cross_entropy(logits, targets):
 def _cross_entropy_grad(saved, g):
     logits, targets, total = saved
     here = jnp.arange(logits.shape[-1]) == targets[..., None]
-    return (g[..., None]*(jnp.exp(logits.astype(jnp.float32) - total[..., None]) - here)).astype(logits.dtype), None
+    back = g[..., None]*(jnp.exp(logits.astype(jnp.float32) - total[..., None]) - here)
+    return back.astype(logits.dtype), None
 
 cross_entropy.defvjp(_cross_entropy, _cross_entropy_grad)
 
@@ -171,11 +180,12 @@ def init_model(
     rngs=nnx.Rngs,  # what draws, given a key
 )->tuple:         # (params, quant_state): the latent weights, and what the optimizer never sees
     "A fresh network as two trees."
-    return nnx.split(NativeBitGPT(cfg.model, cfg.quant, rngs=rngs(named_key(seed, 'init'))), nnx.Param, QuantState)[1:]
+    return nnx.split(NativeBitGPT(cfg.model, cfg.quant,
+                                  rngs=rngs(named_key(seed, 'init'))), nnx.Param, QuantState)[1:]
 
 # %% ../../nbs/05_models/03_transformer.ipynb #bbec3add
 class NoNumbers:
-    "Stands for `nnx.Rngs` where nothing but shapes is asked for; drawing numbers takes most of the time of tracing a network."
+    "Stands for `nnx.Rngs` where only shapes are asked for: drawing numbers takes most of a tracing's time."
     def __init__(self, *_): self.params = self
     def normal(self, shape): return jnp.zeros(shape)
 
@@ -196,7 +206,8 @@ def forward_fn(
     "The network as a pure function; without `quant_state` it computes in float."
     def graph(quant): return abstract_network(cfg.model, quant, attend, dtype)[0]
     def forward(params, tokens, quant_state=None, **kw):
-        if quant_state is None: return nnx.merge(graph(replace(cfg.quant, nativebit=False)), params)(tokens, **kw)
+        if quant_state is None:
+            return nnx.merge(graph(replace(cfg.quant, nativebit=False)), params)(tokens, **kw)
         return nnx.merge(graph(cfg.quant), params, quant_state)(tokens, **kw)
     return forward
 
@@ -214,6 +225,9 @@ def size_table(
     "Parameter counts, matrices and embedding apart."
     def row(c):
         shapes = model_shapes(c)
-        total, matrices, embedding = count_params(shapes), count_params(shapes, MATRIX), count_params(shapes, '^(embed|head)$')
-        return dict(preset=c.name, total=total, matrices=matrices, embedding=embedding, other=total-matrices-embedding)
+        total = count_params(shapes)
+        matrices = count_params(shapes, MATRIX)
+        embedding = count_params(shapes, '^(embed|head)$')
+        return dict(preset=c.name, total=total, matrices=matrices, embedding=embedding,
+                    other=total-matrices-embedding)
     return [row(c) for c in configs]

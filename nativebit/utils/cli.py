@@ -15,22 +15,29 @@ from fastcore.docments import docments
 from fastcore.script import Param, anno_parser, bool_arg
 
 # %% ../../nbs/00_utils/01_cli.ipynb #5cd3e57f
-class UserError(Exception): "A mistake in what the user gave us; its message is one sentence that says what to do."
+class UserError(Exception):
+    "A mistake in what the user gave us; its message is one sentence that says what to do."
 
 # %% ../../nbs/00_utils/01_cli.ipynb #617ebaee
-REFUSALS = {getattr(errno, n) for n in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM', 'ENAMETOOLONG', 'ENOTDIR', 'EISDIR')}   # by the disk, wherever something is written
+# by the disk, wherever something is written
+REFUSALS = {getattr(errno, n) for n in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM',
+                                        'ENAMETOOLONG', 'ENOTDIR', 'EISDIR')}
 
 @contextmanager
 def one_sentence():
-    "End the program with `UserError`'s message instead of a traceback; Ctrl-C exits with 130, a reader that has gone (`| head`) with 141."
+    """End the program with `UserError`'s message instead of a traceback.
+
+    Ctrl-C exits with 130, a reader that has gone (`| head`) with 141."""
     try: yield
-    except UserError as e: sys.exit('error: ' + ' '.join(str(e).splitlines()))   # a name may hold a line's end
+    except UserError as e: sys.exit('error: ' + ' '.join(str(e).splitlines()))  # a name may hold a line's end
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # what is still to be flushed goes nowhere
+        # what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as e:
         if e.errno not in REFUSALS: raise
-        sys.exit(f"error: cannot use {str(e.filename or 'a file')[:200]}: {e.strerror}; free some space, or choose another name or folder")
+        sys.exit(f"error: cannot use {str(e.filename or 'a file')[:200]}: {e.strerror}; free some space, "
+                 "or choose another name or folder")
     except OverflowError as e: sys.exit(f"error: a number is too large ({e}); use a smaller one")
     except RuntimeError as e:   # what JAX raises is one
         if 'RESOURCE_EXHAUSTED' not in str(e): raise
@@ -65,7 +72,8 @@ def suggest(
 )->str:          # one sentence
     "Say that a name is unknown, and which one may be meant."
     close = difflib.get_close_matches(name, known, 1)
-    return f"unknown {what} {name!r}: " + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}")
+    return (f"unknown {what} {name!r}: "
+            + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"))
 
 # %% ../../nbs/00_utils/01_cli.ipynb #e624ebf2
 def hyphenate(parser):
@@ -84,17 +92,20 @@ def as_flag(
 )->Param:
     "What a command line says of a dataclass field; a bare flag of a bool means True."
     kind = (get_args(field.anno) or (field.anno,))[0]
-    return Param(field.docment, bool_arg, nargs='?', const=True) if kind is bool else Param(field.docment, kind)
+    return (Param(field.docment, bool_arg, nargs='?', const=True) if kind is bool
+            else Param(field.docment, kind))
 
 def also_flags(
     *classes,    # dataclasses with docments
     without=(),  # fields that are no flags
 ):
     "Decorator: a function's `**settings` are fields of dataclasses, their comments its help."
-    fields = {n: as_flag(f) for c in classes for n,f in docments(c, full=True, returns=False).items() if n not in without}
+    fields = {n: as_flag(f) for c in classes
+              for n,f in docments(c, full=True, returns=False).items() if n not in without}
     def mark(func):
         own = [p for p in signature(func).parameters.values() if p.kind != p.VAR_KEYWORD]
-        func.__signature__ = Signature(own + [Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=f) for n,f in fields.items()])
+        func.__signature__ = Signature(own + [Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=f)
+                                              for n,f in fields.items()])
         func.fields = fields
         return func
     return mark
@@ -106,13 +117,16 @@ def parse_args(
 )->dict:         # keyword arguments for `func`
     "Read `func`'s keyword arguments from a command line; fields of `also_flags` only where they are given."
     args, fields = vars(hyphenate(anno_parser(func)).parse_args(argv)), getattr(func, 'fields', {})
-    if odd := next((k for k,v in args.items() if v == []), None): raise UserError(f"--{odd.replace('_', '-')} has no value; give one")   # argparse takes `--flag=--` for an empty list
+    # argparse takes `--flag=--` for an empty list
+    if odd := next((k for k,v in args.items() if v == []), None):
+        raise UserError(f"--{odd.replace('_', '-')} has no value; give one")
     return {k:v for k,v in args.items() if k not in ('pdb', 'xtra') and (k not in fields or v is not None)}
 
 # %% ../../nbs/00_utils/01_cli.ipynb #7a30d512
 def set_flags():
     "What XLA is to know before a device starts."
-    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # cuBLAS: a fifth faster (08_train/07_benchmark), and compiles sooner
+    # cuBLAS: a fifth faster (08_train/07_benchmark), and compiles sooner
+    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')
 
 def run(
     func,        # a function with docments
@@ -121,5 +135,6 @@ def run(
     "Run a function from the command line."
     set_flags()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')   # a terminal that lacks a character shows a question mark
+        # a terminal that lacks a character shows a question mark
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     with one_sentence(): func(**parse_args(func, argv))
