@@ -41,7 +41,7 @@ def checkpoint_tensors(
 def network_note(
     cfg:Config,  # of a checkpoint
 )->dict:
-    "What the arrays' meaning hangs on: the network's shape (but for the window), and the codebooks' geometry."
+    "What the arrays' meaning hangs on: the network's shape (not its window), and the codebooks' geometry."
     d = config_to_dict(cfg)
     geometry = ('n_entries', 'block_shape', 'codebook_dtype') if cfg.quant.nativebit else ()
     return dict(model={k: v for k,v in d['model'].items() if k != 'context_len'},
