@@ -2,8 +2,10 @@
 import json, logging, re
 import jax, numpy as np, pytest
 from nativebit.config import get_config
-from nativebit.models.checkpoint import save_checkpoint
+from nativebit.models.checkpoint import checkpoint_tensors, save_checkpoint
 from nativebit.models.transformer import init_model
+from nativebit.pipelines import packing
+from nativebit.pipelines.quantize import checkpoint_layers
 from nativebit.train import loop
 
 AHEAD = {'step', 'run', 'weighted_codebook', 'gptq_weight', 'refit_codebook', 'hard_weight', 'quantized_params', 'forward', '<lambda>', 'layer_diagnostics'}
@@ -31,6 +33,14 @@ def test_what_was_compiled_ahead_is_not_compiled_again(text, tmp_path, caplog, m
     again = re.findall(r'^Compiling jit\((.*?)\)', '\n'.join(r.getMessage() for r in caplog.records), re.M)
     assert again and not AHEAD & {*again}, sorted(AHEAD & {*again})
     assert json.loads((tmp_path/'qat'/'log.jsonl').read_text().splitlines()[-1])['type'] == 'eval'
+
+def test_packing_is_compiled_ahead(caplog):
+    cfg = get_config('tiny', geometry='lut-b', d_ff=160)   # a shape that nothing else here has
+    packing.lowered_packing(cfg.model, cfg.quant).compile()
+    params, books = init_model(cfg, seed=0)
+    tensors = checkpoint_tensors(params, books)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, 'jax'): assert len([*checkpoint_layers(tensors, cfg.model, cfg.quant)]) == cfg.model.n_layers
+    assert 'Compiling jit(_packed_matrices)' not in caplog.text
 
 def test_a_program_that_fails_to_compile_is_met_by_whoever_runs_it():
     assert isinstance(loop.in_background(lambda: 1/0).exception(), ZeroDivisionError)

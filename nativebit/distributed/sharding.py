@@ -161,9 +161,13 @@ def join_hosts(
 def to_host(
     x,  # an array, perhaps in parts on other hosts
 ):      # a NumPy array, the same on every host; all of them must ask
-    "An array in one piece."
-    return (np.asarray(x) if getattr(x, 'is_fully_addressable', True) or x.is_fully_replicated
-            else multihost_utils.process_allgather(x, tiled=True))
+    """An array in one piece.
+
+    An array of JAX keeps what NumPy was given of it, so NumPy gets it of another array that shares its
+    numbers."""
+    if getattr(x, 'is_fully_addressable', True):
+        return np.asarray(jax.device_put(x, x.sharding) if isinstance(x, jax.Array) else x)
+    return np.asarray(x) if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True)
 
 def anywhere(
     noted,      # what is true or false on this host, such as a list of signals

@@ -35,7 +35,7 @@ def checkpoint_tensors(
 )->dict:                # {name: array}
     "What a checkpoint holds of a network."
     books = {n: to_host(x) for n,x in leaf_names(quant_state or {}).items() if n.endswith('.codebook')}
-    return {**{n: to_host(x).astype(dtype) for n,x in leaf_names(params).items()}, **books}
+    return {**{n: to_host(x).astype(dtype, copy=False) for n,x in leaf_names(params).items()}, **books}
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #0975e277
 def network_note(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FROM_WEIGHTS', 'layer_arrays', 'to_float32', 'weight_entries', 'in_range', 'check_range', 'fetched', 'packed_layer',
-           'layer_matrices', 'ahead', 'packed_layers']
+           'lowered_packing', 'layer_matrices', 'ahead', 'packed_layers']
 
 # %% ../../nbs/13_pipelines/01_packing.ipynb #376f42f0
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from ..config import ModelConfig, QuantConfig
 from ..utils.cli import UserError
 from ..interop.families import their_name
 from ..formats.overrides import layer_plan
-from ..formats.size import layer_shapes
+from ..formats.size import layer_shapes, matrix_stored
 from ..inference.packed_matmul import pack_words
 from ..ptq.from_weights import rtn_codebook
 from ..formats.bitpacking import index_width, unpack_matrix
@@ -105,6 +105,14 @@ def packed_layer(
 )->dict:                        # {'attn.q.words': …, 'attn.q.codebook': …, 'attn.q.scale': …, …}
     "What storage holds of a layer's matrices."
     return fetched(_pack_jit(latent, entries, plan))
+
+def lowered_packing(
+    model:ModelConfig,
+    quant:QuantConfig,  # of all layers
+):                      # traced; `.compile()` compiles it
+    "What `packed_layer` runs, before there are weights."
+    plan, shapes, f32 = layer_plan(model, quant, 0), layer_shapes(model), partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    return _pack_jit.lower({n: f32(shapes[n]) for n,_ in plan}, {n: f32(matrix_stored(shapes[n], q)['codebook'].shape) for n,q in plan}, plan)
 
 def layer_matrices(
     model:ModelConfig,

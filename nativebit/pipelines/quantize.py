@@ -32,7 +32,7 @@ from ..interop.gguf import GGUFFile
 from ..formats.hf_folder import VERSION, is_packed, open_folder, save_folder, stored_linear
 from ..evaluation.results_file import as_markdown
 # what needs a network is imported where it is used: k-means is done sooner than those imports
-from .packing import ahead, packed_layer, packed_layers
+from .packing import ahead, lowered_packing, packed_layer, packed_layers
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #529fa819
 def weights_stamps(source)->dict:
@@ -95,9 +95,10 @@ def begin_compiling(cfg, geometry:str, **settings):
     "Begin to compile what training and the table will run, while text is read."
     from nativebit.pipelines.layerwise import lowered_compare
     from nativebit.train.loop import compiling, in_background
-    if compiling(qat_config(cfg, geometry, **settings)):
-        in_background(lambda: [program.compile()
-                               for program in lowered_compare(cfg.model, (8, cfg.model.context_len))])
+    cfg = qat_config(cfg, geometry, **settings)
+    if compiling(cfg):
+        in_background(lambda: [program.compile() for program in (
+            *lowered_compare(cfg.model, (8, cfg.model.context_len)), lowered_packing(cfg.model, cfg.quant))])
 
 def checkpoint_layers(
     tensors:dict,  # {name: array} of a quantized checkpoint: latent weights and codebooks

@@ -12,13 +12,13 @@ import jax, jax.numpy as jnp
 from dataclasses import replace
 from flax import nnx
 from jaxtyping import Array, Float
-from ..models.attention import causal_attention, exactly
+from ..models.attention import exactly
 from ..quant.codebook import (LLOYD_STEPS, assign, dequantize, init_codebook, lloyd, project,
                                       hard_weight)
 from ..quant.blocks import from_blocks, to_blocks, block_of
 from ..config import Config, ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
-from ..models.transformer import Layer, model_shapes
+from ..models.transformer import Layer, NoNumbers, model_shapes
 from tqdm import tqdm
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #c82f685a
@@ -136,7 +136,7 @@ def second_moments(
     @jax.jit
     @exactly
     def run(params, x):
-        layer = Layer(model, QuantConfig(nativebit=False), causal_attention, rngs=nnx.Rngs(0))
+        layer = Layer(model, QuantConfig(nativebit=False), rngs=NoNumbers())
         nnx.update(layer, params)
         a = layer.attn_norm(x)
         h = layer.attn.mix(a)

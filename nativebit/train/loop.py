@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['validate', 'step_record', 'NotANumber', 'check_finite', 'noted_signals', 'fit', 'probe', 'delivered', 'finish',
-           'load_tokens', 'resumed_state', 'training_data', 'run_steps', 'lowered_rest', 'in_background', 'compiling',
-           'train', 'main']
+           'load_tokens', 'resumed_state', 'training_data', 'run_steps', 'lowered_rest', 'in_background', 'give_back',
+           'compiling', 'train', 'main']
 
 # %% ../../nbs/08_train/06_loop.ipynb #26df455c
-import math, signal, sys, threading, time
+import ctypes, math, signal, sys, threading, time
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -209,6 +209,10 @@ def in_background(f)->Future:
     threading.Thread(target=work, daemon=True).start()
     return done
 
+def give_back():
+    "Have the C library hand freed memory back to the system, where it can: of compiling and GPTQ its pools keep more than a gigabyte."
+    with suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)   # glibc's; others have none
+
 @lru_cache
 def _compiling(cfg, quant):
     lanes = threading.Semaphore(2)   # the step is waited for longest: the rest must not keep it from the cores
@@ -248,6 +252,7 @@ def train(
         first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']), **check(p)))(eval_params(state, cfg))
         with use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger, place) as logger:
             if ready: ready.exception()   # waits
+            give_back()
             state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
             return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
