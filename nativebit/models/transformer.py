@@ -123,7 +123,8 @@ def applied(
 ):
     "A layer's output."
     graph, variables = nnx.split(layer)
-    run = partial(_traced_once, graph, attend) if drop is None else lambda variables, x: nnx.merge(graph, variables)(x, attend, drop)
+    run = (partial(_traced_once, graph, attend) if drop is None
+           else lambda variables, x: nnx.merge(graph, variables)(x, attend, drop))
     return (jax.checkpoint(run) if remat else run)(variables, x)
 
 # %% ../../nbs/05_models/03_transformer.ipynb #70f44cc1
@@ -214,10 +215,9 @@ def forward_fn(
 ):                   # (params, tokens, quant_state=None, **what `NativeBitGPT` takes) -> logits
     "The network as a pure function; without `quant_state` it computes in float."
     def forward(params, tokens, quant_state=None, **kw):
-        graph = abstract_network(cfg.model,
-                                 QuantConfig(nativebit=False) if quant_state is None else cfg.quant)[0]
-        return nnx.merge(graph, params, *([] if quant_state is None
-                                          else [quant_state]))(tokens, **computing, **kw)
+        quant = QuantConfig(nativebit=False) if quant_state is None else cfg.quant
+        states = [params] if quant_state is None else [params, quant_state]
+        return nnx.merge(abstract_network(cfg.model, quant)[0], *states)(tokens, **computing, **kw)
     return forward
 
 # %% ../../nbs/05_models/03_transformer.ipynb #711789da

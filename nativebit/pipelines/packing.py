@@ -111,8 +111,10 @@ def lowered_packing(
     quant:QuantConfig,  # of all layers
 ):                      # traced; `.compile()` compiles it
     "What `packed_layer` runs, before there are weights."
-    plan, shapes, f32 = layer_plan(model, quant, 0), layer_shapes(model), partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    return _pack_jit.lower({n: f32(shapes[n]) for n,_ in plan}, {n: f32(matrix_stored(shapes[n], q)['codebook'].shape) for n,q in plan}, plan)
+    plan, shapes, f32 = (layer_plan(model, quant, 0), layer_shapes(model),
+                         partial(jax.ShapeDtypeStruct, dtype=jnp.float32))
+    return _pack_jit.lower({n: f32(shapes[n]) for n,_ in plan},
+                           {n: f32(matrix_stored(shapes[n], q)['codebook'].shape) for n,q in plan}, plan)
 
 def layer_matrices(
     model:ModelConfig,
