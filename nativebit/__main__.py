@@ -23,8 +23,10 @@ GROUPS = {   # of commands: the module whose `main` it is, and what it does
         generate=('pipelines.generate', "write text with any model"),
         evaluate=('pipelines.evaluate', "perplexity of any model on a text, and what it lost"),
         compare=('pipelines.compare', "what packed models lose on any texts"),
-        export=('interop.export', "a packed folder as plain safetensors, compressed-tensors or one packed file"),
-        convert=('interop.convert', "a model of the hub, a folder or a GGUF file as a checkpoint to train from"),
+        export=('interop.export',
+                "a packed folder as plain safetensors, compressed-tensors or one packed file"),
+        convert=('interop.convert',
+                 "a model of the hub, a folder or a GGUF file as a checkpoint to train from"),
         hf=('interop.transformers', "run a program that uses transformers, packed folders known to it")),
     'Training': dict(
         data=('data.loader', "prepare a dataset, or train a tokenizer"),
@@ -41,15 +43,20 @@ GROUPS = {   # of commands: the module whose `main` it is, and what it does
         demo=('experiments.demo', "the main job on the network that comes with the package"),
         sweep=('experiments.grids', "train a grid of settings"),
         results=('experiments.runner', "run an experiment's rows, with controls and seeds"))}
-STARTED = 'quantize', 'compare', 'evaluate'   # commands that compute on this machine alone: its device starts while the rest is imported
-EXTRAS = dict(generate='torch', generate_torch='torch')   # what brings the packages of a command; 'hf' for the others
+# commands that compute on this machine alone: its device starts while the rest is imported
+STARTED = 'quantize', 'compare', 'evaluate'
+# what brings the packages of a command; 'hf' for the others
+EXTRAS = dict(generate='torch', generate_torch='torch')
 COMMANDS = {name: where for group in GROUPS.values() for name,where in group.items()}
 
 # %% ../nbs/16_command.ipynb #87255ca2
 def usage()->str:
     "All commands in their groups."
-    lines = [f"{group}\n" + '\n'.join(f"  {name.replace('_', '-'):15} {what}" for name,(_, what) in commands.items()) for group,commands in GROUPS.items()]
-    return '\n\n'.join(["usage: nativebit COMMAND [--help] [...]", *lines, "nativebit --completion bash|zsh prints a script that completes them"])
+    lines = [f"{group}\n" + '\n'.join(f"  {name.replace('_', '-'):15} {what}"
+                                      for name,(_, what) in commands.items())
+             for group,commands in GROUPS.items()]
+    return '\n\n'.join(["usage: nativebit COMMAND [--help] [...]", *lines,
+                        "nativebit --completion bash|zsh prints a script that completes them"])
 
 # %% ../nbs/16_command.ipynb #4ec5a0d2
 def begin_device():
@@ -70,7 +77,8 @@ def program(
         return import_module('nativebit.' + COMMANDS[name][0])
     except ImportError as e:
         if (e.name or '').startswith('nativebit'): raise
-        raise UserError(f"nativebit {name} needs {e.name}, which is not installed: pip install -e '.[{EXTRAS.get(name, 'hf')}]'" if e.name else str(e)) from e
+        raise UserError(f"nativebit {name} needs {e.name}, which is not installed: "
+                        f"pip install -e '.[{EXTRAS.get(name, 'hf')}]'" if e.name else str(e)) from e
 
 
 # %% ../nbs/16_command.ipynb #90995084

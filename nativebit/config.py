@@ -20,14 +20,17 @@ from .utils.safetensors import read_json, refuse_unconverted
 # %% ../nbs/00_config.ipynb #9fe1cdb7
 MATRICES = ('attn.q', 'attn.k', 'attn.v', 'attn.o', 'mlp.gate', 'mlp.up', 'mlp.down')   # of a layer
 MATRIX = rf"\b({'|'.join(map(re.escape, MATRICES))})\.weight$"   # how the names of quantized weights end
-ROPE_SCALINGS = {'': 0, 'linear': 2, 'llama3': 5}                                       # name: length of the tuple
+ROPE_SCALINGS = {'': 0, 'linear': 2, 'llama3': 5}  # name: length of the tuple
 
 def finite(cfg):
     "Check that each float field of a dataclass is a number, and none of those that no computer reaches."
     for f in fields(cfg):
-        if f.type is float: need(math.isfinite(getattr(cfg, f.name)), f.name, getattr(cfg, f.name), "a finite number")
+        if f.type is float:
+            need(math.isfinite(getattr(cfg, f.name)), f.name, getattr(cfg, f.name), "a finite number")
 
-LARGEST = dict(vocab_size=2**24, d_model=2**20, n_heads=2**14, d_ff=2**22, context_len=2**24, n_kv_heads=2**14, head_size=2**14)   # what a file may ask for
+# what a file may ask for
+LARGEST = dict(vocab_size=2**24, d_model=2**20, n_heads=2**14, d_ff=2**22, context_len=2**24,
+               n_kv_heads=2**14, head_size=2**14)
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -41,7 +44,9 @@ class ModelConfig:
     n_kv_heads:int|None = None   # Nkv, key/value heads; None: as many as n_heads
     head_size:int|None = None    # H, width of a head; None: D/N
     rope_theta:float = 10000.    # base of the rotary frequencies
-    rope_scaling:tuple = ()      # for longer texts: ('linear', factor) or ('llama3', factor, low, high, original context); see 05_models/02_rope
+    # for longer texts: ('linear', factor) or ('llama3', factor, low, high, original context); see
+    # 05_models/02_rope
+    rope_scaling:tuple = ()
     norm_eps:float = 1e-5        # added to the mean square in RMSNorm
     qk_norm:bool = False         # norm each head's queries and keys before they are turned
     biases:tuple = ()            # matrices that add a bias, such as ('attn.q', 'attn.k', 'attn.v')
@@ -49,13 +54,20 @@ class ModelConfig:
 
     def __post_init__(self):
         finite(self)
-        at_least(self, 1, 'vocab_size', 'n_layers', 'd_model', 'n_heads', 'd_ff', 'context_len', 'n_kv_heads', 'head_size')
-        for n,top in LARGEST.items(): need((getattr(self, n) or 0) <= top, n, getattr(self, n), f"at most {top:,}")
+        at_least(self, 1, 'vocab_size', 'n_layers', 'd_model', 'n_heads', 'd_ff', 'context_len', 'n_kv_heads',
+                 'head_size')
+        for n,top in LARGEST.items():
+            need((getattr(self, n) or 0) <= top, n, getattr(self, n), f"at most {top:,}")
         for n in ('rope_scaling', 'biases'): object.__setattr__(self, n, tuple(getattr(self, n)))
-        if self.head_size is None: need(self.d_model % (2*self.n_heads) == 0, 'd_model', self.d_model, f"a multiple of 2·n_heads = {2*self.n_heads} (rotary pairs)")
+        if self.head_size is None:
+            need(self.d_model % (2*self.n_heads) == 0, 'd_model', self.d_model,
+                 f"a multiple of 2·n_heads = {2*self.n_heads} (rotary pairs)")
         need(self.head_dim % 2 == 0, 'head_size', self.head_size, "even (rotary pairs)")
-        need(self.n_heads % self.kv_heads == 0, 'n_kv_heads', self.n_kv_heads, f"a divisor of n_heads = {self.n_heads}")
-        need(len(self.rope_scaling) == ROPE_SCALINGS.get((self.rope_scaling or ('',))[0], -1), 'rope_scaling', self.rope_scaling, f"empty, or a name of {', '.join(filter(None, ROPE_SCALINGS))} and its numbers")
+        need(self.n_heads % self.kv_heads == 0, 'n_kv_heads', self.n_kv_heads,
+             f"a divisor of n_heads = {self.n_heads}")
+        need(len(self.rope_scaling) == ROPE_SCALINGS.get((self.rope_scaling or ('',))[0], -1), 'rope_scaling',
+             self.rope_scaling,
+             f"empty, or a name of {', '.join(filter(None, ROPE_SCALINGS))} and its numbers")
         need(set(self.biases) <= set(MATRICES), 'biases', self.biases, f"some of {', '.join(MATRICES)}")
 
     @property
@@ -67,9 +79,11 @@ class ModelConfig:
 GEOMETRIES = {
     'published': dict(n_entries=8,  block_shape=(1, 128), codebook_dtype='float32'),      # 5.0 bits a weight
     'int8':      dict(n_entries=8,  block_shape=(1, 128), codebook_dtype='int8'),         # 3.625
-    'lut-b':     dict(n_entries=8,  block_shape=(8, 64),  codebook_dtype='float8_e4m3'),  # 3.125; the table that NVIDIA's next tensor cores read (12_interop/05_export)
+    # 3.125; the table that NVIDIA's next tensor cores read (12_interop/05_export)
+    'lut-b':     dict(n_entries=8,  block_shape=(8, 64),  codebook_dtype='float8_e4m3'),
     'int8-256':  dict(n_entries=8,  block_shape=(1, 256), codebook_dtype='int8'),         # 3.3125
-    'int8-row':  dict(n_entries=8,  block_shape=(1, 0),   codebook_dtype='int8'),         # 3 + 80 for each row; 0 is the whole side
+    # 3 + 80 for each row; 0 is the whole side
+    'int8-row':  dict(n_entries=8,  block_shape=(1, 0),   codebook_dtype='int8'),
     '2bit':      dict(n_entries=4,  block_shape=(1, 128), codebook_dtype='int8'),         # 2.375
     '4bit':      dict(n_entries=16, block_shape=(1, 128), codebook_dtype='int8'),         # 5.125
 }
@@ -83,30 +97,41 @@ SCHEDULES = ('warmup', 'constant', 'anneal', 'ramp')
 class QuantConfig:
     "The codebooks: their geometry, where they start, how they move."
     n_entries:int = 8                # K, values a block may take
-    block_shape:tuple = (1, 128)     # rows × columns of the weights that share a codebook; 0: as many as the matrix has
+    # rows × columns of the weights that share a codebook; 0: as many as the matrix has
+    block_shape:tuple = (1, 128)
     codebook_dtype:str = 'float32'   # what storage will hold, one of `CODEBOOK_DTYPES`
     nativebit:bool = True            # False: every matrix stays in float
-    start:str = 'quantile'           # first codebook of a block: 'quantile', 'kmeans' (Lloyd to convergence) or 'gptq' (07_ptq/01_gptq)
+    # first codebook of a block: 'quantile', 'kmeans' (Lloyd to convergence) or 'gptq' (07_ptq/01_gptq)
+    start:str = 'quantile'
     ema_decay:float = 0.99           # share of the old counts and sums kept at each update
     use_canonical_ema:bool = True    # False: the batch-mean update, kept for comparison
-    codebook_lr:float = 0.           # above 0: entries learned by gradient instead of EMA, at this multiple of the learning rate, weights assigned at every step
+    # above 0: entries learned by gradient instead of EMA, at this multiple of the learning rate, weights
+    # assigned at every step
+    codebook_lr:float = 0.
     requantize_every:int = 10        # steps between two assignments of the weights
-    overrides:tuple = ()             # (pattern, geometry or 'float') for matrices that differ, such as ('layers.0.*', 'float'); the first that matches wins
+    # (pattern, geometry or 'float') for matrices that differ, such as ('layers.0.*', 'float'); the first that
+    # matches wins
+    overrides:tuple = ()
 
     def __post_init__(self):
         need(2 <= self.n_entries <= 256, 'n_entries', self.n_entries, "between 2 and 256")
         object.__setattr__(self, 'block_shape', tuple(self.block_shape))
-        need(len(self.block_shape) == 2 and all(type(x) is int and 0 <= x <= 2**16 for x in self.block_shape), 'block_shape', self.block_shape, "two whole numbers up to 65,536, rows and columns; 0 for all of them")
-        need(self.codebook_dtype in CODEBOOK_DTYPES, 'codebook_dtype', self.codebook_dtype, f"one of {', '.join(CODEBOOK_DTYPES)}")
+        need(len(self.block_shape) == 2 and all(type(x) is int and 0 <= x <= 2**16 for x in self.block_shape),
+             'block_shape', self.block_shape,
+             "two whole numbers up to 65,536, rows and columns; 0 for all of them")
+        need(self.codebook_dtype in CODEBOOK_DTYPES, 'codebook_dtype', self.codebook_dtype,
+             f"one of {', '.join(CODEBOOK_DTYPES)}")
         need(self.start in STARTS, 'start', self.start, f"one of {', '.join(STARTS)}")
         need(0 <= self.ema_decay < 1, 'ema_decay', self.ema_decay, "at least 0 and below 1")
         finite(self)
         at_least(self, 1, 'requantize_every')
         at_least(self, 0, 'codebook_lr')
-        need(all(isinstance(o, (list, tuple)) and [*map(type, o)] == [str, str] for o in self.overrides), 'overrides', self.overrides, "pairs of a pattern and a geometry")
+        need(all(isinstance(o, (list, tuple)) and [*map(type, o)] == [str, str] for o in self.overrides),
+             'overrides', self.overrides, "pairs of a pattern and a geometry")
         object.__setattr__(self, 'overrides', tuple(map(tuple, self.overrides)))
         for _,g in self.overrides:
-            if g not in (IN_FLOAT, *GEOMETRIES): raise UserError(suggest('geometry', g, [IN_FLOAT, *GEOMETRIES]))
+            if g not in (IN_FLOAT, *GEOMETRIES):
+                raise UserError(suggest('geometry', g, [IN_FLOAT, *GEOMETRIES]))
 
     def override_of(self,
         name:str,  # of a matrix, such as 'layers.0.attn.q'
@@ -128,15 +153,17 @@ def check_dataset(
 )->str:           # the same
     "Raise `UserError` unless there is such a dataset."
     kind, _, path = dataset.partition(':')
-    if dataset not in DATASETS and not (kind in ('text', 'python') and path): raise UserError(suggest('dataset', dataset, [*DATASETS, 'text:PATH', 'python:PATH']))
+    if dataset not in DATASETS and not (kind in ('text', 'python') and path):
+        raise UserError(suggest('dataset', dataset, [*DATASETS, 'text:PATH', 'python:PATH']))
     return dataset
 
 # %% ../nbs/00_config.ipynb #19ab2507
 @dataclass(frozen=True)
 class TrainConfig:
     "How a run is trained. The defaults suit training from scratch; `RECIPES` has settings for fine-tuning."
-    dataset:str = 'stdlib'            # 'stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext', 'text:PATH' or 'python:PATH'
-    tokenizer:str = ''                # a tokenizer.json that the model came with; '': the one of its vocabulary size
+    # 'stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext', 'text:PATH' or 'python:PATH'
+    dataset:str = 'stdlib'
+    tokenizer:str = ''  # a tokenizer.json that the model came with; '': the one of its vocabulary size
     batch_size:int = 8                # B, windows a step
     max_steps:int = 1000              # optimizer steps
     lr:float = 6e-4                   # peak learning rate of AdamW
@@ -147,38 +174,52 @@ class TrainConfig:
     dropout:float = 0.                # share of what each part adds to the residual stream that is zeroed
     beta2:float = 0.95                # AdamW's second-moment decay; the first is 0.9
     quant_reg_weight:float = 0.       # λ of the commitment loss
-    quant_reg_schedule:str = 'warmup' # of λ: 'warmup' over the first quarter, 'constant', 'anneal' to 0 at the end, or 'ramp' from 0 up to it
-    settle:float = 0.                 # share of the run, at its end, in which the matrices' latent weights rest and the others adapt
+    # of λ: 'warmup' over the first quarter, 'constant', 'anneal' to 0 at the end, or 'ramp' from 0 up to it
+    quant_reg_schedule:str = 'warmup'
+    # share of the run, at its end, in which the matrices' latent weights rest and the others adapt
+    settle:float = 0.
     delay_quant_steps:int = 0         # train in float for so many steps first
     distill_weight:float = 0.         # share of KL(teacher ‖ student) in the loss, between 0 and 1
-    teacher:str = ''                  # float checkpoint of the same shape to distill from; '': the one the run starts from
+    teacher:str = ''  # float checkpoint of the same shape to distill from; '': the one the run starts from
     distill_temperature:float = 1.    # both predictions are softened by this
-    match_weight:float = 0.           # with a teacher: of the relative squared distance between both networks' last hidden states, added to the loss
+    # with a teacher: of the relative squared distance between both networks' last hidden states, added to the
+    # loss
+    match_weight:float = 0.
     matrices_only:bool = False        # train the matrices alone; embedding, head and norms stay as they were
     calibration_tokens:int = 32768    # of the training split, read by `start='gptq'`
     accumulate:int = 1                # micro-batches a step is computed in; less memory, the same step
-    remat:bool = False                # recompute each layer in the backward pass; less memory, a third more work
+    remat:bool = False  # recompute each layer in the backward pass; less memory, a third more work
     compute_dtype:str = 'bfloat16'    # of activations and matrix products; weights stay in float32
     attention:str = 'reference'       # 'reference' (einsum, anywhere) or 'cudnn' (NVIDIA GPUs)
     log_every:int = 10                # steps between two log records
     val_every:int = 500               # steps between two validations
     val_batches:int = 20              # batches a validation reads
     save_every:int = 500              # steps between two saves of the whole state, for --resume
-    keep:int = 2                      # latest states that are kept; the best of those that were validated when saved is kept besides
+    # latest states that are kept; the best of those that were validated when saved is kept besides
+    keep:int = 2
     test_tokens:int|None = None       # of the test split read at the end; all by default
     seed:int = 0                      # of the initial weights and the data order
 
     def __post_init__(self):
         finite(self)
-        at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens', 'calibration_tokens', 'accumulate', 'save_every', 'keep')
-        need(self.batch_size % self.accumulate == 0, 'accumulate', self.accumulate, f"a divisor of batch_size = {self.batch_size}")
-        at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps', 'match_weight', 'seed')
-        need(self.delay_quant_steps < self.max_steps, 'delay_quant_steps', self.delay_quant_steps, f"below max_steps = {self.max_steps}")
-        for n in ('lr', 'clip_norm', 'distill_temperature'): need(getattr(self, n) > 0, n, getattr(self, n), "positive")
-        for n in ('lr_end', 'settle', 'distill_weight'): need(0 <= getattr(self, n) <= 1, n, getattr(self, n), "between 0 and 1")
-        need(self.quant_reg_schedule in SCHEDULES, 'quant_reg_schedule', self.quant_reg_schedule, f"one of {', '.join(SCHEDULES)}")
-        for n in ('dropout', 'beta2'): need(0 <= getattr(self, n) < 1, n, getattr(self, n), "at least 0 and below 1")
-        need(self.compute_dtype in ('bfloat16', 'float32'), 'compute_dtype', self.compute_dtype, "bfloat16 or float32")
+        at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens',
+                 'calibration_tokens', 'accumulate', 'save_every', 'keep')
+        need(self.batch_size % self.accumulate == 0, 'accumulate', self.accumulate,
+             f"a divisor of batch_size = {self.batch_size}")
+        at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps',
+                 'match_weight', 'seed')
+        need(self.delay_quant_steps < self.max_steps, 'delay_quant_steps', self.delay_quant_steps,
+             f"below max_steps = {self.max_steps}")
+        for n in ('lr', 'clip_norm', 'distill_temperature'):
+            need(getattr(self, n) > 0, n, getattr(self, n), "positive")
+        for n in ('lr_end', 'settle', 'distill_weight'):
+            need(0 <= getattr(self, n) <= 1, n, getattr(self, n), "between 0 and 1")
+        need(self.quant_reg_schedule in SCHEDULES, 'quant_reg_schedule', self.quant_reg_schedule,
+             f"one of {', '.join(SCHEDULES)}")
+        for n in ('dropout', 'beta2'):
+            need(0 <= getattr(self, n) < 1, n, getattr(self, n), "at least 0 and below 1")
+        need(self.compute_dtype in ('bfloat16', 'float32'), 'compute_dtype', self.compute_dtype,
+             "bfloat16 or float32")
         need(self.attention in ('reference', 'cudnn'), 'attention', self.attention, "reference or cudnn")
         need(self.seed < 2**32, 'seed', self.seed, "below 2^32")
         need(self.max_steps < 2**31, 'max_steps', self.max_steps, "below 2^31")   # counted in 32 bits
@@ -195,10 +236,12 @@ class Config:
     train:TrainConfig = field(default_factory=TrainConfig)
 
 # %% ../nbs/00_config.ipynb #c4d26054
-def _gpt(L, D, N, F, T, V=50257): return ModelConfig(vocab_size=V, n_layers=L, d_model=D, n_heads=N, d_ff=F, context_len=T)
+def _gpt(L, D, N, F, T, V=50257):
+    return ModelConfig(vocab_size=V, n_layers=L, d_model=D, n_heads=N, d_ff=F, context_len=T)
 
 CONFIGS = {c.name: c for c in [
-    Config('tiny', _gpt(2, 32, 2, 64, 64, V=256), QuantConfig(block_shape=(1, 32)), TrainConfig(max_steps=100, lr=3e-3, warmup_steps=10, compute_dtype='float32')),
+    Config('tiny', _gpt(2, 32, 2, 64, 64, V=256), QuantConfig(block_shape=(1, 32)),
+           TrainConfig(max_steps=100, lr=3e-3, warmup_steps=10, compute_dtype='float32')),
     Config('stdlib-5m', _gpt(5, 256, 4, 768, 512, V=4096), QuantConfig(**GEOMETRIES['int8'])),
     Config('tpu-small',  _gpt(12,  384,  6, 1536,  512)),
     Config('tpu-medium', _gpt(12,  768, 12, 3072, 1024)),
@@ -213,8 +256,10 @@ FIELD_PART = {f.name: part for part,cls in PARTS.items() for f in fields(cls)}
 
 # %% ../nbs/00_config.ipynb #8ad5672e
 RECIPES = {
-    'published': dict(start='quantile', quant_reg_weight=1., distill_weight=0., lr=1e-4, weight_decay=.01, warmup_steps=200, max_steps=5000),
-    'qat':       dict(start='kmeans', quant_reg_weight=0., distill_weight=1., lr=1e-4, weight_decay=0., warmup_steps=50, codebook_lr=1., requantize_every=1),
+    'published': dict(start='quantile', quant_reg_weight=1., distill_weight=0., lr=1e-4, weight_decay=.01,
+                      warmup_steps=200, max_steps=5000),
+    'qat':       dict(start='kmeans', quant_reg_weight=0., distill_weight=1., lr=1e-4, weight_decay=0.,
+                      warmup_steps=50, codebook_lr=1., requantize_every=1),
 }
 
 def named(kind, name, table):
@@ -230,11 +275,13 @@ def override(
     **settings,    # fields of the three dataclasses by name; they win over recipe and geometry
 )->Config:
     "A config with some fields replaced. Raises `UserError` for an unknown name or a bad value."
-    if bits is not None: need(1 <= bits <= 8, 'bits', bits, "between 1 and 8"); settings = {'n_entries': 2**bits, **settings}
+    if bits is not None:
+        need(1 <= bits <= 8, 'bits', bits, "between 1 and 8"); settings = {'n_entries': 2**bits, **settings}
     settings = {**named('recipe', recipe, RECIPES), **named('geometry', geometry, GEOMETRIES), **settings}
     for k in settings:
         if k not in FIELD_PART: raise UserError(suggest('setting', k, list(FIELD_PART)))
-    part = lambda p: dataclasses.replace(getattr(cfg, p), **{k:v for k,v in settings.items() if FIELD_PART[k] == p})
+    part = lambda p: dataclasses.replace(getattr(cfg, p),
+                                         **{k:v for k,v in settings.items() if FIELD_PART[k] == p})
     return Config(cfg.name, part('model'), part('quant'), part('train'))
 
 # %% ../nbs/00_config.ipynb #e096c258
@@ -242,29 +289,44 @@ def get_config(
     name:str,      # a key of `CONFIGS`, or the folder of a checkpoint
     **overrides,   # as of `override`
 )->Config:
-    "A preset with some fields replaced. Raises `UserError` for an unknown preset or whatever `override` refuses."
+    """A preset with some fields replaced.
+
+    Raises `UserError` for an unknown preset or whatever `override` refuses."""
     return override(CONFIGS[name] if name in CONFIGS else folder_config(name), **overrides)
 
 # %% ../nbs/00_config.ipynb #ec6fd9ca
 def config_to_dict(cfg:Config)->dict:
     "A config for JSON."
     out = dataclasses.asdict(cfg)
-    if not cfg.quant.overrides: del out['quant']['overrides']   # a file without any is one that older versions read
+    # a file without any is one that older versions read
+    if not cfg.quant.overrides: del out['quant']['overrides']
     return out
 
 def mistyped(d:dict)->list:
-    "The fields of a config as JSON holds it whose value is not of their type; a whole number will do for a float, a list for a tuple."
-    fits = lambda value, kind: isinstance(value, {float: (float, int), tuple: (tuple, list)}.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
-    wrong = [p for p in PARTS if not isinstance(d.get(p, {}), dict)] + ['name'][isinstance(d.get('name', ''), str):]
-    return wrong + [f.name for p in PARTS if p not in wrong for f in fields(PARTS[p]) if f.name in d.get(p, {}) and not fits(d[p][f.name], f.type)]
+    """The fields of a config, as JSON holds it, whose value is not of their type.
+
+    A whole number will do for a float, a list for a tuple."""
+    fits = lambda value, kind: (isinstance(value, {float: (float, int), tuple: (tuple, list)}.get(kind, kind))
+                                and (kind is bool or not isinstance(value, bool)))
+    wrong = ([p for p in PARTS if not isinstance(d.get(p, {}), dict)]
+             + ['name'][isinstance(d.get('name', ''), str):])
+    return (wrong + [f.name for p in PARTS if p not in wrong
+                     for f in fields(PARTS[p]) if f.name in d.get(p, {}) and not fits(d[p][f.name], f.type)])
 
 def config_from_dict(d:dict)->Config:
-    "The inverse of `config_to_dict`. Raises `UserError` where a field is missing, unknown or of another type."
-    if not isinstance(d, dict): raise UserError("the config in this file is no JSON object; write that file again")
-    if bad := mistyped(d): raise UserError(f"the config in this file has a wrong type of value for {', '.join(bad)}; write that file again")
-    if isinstance(L := d.get('model', {}).get('n_layers'), int): need(L <= 2**12, 'n_layers', L, "at most 4,096")
+    """The inverse of `config_to_dict`.
+
+    Raises `UserError` where a field is missing, unknown or of another type."""
+    if not isinstance(d, dict):
+        raise UserError("the config in this file is no JSON object; write that file again")
+    if bad := mistyped(d):
+        raise UserError(f"the config in this file has a wrong type of value for {', '.join(bad)}; "
+                        "write that file again")
+    if isinstance(L := d.get('model', {}).get('n_layers'), int):
+        need(L <= 2**12, 'n_layers', L, "at most 4,096")
     try: return Config(d['name'], **{p: cls(**d[p]) for p,cls in PARTS.items()})
-    except (KeyError, TypeError) as e: raise UserError(f"the config in this file does not fit this version of nativebit: {e}") from e
+    except (KeyError, TypeError) as e:
+        raise UserError(f"the config in this file does not fit this version of nativebit: {e}") from e
 
 # %% ../nbs/00_config.ipynb #2643c4e3
 NO_TOKENIZER = 'none'   # somebody's model came without: another's is not taken because it has as many tokens
@@ -274,7 +336,8 @@ def found_tokenizer(
     folder,       # that it was read from
 )->Config:
     "A config whose own tokenizer, if it has one, is a path that can be opened."
-    return override(cfg, tokenizer=str(Path(folder)/cfg.train.tokenizer)) if cfg.train.tokenizer not in ('', NO_TOKENIZER) else cfg
+    return (override(cfg, tokenizer=str(Path(folder)/cfg.train.tokenizer))
+            if cfg.train.tokenizer not in ('', NO_TOKENIZER) else cfg)
 
 def brought_tokenizer(
     cfg:Config,
@@ -283,8 +346,10 @@ def brought_tokenizer(
     "Copy a config's own tokenizer, if it has one, into a folder, and name it relative to that."
     if cfg.train.tokenizer in ('', NO_TOKENIZER): return cfg
     source, target = Path(cfg.train.tokenizer), Path(folder)/'tokenizer.json'
-    if not source.is_file(): raise UserError(f"the model's tokenizer {source} is gone; put it back, it belongs beside the weights")
-    if target.exists() and target.read_bytes() != source.read_bytes(): raise UserError(f"{target} belongs to another model; give another folder")
+    if not source.is_file():
+        raise UserError(f"the model's tokenizer {source} is gone; put it back, it belongs beside the weights")
+    if target.exists() and target.read_bytes() != source.read_bytes():
+        raise UserError(f"{target} belongs to another model; give another folder")
     if source.resolve() != target.resolve():
         with atomic_path(target) as tmp: shutil.copyfile(source, tmp)
     return override(cfg, tokenizer=target.name)
@@ -296,7 +361,10 @@ def folder_config(
     "The config of a checkpoint as a preset. Raises `UserError` where there is none."
     path = Path(folder)/'meta.json'
     refuse_unconverted(folder)
-    if not path.is_file(): raise UserError(suggest('config', str(folder), list(CONFIGS)) + "; or give the folder of a checkpoint")
+    if not path.is_file():
+        raise UserError(suggest('config', str(folder), list(CONFIGS)) + "; "
+                        "or give the folder of a checkpoint")
     try: cfg = config_from_dict(read_json(path)['config'])
-    except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f"{path} has no config that can be read ({e}); copy the checkpoint again") from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} has no config that can be read ({e}); copy the checkpoint again") from e
     return override(found_tokenizer(cfg, folder), nativebit=True, teacher='')

@@ -14,7 +14,8 @@ from ..utils.cli import UserError
 from ..config import check_dataset
 
 # %% ../../nbs/03_data/01_corpora.ipynb #4db1ba3c
-SKIP = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', 'encodings', 'pydoc_data', '__pycache__'}
+SKIP = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', 'encodings', 'pydoc_data',
+        '__pycache__'}
 
 def python_files(
     root,    # a folder
@@ -23,7 +24,8 @@ def python_files(
     root, names = Path(root), {}
     for p in sorted(root.rglob('*.py')):
         rel = p.relative_to(root)
-        if p.is_file() and not SKIP & set(rel.parts) and not rel.parts[0].startswith('config-'): names['.'.join(rel.with_suffix('').parts)] = p
+        if p.is_file() and not SKIP & set(rel.parts) and not rel.parts[0].startswith('config-'):
+            names['.'.join(rel.with_suffix('').parts)] = p
     return names
 
 # %% ../../nbs/03_data/01_corpora.ipynb #8a9c9c68
@@ -39,11 +41,13 @@ def python_documents(
 ):         # yields (split, text), in order of path
     "The Python files below `root`, split by a hash of their module names."
     files = python_files(root)
-    if 'train' not in map(split_of, files): raise UserError(f"no Python files below {root}; give python:PATH a folder with some")
+    if 'train' not in map(split_of, files):
+        raise UserError(f"no Python files below {root}; give python:PATH a folder with some")
     for name,path in files.items():
         try:
             with tokenize.open(path) as f: text = f.read()
-        except (OSError, SyntaxError, UnicodeDecodeError) as e: raise UserError(f"cannot read {path} as Python source ({e}); repair it or leave it out") from e
+        except (OSError, SyntaxError, UnicodeDecodeError) as e:
+            raise UserError(f"cannot read {path} as Python source ({e}); repair it or leave it out") from e
         yield split_of(name), text
 
 # %% ../../nbs/03_data/01_corpora.ipynb #751c367c
@@ -77,7 +81,9 @@ def separator(
     return eot + (r'|\n\s*\n' if len(re.findall(r'\n[^\S\n]*(?=\n)', head)) >= 20 else r'|\n')
 
 # %% ../../nbs/03_data/01_corpora.ipynb #2d20a296
-def opened(path): return (lzma.open if path.suffix.lower() == '.xz' else open)(path, 'rt', encoding='utf-8-sig')   # without a byte order mark
+def opened(path):
+    "A text, packed or not, read without its byte order mark."
+    return (lzma.open if path.suffix.lower() == '.xz' else open)(path, 'rt', encoding='utf-8-sig')
 
 def from_text(path, whole=False):
     with opened(path) as f: sep = separator(f.read(BLOCK), whole)
@@ -86,7 +92,9 @@ def from_text(path, whole=False):
 def text_of(x, where):
     "The text of a JSON object."
     try: return x['text'].encode(errors='replace').decode()   # JSON may hold halves of characters
-    except (KeyError, TypeError, AttributeError) as e: raise UserError(f'{where} is not an object such as {{"text": "a document"}}; repair or remove it') from e
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UserError(f'{where} is not an object such as {{"text": "a document"}}; '
+                        'repair or remove it') from e
 
 def from_jsonl(path):
     with opened(path) as f:
@@ -102,18 +110,26 @@ def from_json(path):
         if not f.read(BLOCK).lstrip().startswith('['): return from_jsonl(path)
         f.seek(0)
         try: objects = json.load(f)
-        except RecursionError as e: raise UserError(f"{path} is nested too deeply to be a list of objects with a text; repair it") from e
+        except RecursionError as e:
+            raise UserError(f"{path} is nested too deeply to be a list of objects with a text; "
+                            "repair it") from e
     return (text_of(x, f"object {n} of {path}") for n,x in enumerate(objects, 1))
 
 def from_parquet(path):
     from pyarrow import parquet as pq, types
     file = pq.ParquetFile(path)
     names = file.schema_arrow.names
-    if 'text' not in names: raise UserError(f"{path} has no column 'text', only {', '.join(names)}; rename the one with the documents")
+    if 'text' not in names:
+        raise UserError(f"{path} has no column 'text', only {', '.join(names)}; "
+                        "rename the one with the documents")
     kind = file.schema_arrow.field('text').type
-    if not any(is_text(kind) for is_text in (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary, types.is_binary_view, types.is_dictionary)):
-        raise UserError(f"column 'text' of {path} holds {kind} and no text; rename the one with the documents")
-    for batch in file.iter_batches(256, columns=['text']): yield from filter(None, batch['text'].cast('string').to_pylist())
+    if not any(is_text(kind)
+               for is_text in (types.is_string, types.is_large_string, types.is_string_view, types.is_binary,
+                               types.is_large_binary, types.is_binary_view, types.is_dictionary)):
+        raise UserError(f"column 'text' of {path} holds {kind} and no text; "
+                        "rename the one with the documents")
+    for batch in file.iter_batches(256, columns=['text']):
+        yield from filter(None, batch['text'].cast('string').to_pylist())
 
 # %% ../../nbs/03_data/01_corpora.ipynb #b00f70a7
 def file_documents(
@@ -122,11 +138,17 @@ def file_documents(
 ):                     # yields texts
     "The documents of a local file. Raises `UserError` where it can't be read."
     path = Path(path)
-    reader = {'.jsonl': from_jsonl, '.ndjson': from_jsonl, '.json': from_json, '.parquet': from_parquet}.get(Path(path.name.lower().removesuffix('.xz')).suffix)
+    readers = {'.jsonl': from_jsonl, '.ndjson': from_jsonl, '.json': from_json, '.parquet': from_parquet}
+    reader = readers.get(Path(path.name.lower().removesuffix('.xz')).suffix)
     try: yield from (d for d in (reader(path) if reader else from_text(path, whole)) if d.strip())
-    except OSError as e: raise UserError(f"cannot read the text {path}: {e.strerror or e}; give text:PATH a file that can be read") from e
-    except UnicodeDecodeError as e: raise UserError(f"{path} is not UTF-8 text ({e.reason}); convert it first") from e
-    except (ValueError, EOFError, lzma.LZMAError) as e: raise UserError(f"{path} is damaged or of another kind than its name says ({e}); fetch or make it again") from e
+    except OSError as e:
+        raise UserError(f"cannot read the text {path}: {e.strerror or e}; "
+                        "give text:PATH a file that can be read") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text ({e.reason}); convert it first") from e
+    except (ValueError, EOFError, lzma.LZMAError) as e:
+        raise UserError(f"{path} is damaged or of another kind than its name says ({e}); "
+                        "fetch or make it again") from e
 
 # %% ../../nbs/03_data/01_corpora.ipynb #286a22d5
 def nth_split(
@@ -144,17 +166,22 @@ def matching(
     return [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True)) or [pattern]
 
 def text_files(
-    spec:str,  # 'PATH', 'PATH,valid=PATH' or 'PATH,valid=PATH,test=PATH'; a path may be a pattern with * and **
+    # 'PATH', 'PATH,valid=PATH' or 'PATH,valid=PATH,test=PATH'; a path may be a pattern with * and **
+    spec:str,
 )->dict:       # {'train': [path, …], …}: the splits that were named
     "The files a `text:` dataset reads. Raises `UserError` where there is none."
     first, *others = re.split(r',(?=(?:valid|test)=)', spec)
     files = {}
     for split,pattern in [('train', first), *(o.split('=', 1) for o in others)]:
-        if split in files: raise UserError(f"{spec} names files for {split} twice; use one pattern, such as {split}='held-out/*.txt'")
+        if split in files:
+            raise UserError(f"{spec} names files for {split} twice; use one pattern, "
+                            f"such as {split}='held-out/*.txt'")
         pattern = str(Path(pattern).expanduser())
         files[split] = [Path(p).resolve() for p in matching(pattern)]
         for p in files[split]:
-            if not p.is_file(): raise UserError(f"cannot read the text {pattern}: {'it is a folder' if p.is_dir() else 'no such file'}; "
+            if not p.is_file():
+                raise UserError(f"cannot read the text {pattern}: "
+                                f"{'it is a folder' if p.is_dir() else 'no such file'}; "
                                                 "give text:PATH a file or a pattern such as 'corpus/*.txt'")
     return files
 
@@ -162,7 +189,7 @@ def text_files(
 def text_documents(
     spec:str,  # as of `text_files`
 ):             # yields (split, text), file by file
-    "The documents of local files; those of the first files are split by number, unless a split has files of its own."
+    "The documents of local files; the first files' are split by number, unless a split has its own files."
     files = text_files(spec)
     for split,paths in files.items():
         whole = split != 'train' or len(files) == 3   # nothing has to be divided
@@ -185,8 +212,11 @@ def hub_texts(
     import datasets
     repo, config = HUB[dataset]
     try: yield from (row['text'] for row in datasets.load_dataset(repo, config, split=split, streaming=True))
-    except OSError as e: raise UserError(f"cannot read {dataset} from the hub ({type(e).__name__} at {repo}); connect to a network, "
-                                         "set HF_HOME to a cache that has it, or use local files as text:PATH") from e
+    except OSError as e:
+        raise UserError(f"cannot read {dataset} from the hub ({type(e).__name__} at {repo}); "
+                        "connect to a network, "
+                                         "set HF_HOME to a cache that has it, "
+                        "or use local files as text:PATH") from e
 
 # %% ../../nbs/03_data/01_corpora.ipynb #f793bd45
 def articles(
@@ -207,7 +237,8 @@ def hub_documents(
     dataset:str,  # a key of `HUB`
 ):                # yields (split, text)
     "The documents of a dataset from the hub, in its own splits where it has them."
-    if dataset == 'openwebtext': yield from ((nth_split(n, 2000), t) for n,t in enumerate(hub_texts(dataset, 'train')))
+    if dataset == 'openwebtext':
+        yield from ((nth_split(n, 2000), t) for n,t in enumerate(hub_texts(dataset, 'train')))
     else:
         for split,name in dict(train='train', valid='validation', test='test').items():
             for text in articles(hub_texts(dataset, name)): yield split, text
@@ -229,7 +260,9 @@ def source(
     "What a dataset is made of, to tell whether it has changed, without reading a large one."
     kind, _, path = check_dataset(dataset).partition(':')
     if kind in HUB: return ['hub', *HUB[kind]]
-    if kind == 'text': return ['text', *([s, str(p), p.stat().st_size, p.stat().st_mtime_ns] for s,ps in text_files(path).items() for p in ps)]
+    if kind == 'text':
+        return ['text', *([s, str(p), p.stat().st_size, p.stat().st_mtime_ns]
+                          for s,ps in text_files(path).items() for p in ps)]
     h = hashlib.sha256()
     for name,p in python_files(Path(path).expanduser() if path else sysconfig.get_paths()['stdlib']).items():
         h.update(f'{name}:{p.stat().st_size}:'.encode() + p.read_bytes())

@@ -19,7 +19,9 @@ from .words import known_pre, word_splitter
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)   # types of tokens
 LLAMA_SPECIALS = dict(bos=1, eos=2, unk=0)                    # SentencePiece's, where the file does not say
 SPECIALS = dict(bos='bos', eos='eos', unk='unknown', pad='padding')
-ENDS = {'<|eot_id|>', '<|im_end|>', '<|end|>', '<|endoftext|>', '<|end_of_text|>', '<|eom_id|>', '<end_of_turn>', '</s>', '<EOT>', '<｜end▁of▁sentence｜>'}   # are special even in files that call them normal
+# are special even in files that call them normal
+ENDS = {'<|eot_id|>', '<|im_end|>', '<|end|>', '<|endoftext|>', '<|end_of_text|>', '<|eom_id|>',
+        '<end_of_turn>', '</s>', '<EOT>', '<｜end▁of▁sentence｜>'}
 
 def listed(
     meta:dict,  # a GGUF file's values
@@ -29,7 +31,9 @@ def listed(
     "A list of the file. Raises `UserError` where it is missing or too short."
     x = meta.get(f'tokenizer.ggml.{key}')
     x = x if isinstance(x, list) else getattr(x, 'tolist', list)()
-    if len(x) < max(n, 1): raise UserError(f"this GGUF file's tokenizer has {len(x):,} {key}, and {max(n, 1):,} are needed; download it again")
+    if len(x) < max(n, 1):
+        raise UserError(f"this GGUF file's tokenizer has {len(x):,} {key}, and {max(n, 1):,} are needed; "
+                        "download it again")
     return x
 
 def token_list(
@@ -37,9 +41,12 @@ def token_list(
 )->list:        # the tokens, number 0 first
     "All tokens. Raises `UserError` where two are the same."
     tokens = listed(meta, 'tokens')
-    if not all(isinstance(t, str) for t in tokens): raise UserError("this GGUF file's tokens are no text; download it again")
+    if not all(isinstance(t, str) for t in tokens):
+        raise UserError("this GGUF file's tokens are no text; download it again")
     tokens = [t or f'[EMPTY_{i}]' for i,t in enumerate(tokens)]   # as llama.cpp calls them
-    if len(set(tokens)) < len(tokens): raise UserError(f"this GGUF file lists {len(tokens) - len(set(tokens)):,} tokens twice; download it again")
+    if len(set(tokens)) < len(tokens):
+        raise UserError(f"this GGUF file lists {len(tokens) - len(set(tokens)):,} tokens twice; "
+                        "download it again")
     return tokens
 
 def flag(
@@ -57,7 +64,8 @@ def special_numbers(
     "The numbers of special tokens; one that no token has is left out."
     fits = lambda i: type(i) is int and 0 <= i < n
     given = {k: i for k,g in SPECIALS.items() if fits(i := meta.get(f'tokenizer.ggml.{g}_token_id'))}
-    return {k: i for k,i in LLAMA_SPECIALS.items() if meta['tokenizer.ggml.model'] == 'llama' and fits(i)} | given
+    return ({k: i for k,i in LLAMA_SPECIALS.items() if meta['tokenizer.ggml.model'] == 'llama' and fits(i)}
+            | given)
 
 def token_types(
     meta:dict,     # a GGUF file's values
@@ -65,10 +73,13 @@ def token_types(
     numbers:dict,  # of special tokens
 )->list:
     "Each token's type; special tokens are control tokens whatever the file says."
-    types = listed(meta, 'token_type', len(tokens)) if 'tokenizer.ggml.token_type' in meta else [NORMAL]*len(tokens)
-    if not all(type(x) is int for x in types): raise UserError("this GGUF file's types of tokens are no numbers; download it again")
+    types = (listed(meta, 'token_type', len(tokens)) if 'tokenizer.ggml.token_type' in meta
+             else [NORMAL]*len(tokens))
+    if not all(type(x) is int for x in types):
+        raise UserError("this GGUF file's types of tokens are no numbers; download it again")
     special = {numbers[k] for k in ('bos', 'eos') if k in numbers}
-    return [CONTROL if x in (NORMAL, UNUSED) and (i in special or t in ENDS) else x for i,(t,x) in enumerate(zip(tokens, types))]
+    return [CONTROL if x in (NORMAL, UNUSED) and (i in special or t in ENDS) else x
+            for i,(t,x) in enumerate(zip(tokens, types))]
 
 # %% ../../nbs/03_data/06_gguf_tokenizer.ipynb #cac16633
 def pairs(
@@ -76,14 +87,16 @@ def pairs(
 )->list:
     "Merges as pairs. Raises `UserError` for one that is none."
     out = [(m[:k], m[k+1:]) for m in merges if (k := m.find(' ', 1)) > 0]
-    if len(out) < len(merges): raise UserError("this GGUF file has merges that are no pairs of tokens; download it again")
+    if len(out) < len(merges):
+        raise UserError("this GGUF file has merges that are no pairs of tokens; download it again")
     return out
 
 def merges_of(
     scores:dict,  # {token: its score}
 )->list:          # pairs of tokens
     "The merges that scores stand for, the best one first."
-    if (longest := max(map(len, scores), default=0)) > 2048: raise UserError(f"this GGUF file has a token of {longest:,} letters; download it again")
+    if (longest := max(map(len, scores), default=0)) > 2048:
+        raise UserError(f"this GGUF file has a token of {longest:,} letters; download it again")
     found = [(t[:k], t[k:]) for t in scores for k in range(1, len(t)) if t[:k] in scores and t[k:] in scores]
     return sorted(found, key=lambda p: -scores[p[0] + p[1]])
 
@@ -96,7 +109,8 @@ def byte_bpe(
 )->Tokenizer:
     "A byte-level BPE, as GPT-2's."
     pre = known_pre(meta)
-    tok = Tokenizer(models.BPE({t: i for i,t in enumerate(tokens)}, pairs(listed(meta, 'merges')), ignore_merges=pre.whole))
+    tok = Tokenizer(models.BPE({t: i for i,t in enumerate(tokens)}, pairs(listed(meta, 'merges')),
+                               ignore_merges=pre.whole))
     tok.pre_tokenizer, tok.decoder = word_splitter(pre.splits), decoders.ByteLevel()
     return tok
 
@@ -107,13 +121,16 @@ def sentencepiece_bpe(
     numbers:dict,  # of special tokens
 )->Tokenizer:
     "SentencePiece's BPE: spaces are ▁, and what is no token becomes bytes."
-    scores = {t: s for t,s,x in zip(tokens, listed(meta, 'scores', len(tokens)), types) if x not in (UNKNOWN, CONTROL, BYTE)}
+    scores = {t: s for t,s,x in zip(tokens, listed(meta, 'scores', len(tokens)), types)
+              if x not in (UNKNOWN, CONTROL, BYTE)}
     bytes_there = {f'<0x{b:02X}>' for b in range(256)} <= set(tokens)
     unk = tokens[numbers['unk']] if 'unk' in numbers else None
-    tok = Tokenizer(models.BPE({t: i for i,t in enumerate(tokens)}, merges_of(scores), unk_token=unk, fuse_unk=True, byte_fallback=bytes_there))
+    tok = Tokenizer(models.BPE({t: i for i,t in enumerate(tokens)}, merges_of(scores), unk_token=unk,
+                               fuse_unk=True, byte_fallback=bytes_there))
     prefix = flag(meta, 'add_space_prefix', True)
     tok.normalizer = normalizers.Sequence([normalizers.Prepend('▁')]*prefix + [normalizers.Replace(' ', '▁')])
-    tok.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()] + [decoders.Strip(' ', 1, 0)]*prefix)
+    tok.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+                                    + [decoders.Strip(' ', 1, 0)]*prefix)
     return tok
 
 MODELS = dict(gpt2=byte_bpe, llama=sentencepiece_bpe)
@@ -124,16 +141,21 @@ def added_tokens(
     types:list,
 )->list:
     "Tokens that are found before text is cut."
-    return [AddedToken(t, special=x != USER, normalized=False) for t,x in zip(tokens, types) if x in (UNKNOWN, CONTROL, USER)]
+    return [AddedToken(t, special=x != USER, normalized=False)
+            for t,x in zip(tokens, types) if x in (UNKNOWN, CONTROL, USER)]
 
 def wrapped(
     meta:dict,     # a GGUF file's values
     numbers:dict,  # of special tokens
 )->list:           # of 'bos', 'eos': what a text is put between
-    "Which special tokens stand around a text, as llama.cpp decides it. Raises `UserError` where one has no number."
+    """Which special tokens stand around a text, as llama.cpp decides it.
+
+    Raises `UserError` where one has no number."""
     bos = meta['tokenizer.ggml.model'] == 'llama' or known_pre(meta).bos
     around = [k for k,default in dict(bos=bos, eos=False).items() if flag(meta, f'add_{k}_token', default)]
-    if lost := next((k for k in around if k not in numbers), None): raise UserError(f"this GGUF file puts a {lost} token around texts and does not say which; give the folder it was made from")
+    if lost := next((k for k in around if k not in numbers), None):
+        raise UserError(f"this GGUF file puts a {lost} token around texts and does not say which; "
+                        "give the folder it was made from")
     return around
 
 def template(
@@ -154,21 +176,30 @@ def check_tokenizer(
     "Raise `UserError` unless each token has its own number, and each special one encodes to it."
     vocab = tok.get_vocab()
     wrong = sum(vocab.get(t) != i for i,t in enumerate(tokens)) + abs(len(vocab) - len(tokens))
-    lost = [t.content for t in added if tok.encode(t.content, add_special_tokens=False).ids != [vocab[t.content]]]
-    if wrong or lost: raise UserError(f"this GGUF file's tokenizer can't be rebuilt: {wrong:,} tokens have other numbers, {len(lost):,} special ones are not found in text ({', '.join(lost[:3])}); give the folder it was made from")
+    lost = [t.content
+            for t in added if tok.encode(t.content, add_special_tokens=False).ids != [vocab[t.content]]]
+    if wrong or lost:
+        raise UserError(f"this GGUF file's tokenizer can't be rebuilt: {wrong:,} tokens have other numbers, "
+                        f"{len(lost):,} special ones are not found in text ({', '.join(lost[:3])}); "
+                        "give the folder it was made from")
 
 def gguf_tokenizer(
     meta:dict,  # a GGUF file's values
 )->Tokenizer:
     "The tokenizer of a GGUF file. Raises `UserError` where it would not be the same."
     kind = str(meta.get('tokenizer.ggml.model'))
-    if kind not in MODELS: raise UserError(f"tokenizers of kind {kind[:60]!r} (tokenizer.ggml.model) are not supported; supported are {', '.join(MODELS)}: give the folder this GGUF file was made from")
+    if kind not in MODELS:
+        raise UserError(f"tokenizers of kind {kind[:60]!r} (tokenizer.ggml.model) are not supported; "
+                        f"supported are {', '.join(MODELS)}: give the folder this GGUF file was made from")
     tokens = token_list(meta)
     numbers = special_numbers(meta, len(tokens))
     types, around = token_types(meta, tokens, numbers), wrapped(meta, numbers)
     try: tok = MODELS[kind](meta, tokens, types, numbers)
     except UserError: raise
-    except Exception as e: raise UserError(f"this GGUF file's tokenizer can't be rebuilt ({str(e)[:120]}); give the folder it was made from") from e   # what `tokenizers` raises is an Exception
+    # what `tokenizers` raises is an Exception
+    except Exception as e:
+        raise UserError(f"this GGUF file's tokenizer can't be rebuilt ({str(e)[:120]}); "
+                        "give the folder it was made from") from e
     tok.add_tokens(added := added_tokens(tokens, types))
     if around: tok.post_processor = template(tokens, numbers, around)
     check_tokenizer(tok, tokens, added)
@@ -180,7 +211,8 @@ def chat_templates(
 )->dict:        # {} or {'chat_template': …}
     "How a chat is written: one template, or several with names."
     name, one = 'tokenizer.chat_template', meta.get('tokenizer.chat_template')
-    more = {k.removeprefix(f'{name}.'): v for k,v in meta.items() if k.startswith(f'{name}.') and isinstance(v, str)}
+    more = {k.removeprefix(f'{name}.'): v
+            for k,v in meta.items() if k.startswith(f'{name}.') and isinstance(v, str)}
     if isinstance(one, str): more = dict(default=one) | more
     if list(more) == ['default']: return dict(chat_template=more['default'])
     return dict(chat_template=[dict(name=k, template=v) for k,v in more.items()]) if more else {}
@@ -192,8 +224,10 @@ def tokenizer_config(
     "A tokenizer_config.json for transformers."
     numbers, found = special_numbers(meta, tok.get_vocab_size()), tok.get_added_tokens_decoder()
     around = wrapped(meta, numbers)
-    return dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False, add_bos_token='bos' in around, add_eos_token='eos' in around,
-                **{f'{k}_token': found[i].content if (i := numbers.get(k)) in found else None for k in SPECIALS}, **chat_templates(meta))
+    return dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False,
+                add_bos_token='bos' in around, add_eos_token='eos' in around,
+                **{f'{k}_token': found[i].content if (i := numbers.get(k)) in found else None
+                   for k in SPECIALS}, **chat_templates(meta))
 
 def write_tokenizer(
     meta:dict,  # a GGUF file's values
@@ -201,6 +235,8 @@ def write_tokenizer(
 )->list:        # the files
     "Write a GGUF file's tokenizer as transformers reads it. Raises `UserError` where that is not possible."
     tok, folder = gguf_tokenizer(meta), Path(folder)
-    (folder/'tokenizer.json').write_text(tok.to_str(pretty=True), encoding='utf-8')   # what `save` raises on a full disk is an Exception
-    (folder/'tokenizer_config.json').write_text(json.dumps(tokenizer_config(meta, tok), indent=2, ensure_ascii=False), encoding='utf-8')
+    # what `save` raises on a full disk is an Exception
+    (folder/'tokenizer.json').write_text(tok.to_str(pretty=True), encoding='utf-8')
+    (folder/'tokenizer_config.json').write_text(
+        json.dumps(tokenizer_config(meta, tok), indent=2, ensure_ascii=False), encoding='utf-8')
     return sorted(folder.glob('tokenizer*.json'))

@@ -66,8 +66,10 @@ def tokenized(
 ):              # yields (split, tokens of the tokenizer's type, counts), in the same order
     "Documents as tokens, each closed by the tokenizer's `eot`, with what they count for."
     def encode(batch):
-        ids = [np.concatenate([tokenizer.begin, i, [tokenizer.eot]]).astype(tokenizer.dtype) for i in tokenizer.encode_batch([t for _,t in batch])]
-        return [(s, i, dict(documents=1, tokens=len(i), bytes=len(t.encode()), words=count_words(t))) for (s,t),i in zip(batch, ids)]
+        ids = [np.concatenate([tokenizer.begin, i, [tokenizer.eot]]).astype(tokenizer.dtype)
+               for i in tokenizer.encode_batch([t for _,t in batch])]
+        return [(s, i, dict(documents=1, tokens=len(i), bytes=len(t.encode()), words=count_words(t)))
+                for (s,t),i in zip(batch, ids)]
     for rows in thread_map(encode, in_batches(docs)): yield from rows
 
 # %% ../../nbs/03_data/03_loader.ipynb #3d13205f
@@ -85,14 +87,16 @@ def write_whole(
 # %% ../../nbs/03_data/03_loader.ipynb #76271396
 class ShardWriter:
     "Collects the documents of a split and writes them as `SPLIT-00000.npy`, …"
-    def __init__(self, folder, split, counts): self.folder, self.split, self.counts, self.ids, self.pending = folder, split, counts, [], Counter()
+    def __init__(self, folder, split, counts):
+        self.folder, self.split, self.counts, self.ids, self.pending = folder, split, counts, [], Counter()
     def add(self, ids, counts):
         self.ids.append(ids)
         self.pending.update(counts)
     def write(self):
         "Write what was collected; `counts` is what the shards on the disk hold."
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, dict(descr=self.ids[0].dtype.str, fortran_order=False, shape=(self.pending['tokens'],)))
+        np.lib.format.write_array_header_1_0(
+            header, dict(descr=self.ids[0].dtype.str, fortran_order=False, shape=(self.pending['tokens'],)))
         write_whole(self.folder/f"{self.split}-{self.counts['shards']:05}.npy", header.getvalue(), *self.ids)
         for k,v in dict(self.pending, shards=1).items(): self.counts[k] += v
         self.ids, self.pending = [], Counter()
@@ -107,7 +111,8 @@ class Tokens:
         start, stop, step = i.indices(len(self))
         a, b = np.searchsorted(self.ends, [start, stop], 'right')
         begin = lambda k: int(self.ends[k] - len(self.shards[k]))
-        parts = [self.shards[k][max(0, start-begin(k)):max(0, stop-begin(k))] for k in range(a, min(b+1, len(self.shards)))]
+        parts = [self.shards[k][max(0, start-begin(k)):max(0, stop-begin(k))]
+                 for k in range(a, min(b+1, len(self.shards)))]
         return np.concatenate(parts or [self.shards[0][:0]])[::step]
     def __array__(self, dtype=None, copy=None): return np.asarray(self[:], dtype)
 
@@ -134,7 +139,8 @@ def write_shards(
 ):
     "Tokenize documents into a folder of shards, going on from what is there."
     progress = folder/'progress.json'
-    meta = json.loads(progress.read_text()) if progress.exists() else {**meta, **{s: dict.fromkeys(COUNTS, 0) for s in SPLITS}}
+    meta = (json.loads(progress.read_text()) if progress.exists()
+            else {**meta, **{s: dict.fromkeys(COUNTS, 0) for s in SPLITS}})
     writers = {s: ShardWriter(folder, s, meta[s]) for s in SPLITS}
     done = {s: meta[s]['documents'] for s in SPLITS}
     with tqdm(desc='tokenizing', unit=' tokens', unit_scale=True, leave=False, disable=None) as bar:
@@ -148,7 +154,8 @@ def write_shards(
     for w in writers.values():
         if w.ids: w.write()
     write_whole(folder/'meta.json', json.dumps(meta, indent=1).encode())
-    for f in (progress, *folder.glob('.*.tmp')): f.unlink(missing_ok=True)   # the latter of a process that was killed
+    # the latter of a process that was killed
+    for f in (progress, *folder.glob('.*.tmp')): f.unlink(missing_ok=True)
 
 # %% ../../nbs/03_data/03_loader.ipynb #1f6cdfff
 def open_split(
@@ -158,7 +165,9 @@ def open_split(
 ):                # tokens: a memory-mapped array, or `Tokens` of several
     "The tokens of a split, on the disk. Raises `UserError` where a shard is missing or damaged."
     try: shards = [np.load(folder/f'{split}-{i:05}.npy', mmap_mode='r') for i in range(counts['shards'])]
-    except (OSError, ValueError, EOFError) as e: raise UserError(f"the prepared data in {folder} is damaged ({e}); delete that folder and start again") from e
+    except (OSError, ValueError, EOFError) as e:
+        raise UserError(f"the prepared data in {folder} is damaged ({e}); "
+                        "delete that folder and start again") from e
     return Tokens(shards) if len(shards) > 1 else shards[0] if shards else np.zeros(0, np.uint16)
 
 # %% ../../nbs/03_data/03_loader.ipynb #e75b5789
@@ -167,16 +176,25 @@ def prepare(
     tokenizer,                  # as of `load_tokenizer`
     *, shard_tokens:int=2**26,  # a shard has at most so many, if a document fits
 )->tuple:                       # ({'train': tokens, as of `open_split`, …}, meta)
-    "Tokenize a dataset unless that was done before. Raises `UserError` where it can't be read or the cache can't be written."
+    """Tokenize a dataset unless that was done before.
+
+    Raises `UserError` where it can't be read or the cache can't be written."""
     meta = dict(dataset=dataset, source=source(dataset), tokenizer=digest(tokenizer.to_str()))
-    folder = cache_dir()/f"{dataset.partition(':')[0]}-{digest(json.dumps([meta['source'], meta['tokenizer'], *map(int, tokenizer.begin), int(tokenizer.eot)]))}"
+    key = json.dumps([meta['source'], meta['tokenizer'], *map(int, tokenizer.begin), int(tokenizer.eot)])
+    folder = cache_dir()/f"{dataset.partition(':')[0]}-{digest(key)}"
     if not (folder/'meta.json').exists():
         try:
             with FileLock(f'{folder}.lock'):   # of several processes one does it, the others wait
-                if not (folder/'meta.json').exists(): write_shards(documents(dataset), tokenizer, folder, meta, shard_tokens)
-        except OSError as e: raise UserError(f"cannot write {folder} ({e.strerror or e}); choose another folder with NATIVEBIT_CACHE") from e
-    try: meta = read_json(folder/'meta.json'); return {s: open_split(folder, s, meta[s]) for s in SPLITS}, meta
-    except (KeyError, TypeError) as e: raise UserError(f"the prepared data in {folder} is damaged (no {e}); delete that folder and start again") from e
+                if not (folder/'meta.json').exists():
+                    write_shards(documents(dataset), tokenizer, folder, meta, shard_tokens)
+        except OSError as e:
+            raise UserError(f"cannot write {folder} ({e.strerror or e}); "
+                            "choose another folder with NATIVEBIT_CACHE") from e
+    try:
+        meta = read_json(folder/'meta.json'); return {s: open_split(folder, s, meta[s]) for s in SPLITS}, meta
+    except (KeyError, TypeError) as e:
+        raise UserError(f"the prepared data in {folder} is damaged (no {e}); "
+                        "delete that folder and start again") from e
 
 # %% ../../nbs/03_data/03_loader.ipynb #6323fbc9
 class Windows:
@@ -187,9 +205,11 @@ class Windows:
     ):
         self.tokens, self.context_len = tokens, context_len
         if len(tokens) <= context_len: raise UserError(
-            f"the context of {context_len} tokens is longer than the data ({len(tokens)} tokens); use more text or a smaller --context-len")
+            f"the context of {context_len} tokens is longer than the data ({len(tokens)} tokens); "
+            "use more text or a smaller --context-len")
     def __len__(self): return (len(self.tokens)-1)//self.context_len
-    def __getitem__(self, i): return np.asarray(self.tokens[i*self.context_len:(i+1)*self.context_len+1], np.int32)
+    def __getitem__(self, i):
+        return np.asarray(self.tokens[i*self.context_len:(i+1)*self.context_len+1], np.int32)
 
 # %% ../../nbs/03_data/03_loader.ipynb #08bd5508
 def batches(
@@ -201,7 +221,8 @@ def batches(
 ):                      # an endless sequence: item i is the (B, T+1) batch of step i
     "Shuffled batches by step number; every epoch has its own order, and one seed decides them all."
     import grain   # here, because it brings JAX along, and reading a tokenizer needs none
-    return grain.MapDataset.source(Windows(tokens, context_len)).seed(seed).shuffle().repeat()[host[0]::host[1]].batch(batch_size)
+    windows = grain.MapDataset.source(Windows(tokens, context_len)).seed(seed).shuffle().repeat()
+    return windows[host[0]::host[1]].batch(batch_size)
 
 # %% ../../nbs/03_data/03_loader.ipynb #351005b5
 def calibration_batches(
@@ -232,16 +253,20 @@ def eval_batches(
 
 # %% ../../nbs/03_data/03_loader.ipynb #d547c673
 def main(
-    dataset:str,                    # stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER, or text:FILES such as 'text:corpus/*.txt.xz,test=wiki.txt'
+    # stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER, or text:FILES such as
+    # 'text:corpus/*.txt.xz,test=wiki.txt'
+    dataset:str,
     config:str='stdlib-5m',         # preset whose vocabulary decides the tokenizer
     train_tokenizer_to:str=None,    # write a new tokenizer.json here instead, learned from the training split
 ):
-    "Tokenize a dataset once, into NATIVEBIT_CACHE (~/.cache/nativebit), and print its counts; or train a tokenizer for it."
+    "Tokenize a dataset into NATIVEBIT_CACHE (~/.cache/nativebit), print its counts; or train a tokenizer."
     cfg = get_config(config, dataset=dataset)
     if train_tokenizer_to:
-        if Path(train_tokenizer_to).exists(): raise UserError(f"{train_tokenizer_to} exists; delete it, or choose another file")
+        if Path(train_tokenizer_to).exists():
+            raise UserError(f"{train_tokenizer_to} exists; delete it, or choose another file")
         tok = train_tokenizer((t for s,t in documents(dataset) if s == 'train'), cfg.model.vocab_size).tok
-        with atomic_path(train_tokenizer_to) as tmp: tmp.write_text(tok.to_str(pretty=True), encoding='utf-8')   # what `save` raises on a full disk is an Exception
+        # what `save` raises on a full disk is an Exception
+        with atomic_path(train_tokenizer_to) as tmp: tmp.write_text(tok.to_str(pretty=True), encoding='utf-8')
         return print(f"a tokenizer of {cfg.model.vocab_size:,} tokens is in {train_tokenizer_to}")
     _, meta = prepare(dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
     print(json.dumps({s: meta[s] for s in SPLITS}, indent=1))

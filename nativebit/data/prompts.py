@@ -16,7 +16,7 @@ def context_of(
     tokens:list,
     least:int=8,  # tokens to keep, where there are as many
 )->list:
-    "The end of some tokens that says how the next one is spelled: it spells something itself, and begins with a whole character."
+    "The last tokens that say how the next one is spelled: they spell something, from a whole character on."
     whole = lambda n: (text := tokenizer.decode(tokens[-n:])) and not text.startswith('\ufffd')
     return tokens[-next((n for n in range(least, 2*least) if whole(n)), 2*least):]
 
@@ -43,7 +43,9 @@ def tokenizer_for(
 ):
     "The tokenizer a network was trained with. Raises `UserError` where ours is another one."
     tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
-    if note.get('digest', other := digest(tok.to_str())) != other: raise UserError(f"this file was packed with another tokenizer than {cfg.train.tokenizer or 'data/stdlib/tokenizer.json'}; bring back the one it had")
+    if note.get('digest', other := digest(tok.to_str())) != other:
+        raise UserError("this file was packed with another tokenizer than "
+                        f"{cfg.train.tokenizer or 'data/stdlib/tokenizer.json'}; bring back the one it had")
     if note.get('ends'): tok.ends = note['ends']   # what the model's other files said when it was packed
     return tok
 
@@ -51,9 +53,11 @@ def tokenizer_for(
 def read_prompt(prompt)->str:
     "The prompt of the command line, else what is piped in, else nothing."
     try:
-        text = prompt if prompt is not None else '' if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+        text = (prompt if prompt is not None else '' if sys.stdin is None or sys.stdin.isatty()
+                else sys.stdin.read())
         text.encode()
-    except UnicodeError as e: raise UserError(f"the prompt is not UTF-8 text ({e.reason}); convert it first") from e
+    except UnicodeError as e:
+        raise UserError(f"the prompt is not UTF-8 text ({e.reason}); convert it first") from e
     return text
 
 def check_options(

@@ -22,7 +22,9 @@ def whole_documents(
     if kind == 'python': return documents(dataset)
     if kind != 'text': return (d for d in documents(dataset) if d[0] == 'test')
     files = text_files(path)
-    if len(files) > 1: raise UserError(f"{dataset} names files of several splits, and a text is read whole; give text:FILES alone")
+    if len(files) > 1:
+        raise UserError(f"{dataset} names files of several splits, and a text is read whole; "
+                        "give text:FILES alone")
     return (('test', text) for p in files['train'] for text in file_documents(p, whole=True))
 
 def text_tokens(
@@ -59,7 +61,9 @@ def named_texts(
     except ValueError as e: raise UserError(f"--texts {words}: {e}; close the quotes") from e
     for pair in pairs:
         name, eq, dataset = pair.partition('=')
-        if not eq or not re.fullmatch(r'[\w.-]+', name): raise UserError(f'--texts {pair}: give each text a name, such as --texts "wiki=text:wiki.txt code=python:FOLDER"')
+        if not eq or not re.fullmatch(r'[\w.-]+', name):
+            raise UserError(f'--texts {pair}: give each text a name, '
+                            'such as --texts "wiki=text:wiki.txt code=python:FOLDER"')
         if name in out: raise UserError(f"--texts calls two texts {name}; give each a name of its own")
         out[name] = check_dataset(dataset)
     if not out: raise UserError('say what to read: --texts "wiki=text:wiki.txt code=python:FOLDER"')

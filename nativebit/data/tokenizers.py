@@ -27,7 +27,7 @@ class ByteTokenizer:
     def encode_batch(self, texts): return [np.frombuffer(t.encode(), np.uint8) for t in texts]
     def encode(self, text): return np.concatenate([self.begin, self.encode_batch([text])[0]])
     def decode(self, ids): return bytes(int(i) for i in ids).decode(errors='replace')
-    def is_byte(self, i): return False   # one of the bytes that some tokenizers spell what they have no token for in
+    def is_byte(self, i): return False   # some tokenizers spell in bytes what they have no token for
     def to_str(self): return 'bytes'
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #28d8abb6
@@ -37,23 +37,30 @@ class BPETokenizer(ByteTokenizer):
     "A `tokenizers.Tokenizer` with the same methods."
     ends = ()
     def __init__(self, tok,
-        ends=(),    # tokens that end a text, the one that closes documents first; none: the first of `ENDS` that there is
+        # tokens that end a text, the one that closes documents first; none: the first of `ENDS` that there is
+        ends=(),
         rows=None,  # of the model's embedding; None: as many as tokens
     ):
         tok.no_truncation(); tok.no_padding()   # of whoever trained it, and not for whole texts
-        self.tok, self.ends = tok, list(ends) or [i for t in ENDS if (i := tok.token_to_id(t)) is not None][:1]
+        self.tok, self.ends = (tok,
+                               list(ends) or [i for t in ENDS if (i := tok.token_to_id(t)) is not None][:1])
         self.eot = next(iter(self.ends), None)
         self.size = max(tok.get_vocab().values(), default=-1) + 1   # numbers may have gaps
         self.rows, self.dtype = rows or self.size, np.dtype('uint16' if self.size <= 2**16 else 'uint32')
         self.begin = np.array(tok.encode('').ids, np.int64)
-        if len(self.begin) and self.begin[-1] == self.eot: self.begin = self.begin[:-1]   # what closes a text is no beginning
+        # what closes a text is no beginning
+        if len(self.begin) and self.begin[-1] == self.eot: self.begin = self.begin[:-1]
     def encode_batch(self, texts):
         ids = [np.array(e.ids, np.int64) for e in self.tok.encode_batch_fast(texts, add_special_tokens=False)]
-        if self.size > self.rows and (high := max((int(i.max()) for i in ids if len(i)), default=0)) >= self.rows:
-            raise UserError(f"the text holds {self.tok.id_to_token(high)!r}, token number {high}, and the model has {self.rows}; leave it out, or give the tokenizer that the model was trained with")
+        if (self.size > self.rows
+            and (high := max((int(i.max()) for i in ids if len(i)), default=0)) >= self.rows):
+            raise UserError(f"the text holds {self.tok.id_to_token(high)!r}, token number {high}, "
+                            f"and the model has {self.rows}; leave it out, "
+                            "or give the tokenizer that the model was trained with")
         return ids
     def decode(self, ids): return self.tok.decode([int(i) for i in ids])
-    def is_byte(self, i): return re.fullmatch('<0x[0-9A-F]{2}>', self.tok.id_to_token(int(i)) or '') is not None
+    def is_byte(self, i):
+        return re.fullmatch('<0x[0-9A-F]{2}>', self.tok.id_to_token(int(i)) or '') is not None
     def to_str(self): return self.tok.to_str()
 
 def train_tokenizer(
@@ -62,7 +69,8 @@ def train_tokenizer(
 )->BPETokenizer:
     "A byte-level BPE tokenizer."
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=[EOT], show_progress=False)
+    bpe.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=[EOT],
+                            show_progress=False)
     return BPETokenizer(bpe._tokenizer)
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #f9058e94
@@ -72,7 +80,8 @@ class GPT2Tokenizer(ByteTokenizer):
         ranks:dict,  # the bytes of a token → its number, as of `gpt2_ranks`
     ):
         self.ranks, self.eot = ranks, len(ranks)
-        self.enc = tiktoken.Encoding('gpt2', pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens={EOT: self.eot})
+        self.enc = tiktoken.Encoding('gpt2', pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks,
+                                     special_tokens={EOT: self.eot})
     def encode_batch(self, texts): return [self.enc.encode_to_numpy(t, disallowed_special=()) for t in texts]
     def decode(self, ids): return self.enc.decode([int(i) for i in ids])
     def to_str(self): return repr(sorted(self.ranks.items()))
@@ -86,10 +95,14 @@ def gpt2_ranks(
     try:
         if not folder: return openai_public.gpt2()['mergeable_ranks']
         files = [str(Path(folder).expanduser().resolve()/f) for f in ('vocab.bpe', 'encoder.json')]
-        hashes = [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files]   # else tiktoken would cache a path for ever
+        # else tiktoken would cache a path for ever
+        hashes = [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files]
         return data_gym_to_mergeable_bpe_ranks(*files, *hashes)
-    except OSError as e: raise UserError(f"cannot {'read' if folder else 'download'} the tokenizer ({e if folder else type(e).__name__}); {hint}") from e
-    except (AssertionError, KeyError, ValueError) as e: raise UserError(f"the files in {folder} are not a tokenizer of GPT-2's kind; {hint}") from e
+    except OSError as e:
+        raise UserError(f"cannot {'read' if folder else 'download'} the tokenizer "
+                        f"({e if folder else type(e).__name__}); {hint}") from e
+    except (AssertionError, KeyError, ValueError) as e:
+        raise UserError(f"the files in {folder} are not a tokenizer of GPT-2's kind; {hint}") from e
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #616be95c
 def said_ends(
@@ -99,23 +112,36 @@ def said_ends(
     "The tokens that end a text, as the files of the model beside its tokenizer say; config.json's first."
     found = []
     for folder in (Path(path).parent, Path(path).parent/'hf'):
-        for name,key in (('config.json', 'eos_token_id'), ('generation_config.json', 'eos_token_id'), ('tokenizer_config.json', 'eos_token')):
+        for name,key in (('config.json', 'eos_token_id'), ('generation_config.json', 'eos_token_id'),
+                         ('tokenizer_config.json', 'eos_token')):
             try: x = json.loads((folder/name).read_text()).get(key)
             except (OSError, ValueError, AttributeError): continue
-            for x in x if isinstance(x, list) else [x.get('content') if isinstance(x, dict) else x]: found.append(tok.token_to_id(x) if isinstance(x, str) else x)
+            for x in x if isinstance(x, list) else [x.get('content') if isinstance(x, dict) else x]:
+                found.append(tok.token_to_id(x) if isinstance(x, str) else x)
     return list(dict.fromkeys(i for i in found if isinstance(i, int) and tok.id_to_token(i) is not None))
 
 def read_tokenizer(
     path,            # a tokenizer.json
     vocab_size:int,  # of the model
 )->BPETokenizer:
-    "A tokenizer from its file. Raises `UserError` where it can't be read or names tokens that the model does not have."
-    if not Path(path).is_file(): raise UserError(f"tokenizer file {path} not found; check the path, or copy the model's tokenizer.json there")
+    """A tokenizer from its file.
+
+    Raises `UserError` where it can't be read or names tokens that the model does not have."""
+    if not Path(path).is_file():
+        raise UserError(f"tokenizer file {path} not found; check the path, "
+                        "or copy the model's tokenizer.json there")
     try: tok = Tokenizer.from_file(str(path))
-    except Exception as e: raise UserError(f"{path} is no tokenizer ({e}); give a tokenizer.json as the tokenizers library writes it") from e   # it raises nothing narrower
+    # it raises nothing narrower
+    except Exception as e:
+        raise UserError(f"{path} is no tokenizer ({e}); "
+                        "give a tokenizer.json as the tokenizers library writes it") from e
     tok = BPETokenizer(tok, said_ends(path, tok), vocab_size)
-    if tok.eot is None: raise UserError(f"{path} has no token that ends a text (any of {', '.join(ENDS)}, or what config.json beside it says); use another tokenizer")
-    if tok.eot >= vocab_size: raise UserError(f"{path} has {tok.size} tokens and the model {vocab_size}; give the tokenizer that the model was trained with")
+    if tok.eot is None:
+        raise UserError(f"{path} has no token that ends a text (any of {', '.join(ENDS)}, "
+                        "or what config.json beside it says); use another tokenizer")
+    if tok.eot >= vocab_size:
+        raise UserError(f"{path} has {tok.size} tokens and the model {vocab_size}; "
+                        "give the tokenizer that the model was trained with")
     return tok
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #c77e1a30
@@ -128,7 +154,8 @@ def shipped(
 )->Path:
     "A folder that comes with the repository. Raises `UserError` where there is only the package."
     if (DATA/part).is_dir(): return DATA/part
-    raise UserError(f"data/{part} comes with the repository and not with the package; clone the repository and run there{otherwise}")
+    raise UserError(f"data/{part} comes with the repository and not with the package; "
+                    f"clone the repository and run there{otherwise}")
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #ebdafc98
 def load_tokenizer(
@@ -136,15 +163,22 @@ def load_tokenizer(
     path:str='',     # a tokenizer.json; then any vocabulary will do
 ):
     "The tokenizer for a vocabulary size. Raises `UserError` where there is none or its files are missing."
-    if path == NO_TOKENIZER: raise UserError("this model came without a tokenizer.json; AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) writes one, and then it is to be converted or packed again")
+    if path == NO_TOKENIZER:
+        raise UserError("this model came without a tokenizer.json; "
+                        "AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) writes one, "
+                        "and then it is to be converted or packed again")
     if path: return read_tokenizer(path, vocab_size)
     if vocab_size == 256: return ByteTokenizer()
     if vocab_size == 50257:
         folder = os.environ.get('NATIVEBIT_TOKENIZER')
         ranks = gpt2_ranks(folder)
-        if len(ranks) != 50256: raise UserError(f"the tokenizer in {folder} has {len(ranks)} tokens, GPT-2's has 50256; set NATIVEBIT_TOKENIZER to a folder with GPT-2's")
+        if len(ranks) != 50256:
+            raise UserError(f"the tokenizer in {folder} has {len(ranks)} tokens, GPT-2's has 50256; "
+                            "set NATIVEBIT_TOKENIZER to a folder with GPT-2's")
         return GPT2Tokenizer(ranks)
-    if vocab_size != 4096: raise UserError(f"no tokenizer with {vocab_size} entries; use a model with a vocabulary of 256, 4096 or 50257")
+    if vocab_size != 4096:
+        raise UserError(f"no tokenizer with {vocab_size} entries; use a model with a vocabulary of 256, "
+                        "4096 or 50257")
     return read_tokenizer(PACKAGE/'assets'/'stdlib-tokenizer.json', vocab_size)
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #91dd7b8f

@@ -32,20 +32,30 @@ def cased(
     ending='',   # what a word may end in
 )->str:
     "As `modern`, but a capital letter behind a small one begins a word."
-    return rf"{START}{UPPER}*{LOWER}+{ending}|{START}{UPPER}+{LOWER}*{ending}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
+    return (rf"{START}{UPPER}*{LOWER}+{ending}|{START}{UPPER}+{LOWER}*{ending}|{digits}"
+            rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}")
 
 ONE, THREE = r'\p{N}', r'\p{N}{1,3}'
 HAN = '[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+'
-CASED = ('[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-'
-         '\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-'
-         '\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-'
-         '\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d'
-         '\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3'
-         '\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-'
-         '\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943]+')   # letters that have a small and a capital form, in the Unicode of its time
-DEEPSEEK = (r'[\r\n]', r'\s?' + CASED, r'\s?[!-/:-~' + '\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+', r'\s+$', HAN, r'\p{N}+')
+# letters that have a small and a capital form, in the Unicode of its time
+CASED = ('[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293'
+         '\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a'
+         '\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5'
+         '\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77'
+         '\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57'
+         '\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4'
+         '\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc'
+         '\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d'
+         '\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b'
+         '\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f'
+         '\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a'
+         '\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb'
+         '\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943]+')
+DEEPSEEK = (r'[\r\n]', r'\s?' + CASED,
+            r'\s?[!-/:-~' + '\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+', r'\s+$', HAN, r'\p{N}+')
 DEEPSEEK3 = (THREE, '[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+',
-             r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""")
+             r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+             r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 # %% ../../nbs/03_data/05_words.ipynb #c3412757
 @dataclass(frozen=True)
@@ -56,32 +66,38 @@ class Pre:
     bos:bool=False    # texts begin with BOS where the file does not say
 
 KINDS = {
-    'default':                                           Pre((r'[\p{P}\$\+<=>\^~\|]+', WORDS, r'\p{N}+', '[0-9][0-9][0-9]')),
+    'default': Pre((r'[\p{P}\$\+<=>\^~\|]+', WORDS, r'\p{N}+', '[0-9][0-9][0-9]')),
     'gpt-2 phi-2 exaone4 gigachat mellum a.x-4.0 olmo jais trillion granite-docling mpt': Pre((WORDS,)),
-    'smollm starcoder refact command-r codeshell exaone minerva-7b mellum2':              Pre((ONE, WORDS)),
-    'falcon':                                            Pre((r'[\p{P}\$\+<=>\^~\|`]+', WORDS, '[0-9][0-9][0-9]')),
-    'llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2':                  Pre((modern(THREE),), whole=True, bos=True),
-    'dbrx smaug-bpe glm4 chatglm-bpe':                   Pre((modern(THREE),)),
-    'qwen2 kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2':                     Pre((modern(ONE),)),
-    'deepseek-r1-qwen':                                  Pre((modern(THREE),)),   # one by one in llama.cpp; the same, as Qwen has no token of two digits, and right if a vocabulary has some
-    'qwen35':                                            Pre((modern(ONE, r'\p{L}\p{M}'),)),
-    'seed-coder':                                        Pre((modern(ONE, signs='').replace(r'[^\s\p{L}\p{N}]+', r'[^\s\p{L}\p{N}\r\n]+'),)),
-    'deepseek-coder':                                    Pre((r'[\r\n]', r'\s?\p{L}+', r'\s?\p{P}+', HAN, ONE)),
-    'deepseek-llm':                                      Pre(DEEPSEEK),
-    'deepseek-v3 hunyuan-dense':                         Pre(DEEPSEEK3),
-    'minicpm5':                                          Pre((THREE, modern(r'\p{N}+')), whole=True),
-    'tekken':                                            Pre((cased(ONE),), whole=True, bos=True),
-    'gpt-4o llama4 kanana2':                             Pre((cased(THREE, f'{ENDINGS}?'),)),
-    'viking':                                            Pre((r' ?[^(\s|.,!?…。，、।۔،)]+', ONE)),
+    'smollm starcoder refact command-r codeshell exaone minerva-7b mellum2': Pre((ONE, WORDS)),
+    'falcon': Pre((r'[\p{P}\$\+<=>\^~\|`]+', WORDS, '[0-9][0-9][0-9]')),
+    'llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2':
+        Pre((modern(THREE),), whole=True, bos=True),
+    'dbrx smaug-bpe glm4 chatglm-bpe': Pre((modern(THREE),)),
+    'qwen2 kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2': Pre((modern(ONE),)),
+    # one by one in llama.cpp; the same, as Qwen has no token of two digits, and right if others have some
+    'deepseek-r1-qwen': Pre((modern(THREE),)),
+    'qwen35': Pre((modern(ONE, r'\p{L}\p{M}'),)),
+    'seed-coder': Pre((modern(ONE, signs='').replace(r'[^\s\p{L}\p{N}]+', r'[^\s\p{L}\p{N}\r\n]+'),)),
+    'deepseek-coder': Pre((r'[\r\n]', r'\s?\p{L}+', r'\s?\p{P}+', HAN, ONE)),
+    'deepseek-llm': Pre(DEEPSEEK),
+    'deepseek-v3 hunyuan-dense': Pre(DEEPSEEK3),
+    'minicpm5': Pre((THREE, modern(r'\p{N}+')), whole=True),
+    'tekken': Pre((cased(ONE),), whole=True, bos=True),
+    'gpt-4o llama4 kanana2': Pre((cased(THREE, f'{ENDINGS}?'),)),
+    'viking': Pre((r' ?[^(\s|.,!?…。，、।۔،)]+', ONE)),
 }
 PRES = {name: pre for names,pre in KINDS.items() for name in names.split()}
 
 def known_pre(
     meta:dict,  # a GGUF file's values
 )->Pre:
-    "What the file's `tokenizer.ggml.pre` stands for; no name is 'default'. Raises `UserError` for a name that is not known."
+    """What the file's `tokenizer.ggml.pre` stands for; no name is 'default'.
+
+    Raises `UserError` for a name that is not known."""
     name = str(meta.get('tokenizer.ggml.pre') or 'default')
-    if name not in PRES: raise UserError(f"this GGUF file cuts text into words in a way that is not known (tokenizer.ggml.pre is {name[:60]!r}); give the folder it was made from")
+    if name not in PRES:
+        raise UserError("this GGUF file cuts text into words in a way that is not known (tokenizer.ggml.pre "
+                        f"is {name[:60]!r}); give the folder it was made from")
     return PRES[name]
 
 def word_splitter(

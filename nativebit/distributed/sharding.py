@@ -27,7 +27,9 @@ def make_mesh(
     "Arrange the devices in a grid. Raises `UserError` where they don't fill it."
     devices = jax.devices() if devices is None else devices
     fsdp = fsdp or max(1, len(devices)//data)
-    if data*fsdp != len(devices): raise UserError(f"a mesh of {data},{fsdp} needs {data*fsdp} devices, there are {len(devices)}; choose two numbers whose product is that")
+    if data*fsdp != len(devices):
+        raise UserError(f"a mesh of {data},{fsdp} needs {data*fsdp} devices, there are {len(devices)}; "
+                        "choose two numbers whose product is that")
     return jax.make_mesh((data, fsdp), ('data', 'fsdp'), devices=devices, axis_types=(AxisType.Auto,)*2)
 
 # %% ../../nbs/04_distributed/01_sharding.ipynb #08ba5a7d
@@ -37,7 +39,8 @@ def split_axis(
     n:int,              # devices
 )->int|None:            # None: it can't be split
     "The first axis along which `n` devices get whole blocks, equally many."
-    return next((axis for axis,(size,block) in enumerate(zip(shape, block_shape)) if size % (n*(block or size)) == 0), None)
+    return next((axis for axis,(size,block) in enumerate(zip(shape, block_shape))
+                 if size % (n*(block or size)) == 0), None)
 
 # %% ../../nbs/04_distributed/01_sharding.ipynb #44b7e614
 def spec_for(
@@ -46,9 +49,11 @@ def spec_for(
     quant:QuantConfig,  # geometry of the blocks
     n:int,              # devices on the axis 'fsdp'
 )->P:                   # how its axes are split
-    "Where a leaf's parts go: matrices by their blocks, codebooks with their matrix, the embedding anyhow, the rest everywhere."
+    "Where a leaf's parts go: matrices by blocks, codebooks with them, embeddings anyhow, others everywhere."
     last = name.split('.')[-1]
-    if last in ('codebook', 'counts', 'sums'): return P('fsdp') if spec_for(name.removesuffix(last) + 'delta', shapes, quant, n) == P('fsdp') else P()
+    if last in ('codebook', 'counts', 'sums'):
+        return (P('fsdp') if spec_for(name.removesuffix(last) + 'delta', shapes, quant, n) == P('fsdp')
+                else P())
     if len(shapes[name]) < 2: return P()
     axis = split_axis(shapes[name], (1, 1) if last in ('embed', 'head') else quant.block_shape, n)
     return P() if axis is None else P(*[None]*axis, 'fsdp')
@@ -61,14 +66,15 @@ def shardings(
 ):                      # a tree of `NamedSharding`
     "The rule for every leaf of a tree."
     shapes = {n: x.shape for n,x in leaf_names(tree).items()}
-    return with_leaves(tree, {n: NamedSharding(mesh, spec_for(n, shapes, quant, mesh.shape['fsdp'])) for n in shapes})
+    return with_leaves(tree, {n: NamedSharding(mesh, spec_for(n, shapes, quant, mesh.shape['fsdp']))
+                              for n in shapes})
 
 def shard_state(tree, mesh, quant):
     "A tree with every leaf laid out by the rule; no mesh: the tree."
     return tree if mesh is None else jax.device_put(tree, shardings(tree, mesh, quant))
 
 def placing(f, mesh, quant, *args):
-    "A function compiled for arguments like these, each device computing only those parts of the result that the rule gives it."
+    "A function compiled for such arguments, each device computing only its own parts of the result."
     return jax.jit(f, out_shardings=shardings(jax.eval_shape(f, *args), mesh, quant))
 
 def built(f, mesh, quant, *args):
@@ -76,17 +82,22 @@ def built(f, mesh, quant, *args):
     return f(*args) if mesh is None else placing(f, mesh, quant, *args)(*args)
 
 @lru_cache
-def drawing(shape, sharding): return jax.jit(lambda key: jax.random.normal(key, shape), out_shardings=sharding)
+def drawing(shape, sharding):
+    return jax.jit(lambda key: jax.random.normal(key, shape), out_shardings=sharding)
 
 class PlacedRngs:
-    "Stands for `nnx.Rngs`: the same numbers, each array drawn where it is to lie. All at once would compile for minutes; this compiles once a shape."
-    def __init__(self, key, where): self.key, self.where, self.params = nnx.Rngs(key).params, where, self   # where: {shape: sharding}
+    """Stands for `nnx.Rngs`: the same numbers, each array drawn where it is to lie.
+
+    All at once would compile for minutes; this compiles once a shape."""
+    # where: {shape: sharding}
+    def __init__(self, key, where): self.key, self.where, self.params = nnx.Rngs(key).params, where, self
     def normal(self, shape): return drawing(shape, self.where[shape])(self.key())
 
 def shard_shapes(shapes, mesh, quant):
-    "Shapes that know where their arrays are to be, for `RunStates.restore` or a compilation ahead of time; no mesh: the shapes."
+    "Shapes that know where their arrays will be, to restore or compile ahead of time; no mesh: the shapes."
     if mesh is None: return shapes
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(shapes, mesh, quant))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
+                        shardings(shapes, mesh, quant))
 
 # %% ../../nbs/04_distributed/01_sharding.ipynb #20a38d72
 def device_bytes(
@@ -94,7 +105,8 @@ def device_bytes(
 )->dict:      # {device number: bytes}
     "What each device of this host holds of a tree."
     shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards]
-    return {d: sum(s.data.nbytes for s in shards if s.device.id == d) for d in sorted({s.device.id for s in shards})}
+    return {d: sum(s.data.nbytes for s in shards if s.device.id == d)
+            for d in sorted({s.device.id for s in shards})}
 
 # %% ../../nbs/04_distributed/01_sharding.ipynb #498f9e58
 def shard_batch(
@@ -111,7 +123,8 @@ def check_batch(
     "Raise `UserError` where the windows of a step, or of one of its parts, can't be dealt out evenly."
     part = cfg.train.batch_size//cfg.train.accumulate
     if mesh is not None and part % mesh.size: raise UserError(
-        f"{part} windows can't be dealt out to {mesh.size} devices; make --batch-size a multiple of {mesh.size*cfg.train.accumulate}, or use fewer devices with --mesh")
+        f"{part} windows can't be dealt out to {mesh.size} devices; "
+        f"make --batch-size a multiple of {mesh.size*cfg.train.accumulate}, or use fewer devices with --mesh")
 
 # %% ../../nbs/04_distributed/01_sharding.ipynb #a6e83731
 def mesh_from(
@@ -122,7 +135,8 @@ def mesh_from(
     devices = jax.devices() if devices is None else devices
     if text is None: return make_mesh(devices=devices) if len(devices) > 1 else None
     parts = text.split(',')
-    if len(parts) != 2 or not all(p.strip().isdigit() and int(p) for p in parts): raise UserError(f"--mesh {text!r} is not valid: give two positive numbers, such as 1,{len(devices)}")
+    if len(parts) != 2 or not all(p.strip().isdigit() and int(p) for p in parts):
+        raise UserError(f"--mesh {text!r} is not valid: give two positive numbers, such as 1,{len(devices)}")
     return make_mesh(*map(int, parts), devices=devices)
 
 def use_mesh(mesh): return nullcontext() if mesh is None else jax.set_mesh(mesh)
@@ -134,17 +148,25 @@ def join_hosts(
     "Meet the other hosts of a run. Raises `UserError` where that can't be."
     if hosts is None: return
     parts = hosts.split(',')
-    if hosts != 'auto' and (len(parts) != 3 or ':' not in parts[0] or not parts[1].isdigit() or not parts[2].isdigit() or int(parts[2]) >= int(parts[1])):
-        raise UserError(f"--hosts {hosts!r} is not valid: give auto, or an address, how many hosts there are and which this is, such as 10.0.0.2:8476,2,0")
+    if (hosts != 'auto' and (len(parts) != 3 or ':' not in parts[0] or not parts[1].isdigit()
+                             or not parts[2].isdigit() or int(parts[2]) >= int(parts[1]))):
+        raise UserError(f"--hosts {hosts!r} is not valid: give auto, or an address, "
+                        "how many hosts there are and which this is, such as 10.0.0.2:8476,2,0")
     try: jax.distributed.initialize(*(() if hosts == 'auto' else (parts[0], int(parts[1]), int(parts[2]))))
-    except (ValueError, RuntimeError) as e: raise UserError(f"cannot meet the other hosts ({str(e).splitlines()[0][:200]}); on a machine that is alone leave out --hosts") from e
+    except (ValueError, RuntimeError) as e:
+        raise UserError(f"cannot meet the other hosts ({str(e).splitlines()[0][:200]}); "
+                        "on a machine that is alone leave out --hosts") from e
 
 # %% ../../nbs/04_distributed/01_sharding.ipynb #13660359
 def to_host(
     x,  # an array, perhaps in parts on other hosts
 ):      # a NumPy array, the same on every host; all of them must ask
-    "An array in one piece. An array of JAX keeps what NumPy was given of it, so NumPy gets it of another array that shares its numbers."
-    if getattr(x, 'is_fully_addressable', True): return np.asarray(jax.device_put(x, x.sharding) if isinstance(x, jax.Array) else x)
+    """An array in one piece.
+
+    An array of JAX keeps what NumPy was given of it, so NumPy gets it of another array that shares its
+    numbers."""
+    if getattr(x, 'is_fully_addressable', True):
+        return np.asarray(jax.device_put(x, x.sharding) if isinstance(x, jax.Array) else x)
     return np.asarray(x) if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True)
 
 def anywhere(

@@ -47,12 +47,14 @@ def token_nll(
 )->np.ndarray:                       # nats, one a target
     "Negative log-likelihood of every token but the first, in float32."
     n = min(len(tokens)-1, max_tokens or len(tokens))
-    out = [np.asarray(_nll(cfg.model)(params, x, y))[mask] for x,y,mask in
-           tqdm(eval_batches(tokens, cfg.model.context_len, batch_size, max_tokens), desc, -(-n//(batch_size*cfg.model.context_len)), leave=False, disable=None)]
+    T = cfg.model.context_len
+    batches = tqdm(eval_batches(tokens, T, batch_size, max_tokens), desc, -(-n//(batch_size*T)), leave=False,
+                   disable=None)
+    out = [np.asarray(_nll(cfg.model)(params, x, y))[mask] for x,y,mask in batches]
     return np.concatenate(out).astype(np.float64)
 
 # %% ../../nbs/06_evaluation/01_perplexity.ipynb #ddfe81d0
-def perplexity(nll)->float: return math.exp(min(float(np.mean(nll)), 700))   # e^700 is about the largest float
+def perplexity(nll)->float: return math.exp(min(float(np.mean(nll)), 700))  # e^700 is about the largest float
 
 def ppl_report(
     nll:np.ndarray,  # nats a target, as of `token_nll`
@@ -63,7 +65,8 @@ def ppl_report(
     "Perplexity per token and per word, bits per byte."
     total = float(nll.sum())
     word_ppl = perplexity(total/max(1, words or len(text.split())))
-    return dict(ppl=perplexity(nll), word_ppl=word_ppl, bits_per_byte=total/math.log(2)/max(1, n_bytes or len(text.encode())), tokens=len(nll))
+    return dict(ppl=perplexity(nll), word_ppl=word_ppl,
+                bits_per_byte=total/math.log(2)/max(1, n_bytes or len(text.encode())), tokens=len(nll))
 
 # %% ../../nbs/06_evaluation/01_perplexity.ipynb #1cc2c9c7
 def evaluate_ppl(
@@ -88,7 +91,9 @@ def read_back(
     "A matrix packed and read again. Raises `UserError` where the file would hold other numbers."
     parts = pack_matrix(w, *stored_codebook(cb, quant.codebook_dtype), quant.block_shape, name)
     got = unpack_matrix(parts['words'], parts['codebook'], parts.get('scale'), w.shape, quant.block_shape)
-    if not np.array_equal(got, w): raise UserError(f"{name} is not the matrix that its packed form holds; please report this, with the device and the versions of jax and jaxlib")
+    if not np.array_equal(got, w):
+        raise UserError(f"{name} is not the matrix that its packed form holds; please report this, "
+                        "with the device and the versions of jax and jaxlib")
     return got
 
 # %% ../../nbs/06_evaluation/01_perplexity.ipynb #d5540221
@@ -100,10 +105,13 @@ def as_read(
     "A quantized network as a reader of its packed file has it. Raises `UserError` where `read_back` does."
     def stored(item):
         n, x, w, cb = item
-        new = w.astype(ml_dtypes.bfloat16).astype(np.float32) if cb is None else read_back(np.asarray(w, np.float32), cb, quant, n)
-        return n, jax.device_put(new, x.sharding) if getattr(x, 'committed', False) else jnp.asarray(new)   # as it lay, so that nothing is compiled again
+        new = (w.astype(ml_dtypes.bfloat16).astype(np.float32) if cb is None
+               else read_back(np.asarray(w, np.float32), cb, quant, n))
+        # as it lay, so that nothing is compiled again
+        return n, jax.device_put(new, x.sharding) if getattr(x, 'committed', False) else jnp.asarray(new)
     book = lambda n: None if (cb := books.get(n.removesuffix('weight') + 'codebook')) is None else to_host(cb)
-    items = ((n, x, to_host(x), book(n)) for n,x in leaf_names(params).items())   # in order: hosts gather together
+    # in order: hosts gather together
+    items = ((n, x, to_host(x), book(n)) for n,x in leaf_names(params).items())
     return with_leaves(params, dict(thread_map(stored, items)))
 
 # %% ../../nbs/06_evaluation/01_perplexity.ipynb #41c74f77
@@ -153,5 +161,6 @@ def sample(
     ids, T = [int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eot], cfg.model.context_len
     for key in jax.random.split(jax.random.key(seed), n_tokens):
         tail = ids[-T:]
-        ids.append(int(_next_token(cfg.model)(params, np.pad(tail, (0, T-len(tail))), len(tail), key, max(temperature, 1e-4))))
+        ids.append(int(_next_token(cfg.model)(params, np.pad(tail, (0, T-len(tail))), len(tail), key,
+                                              max(temperature, 1e-4))))
     return tokenizer.decode(ids)

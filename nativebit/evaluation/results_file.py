@@ -23,7 +23,8 @@ def run_header(
 )->dict:
     "The first line of a file of results."
     about |= dict(command=shlex.join(['nativebit', program, *sys.argv[1:]]), git_hash=git_hash())
-    return dict(type='header', **about, entries='rounded', device=jax.devices()[0].device_kind, jax=jax.__version__, setup=setup)
+    return dict(type='header', **about, entries='rounded', device=jax.devices()[0].device_kind,
+                jax=jax.__version__, setup=setup)
 
 # %% ../../nbs/06_evaluation/02_results_file.ipynb #4f080ed3
 def as_lines(records)->str: return ''.join(json.dumps(r, default=plain) + '\n' for r in records)
@@ -33,26 +34,34 @@ PATHS = 'ckpt', 'init_from'   # not compared where the weights they lead to are
 def check_setup(out, there:dict, here:dict):
     "Raise `UserError` where a file is of another setup, and say in what."
     known = there.get('weights')
-    if here.get('weights') and not known: print(f"note: {out} was begun by an older nativebit, which kept no digest of the weights; its rows are taken to be of these", file=sys.stderr)
+    if here.get('weights') and not known:
+        print(f"note: {out} was begun by an older nativebit, which kept no digest of the weights; "
+              "its rows are taken to be of these", file=sys.stderr)
     others = PATHS if known and here.get('weights') else ('weights',)
     there, here = ({k: v for k,v in x.items() if k not in others} for x in (there, here))
-    if other := changes(there, here): raise UserError(f"{out} holds rows of another setup ({'; '.join(other)}); give --out another file")
+    if other := changes(there, here):
+        raise UserError(f"{out} holds rows of another setup ({'; '.join(other)}); give --out another file")
 
 def begin_rows(
     out,          # .jsonl file, made with its folder if there is none
     header:dict,  # as of `run_header`
 )->list:          # the rows it holds already
-    "Open a file of results. Raises `UserError` where it can't be written, is something else, or of another setup."
+    """Open a file of results.
+
+    Raises `UserError` where it can't be written, is something else, or of another setup."""
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f'{out}.lock', timeout=60):   # held for milliseconds by others; for ever where no file can be made
+        # held for milliseconds by others; for ever where no file can be made
+        with FileLock(f'{out}.lock', timeout=60):
             there = read_jsonl(out) if out.exists() else []
             if not there and out.exists() and out.stat().st_size: raise ValueError('it has no header')
             first, *rows = there or [header]
-            check_setup(out, *({**r['setup'], 'entries': r.get('entries')} for r in (first, header)))   # as storage holds them, or not
+            # as storage holds them, or not
+            check_setup(out, *({**r['setup'], 'entries': r.get('entries')} for r in (first, header)))
             with atomic_path(out) as tmp: tmp.write_text(as_lines([first, *rows]))
-    except (OSError, ValueError, TypeError, KeyError) as e: raise UserError(f"cannot go on with {out} ({e!r}); give --out another file") from e
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise UserError(f"cannot go on with {out} ({e!r}); give --out another file") from e
     return rows
 
 def add_row(out, **row):
@@ -64,9 +73,12 @@ def load_results(
     name:str,         # of a file in data/results, or a path
 )->tuple:             # (header, records)
     "What an experiment found. Raises `UserError` where there is no such file."
-    path = Path(name) if str(name).endswith('.jsonl') else shipped('results', ', or give the path of a .jsonl file')/f'{name}.jsonl'
+    path = (Path(name) if str(name).endswith('.jsonl')
+            else shipped('results', ', or give the path of a .jsonl file')/f'{name}.jsonl')
     try: first, *rows = read_jsonl(path)
-    except (OSError, ValueError) as e: raise UserError(f"cannot read {path} ({e}); check the name; how those of data/results are made says its README.md") from e
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot read {path} ({e}); check the name; "
+                        "how those of data/results are made says its README.md") from e
     return first, rows
 
 def as_markdown(
@@ -74,6 +86,8 @@ def as_markdown(
 )->str:
     "A Markdown table; the columns are the keys of the first row."
     if not rows: return 'no rows'
-    show = lambda v: f"{v:.4g}" if isinstance(v, float) and abs(v) < 1 else f"{v:.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v)
+    show = lambda v: (f"{v:.4g}" if isinstance(v, float) and abs(v) < 1 else f"{v:.3f}"
+                      if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v))
     line = lambda cells: '| ' + ' | '.join(cells) + ' |'
-    return '\n'.join([line(rows[0]), line('---' if isinstance(v, str) else '--:' for v in rows[0].values()), *(line(map(show, r.values())) for r in rows)])
+    return '\n'.join([line(rows[0]), line('---' if isinstance(v, str) else '--:' for v in rows[0].values()),
+                      *(line(map(show, r.values())) for r in rows)])

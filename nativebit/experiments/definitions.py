@@ -13,7 +13,7 @@ from .grids import parse_grid, points
 # %% ../../nbs/14_experiments/03_definitions.ipynb #1b5665cd
 TRAINED = dict(
     control=dict(recipe='qat', nativebit=False, distill_weight=0.),   # float, the same extra tokens
-    taught=dict(recipe='qat', nativebit=False),                       # float with a teacher: what the teacher alone gives
+    taught=dict(recipe='qat', nativebit=False),  # float with a teacher: what the teacher alone gives
     qat=dict(recipe='qat'),
     published=dict(recipe='published', requantize_every=10))
 FROM_SCRATCH = dict(float_scratch=dict(nativebit=False), scratch={})  # no start: random weights
@@ -59,20 +59,26 @@ EXPERIMENTS = dict(
     commitment="""
         method=float
         method=control max_steps=300 seed=0,1,2
-        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=0,1 quant_reg_weight=0,0.01,0.1,1,10,100
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=0,1 \
+            quant_reg_weight=0,0.01,0.1,1,10,100
         method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=0,1 seed=1,2
-        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=1 quant_reg_schedule=constant,anneal,ramp
-        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 quant_reg_weight=0 requantize_every=10""",
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 \
+            quant_reg_weight=1 quant_reg_schedule=constant,anneal,ramp
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 distill_weight=1 \
+            quant_reg_weight=0 requantize_every=10""",
     staleness="""
         method=float
         method=control max_steps=300
-        method=qat geometry=lut-b max_steps=300 codebook_lr=0 quant_reg_weight=0,1 requantize_every=1,10,50,200""",
+        method=qat geometry=lut-b max_steps=300 codebook_lr=0 \
+            quant_reg_weight=0,1 requantize_every=1,10,50,200""",
     scratch="""
         method=float_scratch max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200
-        method=scratch geometry=lut-b max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 requantize_every=1 start=kmeans delay_quant_steps=0,1000,1600
+        method=scratch geometry=lut-b max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 \
+            requantize_every=1 start=kmeans delay_quant_steps=0,1000,1600
         method=scratch geometry=lut-b max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 codebook_lr=1
         method=float_scratch max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 seed=1
-        method=scratch geometry=lut-b max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 requantize_every=1 start=kmeans delay_quant_steps=0,1600 seed=1""",
+        method=scratch geometry=lut-b max_steps=2000 lr=1e-3 lr_end=0 warmup_steps=200 \
+            requantize_every=1 start=kmeans delay_quant_steps=0,1600 seed=1""",
     steps="""
         method=float
         method=kmeans geometry=lut-b
@@ -87,7 +93,8 @@ def rows_of(
     experiment:str,  # a key of `EXPERIMENTS`, or lines such as theirs
 )->list:             # of dictionaries: method, seed, settings; each once
     "The rows of an experiment, in order. Raises `UserError` for an unknown one."
-    if '=' not in experiment and experiment not in EXPERIMENTS: raise UserError(suggest('experiment', experiment, list(EXPERIMENTS)))
+    if '=' not in experiment and experiment not in EXPERIMENTS:
+        raise UserError(suggest('experiment', experiment, list(EXPERIMENTS)))
     lines = EXPERIMENTS.get(experiment, experiment).strip().splitlines()
     found = [dict(dict(seed=0), **p) for line in lines for p in points(parse_grid(line))]
     for r in found: method_settings(r.get('method', ''))

@@ -27,12 +27,15 @@ from ..evaluation.results_file import as_markdown
 from ..train.loop import train
 
 # %% ../../nbs/14_experiments/06_demo.ipynb #1830289e
-STEPS = dict(batch_size=4, max_steps=80, warmup_steps=8, weight_decay=0., compute_dtype='float32', log_every=5, val_every=20, val_batches=3, test_tokens=2048)
+STEPS = dict(batch_size=4, max_steps=80, warmup_steps=8, weight_decay=0., compute_dtype='float32',
+             log_every=5, val_every=20, val_batches=3, test_tokens=2048)
 RUNS = dict(
     float_control=dict(nativebit=False, lr=2e-5),
-    nativebit_qat=dict(geometry='int8', start='gptq', distill_weight=1., match_weight=4., lr=1e-4, matrices_only=True, codebook_lr=1.))
+    nativebit_qat=dict(geometry='int8', start='gptq', distill_weight=1., match_weight=4., lr=1e-4,
+                       matrices_only=True, codebook_lr=1.))
 
-def demo_config(method:str, **overrides): return get_config('stdlib-5m', **{**STEPS, **RUNS[method], **overrides})
+def demo_config(method:str, **overrides):
+    return get_config('stdlib-5m', **{**STEPS, **RUNS[method], **overrides})
 
 # %% ../../nbs/14_experiments/06_demo.ipynb #102b796f
 def trained_row(
@@ -47,7 +50,8 @@ def trained_row(
     shutil.rmtree(folder/'state', ignore_errors=True)
     _, params = load_network(folder)
     bits = network_bits(params, cfg.quant) if cfg.quant.nativebit else 16.
-    return dict(method=method, **evaluate_row(cfg, teacher, params, tokens, tokenizer, max_tokens), bits_per_weight=bits, bytes=network_bytes(params, bits))
+    return dict(method=method, **evaluate_row(cfg, teacher, params, tokens, tokenizer, max_tokens),
+                bits_per_weight=bits, bytes=network_bytes(params, bits))
 
 # %% ../../nbs/14_experiments/06_demo.ipynb #33f1f09e
 def packed_row(
@@ -56,12 +60,18 @@ def packed_row(
     teacher,     # float weights
     tokens, tokenizer, max_tokens,
 )->dict:
-    "Pack the quantized run, read the file and evaluate what it holds. Raises `UserError` where that is not the network that was trained."
+    """Pack the quantized run, read the file and evaluate what it holds.
+
+    Raises `UserError` where that is not the network that was trained."""
     pack = read_pack(pack_checkpoint(folder, folder/'model.nbpack.safetensors'))
     rows = {r['part']: r for r in file_ledger(pack.path)}
-    row = evaluate_row(pack.config, teacher, fit_params(pack.weights(), model_shapes(pack.config)), tokens, tokenizer, max_tokens)
-    if any(row[k] != qat[k] for k in ('val_ppl', 'test_ppl')): raise UserError(f"{pack.path} is not the network that was trained; please report this, with {folder}/meta.json")
-    return dict(method='packed', **row, bits_per_weight=rows['matrices']['bits_per_weight'], bytes=rows['whole file']['bytes'])
+    row = evaluate_row(pack.config, teacher, fit_params(pack.weights(), model_shapes(pack.config)), tokens,
+                       tokenizer, max_tokens)
+    if any(row[k] != qat[k] for k in ('val_ppl', 'test_ppl')):
+        raise UserError(f"{pack.path} is not the network that was trained; please report this, "
+                        f"with {folder}/meta.json")
+    return dict(method='packed', **row, bits_per_weight=rows['matrices']['bits_per_weight'],
+                bytes=rows['whole file']['bytes'])
 
 # %% ../../nbs/14_experiments/06_demo.ipynb #c95e5435
 def written_by(
@@ -73,7 +83,8 @@ def written_by(
     "A text by the packed network, its matrices left packed."
     pack = read_pack(file)
     ids = tokenizer.encode(prompt).tolist()
-    return tokenizer.decode([*ids, *generate(pack.config.model, pack_params(pack, True, jnp.float32), ids, n_tokens, temperature=.7)])
+    return tokenizer.decode([*ids, *generate(pack.config.model, pack_params(pack, True, jnp.float32), ids,
+                                             n_tokens, temperature=.7)])
 
 # %% ../../nbs/14_experiments/06_demo.ipynb #48bc7dbe
 def gap(
@@ -101,9 +112,11 @@ def demo_figure(
         left.plot(*zip(*vals), 'o-', label=m)
     left.set(xlabel='step', ylabel='valid perplexity (6k tokens)', title='fine-tuning'); left.legend()
     quantized = [r for r in rows if r['bits_per_weight'] < 16 and r['method'] != 'packed']
-    bars = right.barh([r['method'] for r in quantized], [gap(rows, r) for r in quantized], color=['0.7']*(len(quantized)-1)+['#D55E00'])
+    bars = right.barh([r['method'] for r in quantized], [gap(rows, r) for r in quantized],
+                      color=['0.7']*(len(quantized)-1)+['#D55E00'])
     right.bar_label(bars, fmt=' %+.2f %%'); right.invert_yaxis()
-    right.set(xlabel='test perplexity above the better float row, %', title='what 3 bits cost'); right.margins(x=.25)
+    right.set(xlabel='test perplexity above the better float row, %', title='what 3 bits cost')
+    right.margins(x=.25)
     fig.savefig(path, dpi=130); plt.close(fig)
 
 # %% ../../nbs/14_experiments/06_demo.ipynb #5fff573f
@@ -113,7 +126,8 @@ def write_outputs(folder, rows, logs, text):
     "`results.json`, `sample.txt` and `demo.png`, each whole or absent."
     with atomic_path(folder/'results.json') as tmp: tmp.write_text(json.dumps(rows, indent=1))
     with atomic_path(folder/'sample.txt') as tmp: tmp.write_text(text)
-    with atomic_path(folder/'demo.png') as tmp: demo_figure(rows, logs, png := tmp.with_suffix('.png')); png.rename(tmp)
+    with atomic_path(folder/'demo.png') as tmp:
+        demo_figure(rows, logs, png := tmp.with_suffix('.png')); png.rename(tmp)
 
 # %% ../../nbs/14_experiments/06_demo.ipynb #308f3309
 def demo(
@@ -130,9 +144,11 @@ def demo(
     tok = load_tokenizer(cfg.model.vocab_size)
     tokens, _ = prepare('stdlib', tok)
     text = calibration_batches(configs['nativebit_qat'], tokens['train'])
-    rows = posthoc_table(cfg, teacher, configs['nativebit_qat'].quant, ['rtn', 'kmeans', 'gptq'], tokens, tok, max_tokens, text)
+    rows = posthoc_table(cfg, teacher, configs['nativebit_qat'].quant, ['rtn', 'kmeans', 'gptq'], tokens, tok,
+                         max_tokens, text)
     trained = [trained_row(m, c, folder/m, teacher, tokens, tok, max_tokens) for m,c in configs.items()]
-    rows = [rows[0], trained[0], *rows[1:], trained[1], packed_row(folder/'nativebit_qat', trained[1], teacher, tokens, tok, max_tokens)]
+    rows = [rows[0], trained[0], *rows[1:], trained[1],
+            packed_row(folder/'nativebit_qat', trained[1], teacher, tokens, tok, max_tokens)]
     text = written_by(folder/'nativebit_qat'/'model.nbpack.safetensors', tok, PROMPT, sample_tokens)
     write_outputs(folder, rows, {m: read_jsonl(folder/m/'log.jsonl') for m in RUNS}, text)
     return rows
@@ -144,10 +160,14 @@ def main(
     max_steps:int=None,         # of both runs
     seed:int=None,              # of the data order
 ):
-    "Fine-tune the shipped float checkpoint to 3 bits, compare it with what it must beat, and print the table."
+    "Fine-tune the shipped float checkpoint to 3 bits, compare it with what it must beat, print the table."
     start = time.time()
-    rows = demo(out, max_tokens, **{k: v for k,v in dict(max_steps=max_steps, seed=seed).items() if v is not None})
+    rows = demo(out, max_tokens,
+                **{k: v for k,v in dict(max_steps=max_steps, seed=seed).items() if v is not None})
     qat, packed = rows[-2:]
-    print(as_markdown(rows), '', f"{qat['method']} is {gap(rows, qat):+.2f} % above the better float row on test, and packed and read again the same.", '',
-          ledger_text(file_ledger(file := Path(out)/'nativebit_qat'/'model.nbpack.safetensors')), '', (Path(out)/'sample.txt').read_text(), '',
-          f"{time.time()-start:.0f} s. Logs, figure and sample are in {out}; go on writing with nativebit generate {file} --prompt 'def '", sep='\n')
+    print(as_markdown(rows), '', f"{qat['method']} is {gap(rows, qat):+.2f} % above the better float row on "
+          "test, and packed and read again the same.", '',
+          ledger_text(file_ledger(file := Path(out)/'nativebit_qat'/'model.nbpack.safetensors')), '',
+          (Path(out)/'sample.txt').read_text(), '',
+          f"{time.time()-start:.0f} s. Logs, figure and sample are in {out}; "
+          f"go on writing with nativebit generate {file} --prompt 'def '", sep='\n')

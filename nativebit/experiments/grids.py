@@ -24,9 +24,11 @@ FIELD_TYPE = dict(bits=int, **{f.name: f.type for cls in PARTS.values() for f in
 def parse_value(field:str, word:str):
     "A word of the command line as a value of a config field."
     kind = FIELD_TYPE.get(field, str)
-    read = {bool: lambda w: dict(true=True, false=False)[w.lower()], tuple: lambda w: list(json.loads(w)), int|None: lambda w: None if w == 'null' else int(w)}.get(kind, kind)
+    read = {bool: lambda w: dict(true=True, false=False)[w.lower()], tuple: lambda w: list(json.loads(w)),
+            int|None: lambda w: None if w == 'null' else int(w)}.get(kind, kind)
     try: return read(word)
-    except (ValueError, KeyError, TypeError) as e: raise UserError(f"{field}={word!r} is no {getattr(kind, '__name__', kind)}") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{field}={word!r} is no {getattr(kind, '__name__', kind)}") from e
 
 # %% ../../nbs/14_experiments/02_grids.ipynb #791ae43c
 KNOWN = [*FIELD_PART, 'geometry', 'recipe', 'bits', 'method']   # what a row can set
@@ -50,12 +52,16 @@ def points(grid:dict)->list: return [dict(zip(grid, v)) for v in itertools.produ
 # %% ../../nbs/14_experiments/02_grids.ipynb #906cd22f
 def run_point(cfg, point:dict, folder, init_from)->dict:
     "Train one point of the grid; a diverged run is a result too. The last step is always validated."
-    if cfg.train.max_steps % cfg.train.val_every: cfg = replace(cfg, train=replace(cfg.train, val_every=cfg.train.max_steps))
-    if begun(folder) and continued(folder, {})[:2] != (cfg, init_from and str(init_from)): raise UserError(f"{folder} holds a run with other settings; delete it, or give the results another name")
+    if cfg.train.max_steps % cfg.train.val_every:
+        cfg = replace(cfg, train=replace(cfg.train, val_every=cfg.train.max_steps))
+    if begun(folder) and continued(folder, {})[:2] != (cfg, init_from and str(init_from)):
+        raise UserError(f"{folder} holds a run with other settings; delete it, "
+                        "or give the results another name")
     try: result = train(cfg, folder, init_from, resume=True)   # a point that was interrupted goes on
     except NotANumber as e: return dict(point, diverged=str(e))
     vals = [r for r in read_jsonl(Path(folder)/'log.jsonl') if 'val_ppl' in r]
-    return dict(point, init_valid_ppl=vals[0]['val_ppl'], valid_ppl=vals[-1]['val_ppl'], **{k: v for k,v in vals[-1].items() if k in ('quant_err_rms', 'dead_frac')}, **result) | point
+    return (dict(point, init_valid_ppl=vals[0]['val_ppl'], valid_ppl=vals[-1]['val_ppl'], **{
+        k: v for k,v in vals[-1].items() if k in ('quant_err_rms', 'dead_frac')}, **result) | point)
 
 # %% ../../nbs/14_experiments/02_grids.ipynb #b1721890
 def sweep(
@@ -67,17 +73,24 @@ def sweep(
 )->list:                # records of the runs, earlier ones included
     "Run every point of a grid."
     out, varied = Path(out), [k for k,v in grid.items() if len(v) > 1]
-    configs = [(get_config(config, **p), {k: p[k] for k in varied}) for p in points(grid)]   # all are checked before the first is run
-    for t in {(c.train.dataset, c.train.tokenizer, c.model.vocab_size): c for c,_ in configs}.values(): load_tokens(t)   # missing text is found before the table is begun
-    setup = dict(config=config, init_from=init_from and str(init_from), weights=init_from and weights_digest(init_from), fixed={k: v[0] for k,v in grid.items() if len(v) == 1}, varied=sorted(varied))
+    # all are checked before the first is run
+    configs = [(get_config(config, **p), {k: p[k] for k in varied}) for p in points(grid)]
+    # missing text is found before the table is begun
+    for t in {(c.train.dataset, c.train.tokenizer, c.model.vocab_size): c for c,_ in configs}.values():
+        load_tokens(t)
+    setup = dict(config=config, init_from=init_from and str(init_from),
+                 weights=init_from and weights_digest(init_from),
+                 fixed={k: v[0] for k,v in grid.items() if len(v) == 1}, varied=sorted(varied))
     done = begin_rows(out, run_header('sweep', setup))
     for i,(cfg,point) in enumerate(configs, 1):
         place = Path(folder or f'logs/sweep/{out.stem}')/'-'.join(f'{k}{v}' for k,v in point.items())
         if not any(point.items() <= d.items() for d in done):
-            tqdm.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}", sys.stderr)
+            tqdm.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}",
+                       sys.stderr)
             done.append(run_point(cfg, point, place, init_from))
             add_row(out, **done[-1])
-        shutil.rmtree(place/'state', ignore_errors=True)   # its row is on the disk; killed meanwhile, the same command takes away the rest
+        # its row is on the disk; killed meanwhile, the same command takes away the rest
+        shutil.rmtree(place/'state', ignore_errors=True)
     return done
 
 # %% ../../nbs/14_experiments/02_grids.ipynb #b284c461

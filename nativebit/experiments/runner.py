@@ -25,8 +25,10 @@ from ..data.tokenizers import DATA, load_tokenizer
 from ..evaluation.perplexity import compare, perplexity, ppl_report, token_nll
 from .statistics import add_gaps, summary
 from ..quant.linear import compute_quant_diagnostics, quantized_params
-from ..ptq.baselines import CALIBRATED, METHODS, calibration_text, index_bits, load_float, network_bits, posthoc_params
-from ..evaluation.results_file import add_row, as_lines, as_markdown, begin_rows, load_results, run_header
+from ..ptq.baselines import (CALIBRATED, METHODS, calibration_text, index_bits, load_float,
+                                     network_bits, posthoc_params)
+from ..evaluation.results_file import (add_row, as_lines, as_markdown, begin_rows, load_results,
+                                               run_header)
 from .definitions import EXPERIMENTS, FROM_SCRATCH, TRAINED, method_settings, rows_of
 from .grids import KNOWN, parse_grid
 from ..train.init import check_start, init_state
@@ -40,7 +42,8 @@ class Setup(NamedTuple):
     init_from:str|None   # the float checkpoint
     tokens:dict          # splits of the dataset
     tokenizer:object     # to count words, and to read the other spelling
-    raw:str|None=None    # the test text as it is spelt elsewhere (WikiText: tokens apart), whose words are the denominator
+    # the test text as it is spelt elsewhere (WikiText: tokens apart), whose words are the denominator
+    raw:str|None=None
     keep:str|None=None   # folder for the checkpoints of trained rows
 
 @lru_cache(maxsize=2)
@@ -51,7 +54,9 @@ def make_setup(config:str, fixed:dict, init_from=None, raw=None, keep=None)->Set
     cfg = get_config(config, **fixed)
     tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
     try: raw = raw and Path(raw).read_text(encoding='utf-8')
-    except (OSError, ValueError) as e: raise UserError(f"cannot read {raw} ({getattr(e, 'strerror', None) or e}); give --raw the text file of the test split") from e
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot read {raw} ({getattr(e, 'strerror', None) or e}); "
+                        "give --raw the text file of the test split") from e
     load_float_once(init_from := init_from and str(init_from))   # found missing now, read once
     if keep: check_writable(keep)
     return Setup(config, fixed, init_from, load_tokens(cfg), tok, raw, keep)
@@ -65,13 +70,16 @@ def row_config(
     own = {k: v for k,v in row.items() if k != 'method'}
     settings = {**method_settings(row['method']), **setup.fixed, **own}
     if row['method'] in ('control', 'taught', 'float_scratch'): settings['nativebit'] = False
-    if row['method'] in ('control', 'float_scratch'): settings['distill_weight'] = 0.   # whatever all rows have
+    # whatever all rows have
+    if row['method'] in ('control', 'float_scratch'): settings['distill_weight'] = 0.
     init_from = None if row['method'] in FROM_SCRATCH else setup.init_from
-    if row['method'] not in FROM_SCRATCH and not init_from: raise UserError(f"method={row['method']} starts from a trained network: give a float checkpoint with --init-from")
+    if row['method'] not in FROM_SCRATCH and not init_from:
+        raise UserError(f"method={row['method']} starts from a trained network: "
+                        "give a float checkpoint with --init-from")
     return get_config(setup.config, **settings), init_from
 
 def teacher_of(setup, cfg)->str:
-    "Whose predictions a run learns from: a checkpoint, 'start' for the one that it starts from, '' for nobody's."
+    "Whose predictions a run learns from: a checkpoint, 'start' for its own beginning, '' for nobody's."
     if not cfg.train.distill_weight: return ''
     return 'start' if cfg.train.teacher in ('', setup.init_from) else cfg.train.teacher
 
@@ -87,8 +95,11 @@ def score(
     test, words = setup.tokens['test'], len(setup.raw.split()) if setup.raw and not limit else None
     nll = token_nll(cfg, params, test, **kw)
     report = ppl_report(nll, setup.tokenizer.decode(test[1:len(nll)+1]), words=words)
-    out = dict(test_ppl=report['ppl'], word_ppl=report['word_ppl'], bits_per_byte=report['bits_per_byte'], test_tokens=len(nll))
-    if setup.raw: out['test_ppl_raw'] = perplexity(token_nll(cfg, params, np.array(setup.tokenizer.encode(setup.raw)), **kw))
+    out = dict(test_ppl=report['ppl'], word_ppl=report['word_ppl'], bits_per_byte=report['bits_per_byte'],
+               test_tokens=len(nll))
+    if setup.raw:
+        out['test_ppl_raw'] = perplexity(token_nll(cfg, params, np.array(setup.tokenizer.encode(setup.raw)),
+                                                   **kw))
     out['valid_ppl'] = perplexity(token_nll(cfg, params, setup.tokens['valid'], **kw))
     return out if teacher is None else dict(out, **compare(cfg, teacher, params, test, **kw))
 
@@ -101,18 +112,27 @@ def quantizer_state(state, cfg, start=None)->dict:
     rms = lambda f: float(jnp.sqrt(sum((f(p).astype(jnp.float32)**2).sum() for p in names)))
     weight = lambda p: flat[p+'weight']
     d = compute_quant_diagnostics(full, cfg.quant)
-    out = dict(quant_err_rms=float(d['quant_error_rms']), dead_frac=float(d['dead_entries_frac']), near_threshold=float(d['near_threshold_frac']), stale=rms(lambda p: weight(p) + flat[p+'delta'] - hard[p+'weight'])/rms(weight))
-    return out if start is None else dict(out, drift=rms(lambda p: weight(p) - leaf_names(start)[p+'weight'])/rms(weight))
+    out = dict(quant_err_rms=float(d['quant_error_rms']), dead_frac=float(d['dead_entries_frac']),
+               near_threshold=float(d['near_threshold_frac']),
+               stale=rms(lambda p: weight(p) + flat[p+'delta'] - hard[p+'weight'])/rms(weight))
+    return (out if start is None
+            else dict(out, drift=rms(lambda p: weight(p) - leaf_names(start)[p+'weight'])/rms(weight)))
 
 # %% ../../nbs/14_experiments/04_runner.ipynb #f3874dc5
 def trained_row(setup, row, cfg, init_from, start)->tuple:
-    "(weights to evaluate: those of the file, what is to be recorded) of a run; its checkpoint where the setup says."
+    "(weights to evaluate: the file's, what is recorded) of a run; its checkpoint where the setup says."
     state, teacher = init_state(cfg, init_from, setup.tokens['train'])
     records, begun = [], time.time()
-    state = fit(cfg, state, training_data(cfg, setup.tokens['train']), teacher=teacher, log=lambda **r: records.append(r))
-    if setup.keep: save_checkpoint(Path(setup.keep)/row_key(row), cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from)
-    about, last = quantizer_state(state, cfg, start if init_from else None) if cfg.quant.nativebit else {}, records[-1]
-    about |= {f'train_{k}': float(last[name]) for k,name in dict(loss='loss', kl='distill').items() if name in last}   # of the last batch
+    state = fit(cfg, state, training_data(cfg, setup.tokens['train']), teacher=teacher,
+                log=lambda **r: records.append(r))
+    if setup.keep:
+        save_checkpoint(Path(setup.keep)/row_key(row), cfg, state.params, state.quant_state
+                        if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from)
+    about = quantizer_state(state, cfg, start if init_from else None) if cfg.quant.nativebit else {}
+    last = records[-1]
+    # of the last batch
+    about |= {f'train_{k}': float(last[name])
+              for k,name in dict(loss='loss', kl='distill').items() if name in last}
     return delivered(state, cfg), dict(about, tokens_per_s=last['tokens_per_s'], train_s=time.time()-begun)
 
 def run_row(
@@ -121,20 +141,27 @@ def run_row(
 )->dict:         # the row, with what came out
     "Do what a row says, and measure it."
     cfg, init_from = row_config(setup, row)
-    method, start, aim = row['method'], load_float_once(setup.init_from), load_float_once(cfg.train.teacher or setup.init_from)
+    method = row['method']
+    start = load_float_once(setup.init_from)
+    aim = load_float_once(cfg.train.teacher or setup.init_from)
     fixed = method in ('float', *METHODS, *CALIBRATED)
-    text = calibration_text(cfg, cfg.train.dataset, setup.tokenizer, cfg.train.calibration_tokens) if method in CALIBRATED else None
+    text = (calibration_text(cfg, cfg.train.dataset, setup.tokenizer, cfg.train.calibration_tokens)
+            if method in CALIBRATED else None)
     if method == 'float': params, about = start, {}
     elif fixed: params, about = posthoc_params(start, cfg.quant, method, cfg=cfg, calibration=text), {}
     else: params, about = trained_row(setup, row, cfg, init_from, start)
     books = fixed and method != 'float' or not fixed and cfg.quant.nativebit
-    size = dict(bits=index_bits(cfg.quant), bits_per_weight=network_bits(params, cfg.quant, method)) if books else dict(bits=16, bits_per_weight=16.)
-    settings = dict(geometry='' if not books else row.get('geometry', ''), steps=0 if fixed else cfg.train.max_steps, lr=0. if fixed else cfg.train.lr)
+    size = (dict(bits=index_bits(cfg.quant), bits_per_weight=network_bits(params, cfg.quant, method)) if books
+            else dict(bits=16, bits_per_weight=16.))
+    settings = dict(geometry='' if not books else row.get('geometry', ''),
+                    steps=0 if fixed else cfg.train.max_steps, lr=0. if fixed else cfg.train.lr)
     if not fixed and (by := teacher_of(setup, cfg)): settings['taught_by'] = by
-    return {**row, 'row': row, **size, **settings, **score(cfg, params, setup, aim if fixed or init_from or cfg.train.teacher else None), **about}
+    return {**row, 'row': row, **size, **settings,
+            **score(cfg, params, setup, aim if fixed or init_from or cfg.train.teacher else None), **about}
 
 # %% ../../nbs/14_experiments/04_runner.ipynb #400fbd42
-def row_key(row:dict)->str: return '-'.join(f'{k}{v}' for k,v in sorted(row.items())).replace('/', '_').replace(':', '_')
+def row_key(row:dict)->str:
+    return '-'.join(f'{k}{v}' for k,v in sorted(row.items())).replace('/', '_').replace(':', '_')
 
 def finished(out, wanted)->list:
     "The records in a results file that belong to the wanted rows, in their order."
@@ -151,8 +178,11 @@ def run_rows(
     "Run the rows of an experiment that nobody has run or is running."
     out, wanted, begun = Path(out), rows_of(experiment), time.time()
     for r in wanted: check_row(setup, r)   # all are checked before the first is run
-    shared = dict(config=setup.config, fixed=setup.fixed, init_from=setup.init_from, weights=setup.init_from and weights_digest(setup.init_from), **({'raw_words': len(setup.raw.split())} if setup.raw else {}))
-    begin_rows(out, run_header('results', shared, experiment=experiment if experiment in EXPERIMENTS else 'custom'))
+    shared = dict(config=setup.config, fixed=setup.fixed, init_from=setup.init_from,
+                  weights=setup.init_from and weights_digest(setup.init_from),
+                  **({'raw_words': len(setup.raw.split())} if setup.raw else {}))
+    begin_rows(out, run_header('results', shared,
+                               experiment=experiment if experiment in EXPERIMENTS else 'custom'))
     (locks := out.with_suffix('.locks')).mkdir(exist_ok=True)
     for row in tqdm(wanted, 'rows', disable=None):
         if time.time() - begun > 60*minutes: break
@@ -161,9 +191,12 @@ def run_rows(
                 if finished(out, [row]): continue
                 add_row(out, experiment=out.stem, **(r := attempted(setup, row)))
                 with_gaps(out, wanted)   # now, for a sitting may end before its last row
-                tqdm.write(f"{len(finished(out, wanted))} of {len(wanted)} rows; {' '.join(f'{k}={v}' for k,v in row.items())}: {r.get('diverged') or 'test perplexity %.3f' % r['test_ppl']}", sys.stderr)
+                tqdm.write(f"{len(finished(out, wanted))} of {len(wanted)} rows; "
+                           f"{' '.join(f'{k}={v}' for k,v in row.items())}: "
+                           f"{r.get('diverged') or 'test perplexity %.3f' % r['test_ppl']}", sys.stderr)
         except Timeout: continue   # another worker's
-    if (n := len(finished(out, wanted))) < len(wanted): tqdm.write(f"{n} of {len(wanted)} rows are finished; the same command goes on", sys.stderr)
+    if (n := len(finished(out, wanted))) < len(wanted):
+        tqdm.write(f"{n} of {len(wanted)} rows are finished; the same command goes on", sys.stderr)
     return with_gaps(out, wanted)
 
 def check_row(setup, row):
@@ -194,14 +227,17 @@ def main(
     run:bool=False,             # run its rows; without, print the table of the file
     config:str='tpu-medium',    # preset, or the folder of a checkpoint
     init_from:str=None,         # float checkpoint that rows start from
-    settings:str='',            # of every row, e.g. "batch_size=32 attention=cudnn dataset=text:part-*.txt.xz,valid=v.txt,test=t.txt"
+    # of every row, e.g. "batch_size=32 attention=cudnn dataset=text:part-*.txt.xz,valid=v.txt,test=t.txt"
+    settings:str='',
     raw:str=None,               # text file: the test split as published, its words are the denominator
-    out:str=None,               # results file, data/results/EXPERIMENT.jsonl by default; started again, or several times at once, it goes on
+    # results file, data/results/EXPERIMENT.jsonl by default; started again, or several times at once, it goes
+    # on
+    out:str=None,
     minutes:float=math.inf,     # start no row after so many
     keep:str=None,              # folder for the checkpoints of trained rows
     by:str='',                  # settings that the table tells apart, comma-separated
 ):
-    "Print the table of an experiment, or run it. One process a GPU: start it once for each with CUDA_VISIBLE_DEVICES set."
+    "Print an experiment's table, or run it: one process a GPU, each with its own CUDA_VISIBLE_DEVICES."
     out = out or (DATA/'results'/f'{experiment}.jsonl' if '=' not in experiment else None)
     if out is None: raise UserError("give --out a file for the rows of this grid")
     need(minutes >= 0, 'minutes', minutes, "at least 0")

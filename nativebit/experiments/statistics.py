@@ -13,13 +13,17 @@ def reference(
     row:dict,    # a record
     rows:list,   # all records of the experiment
 )->float|None:   # None: no float network to compare with
-    "Lowest test perplexity of the float start, the control of the row's seed and steps, and float taught by the row's `taught_by`; None where that is another network than the start and no float was taught by it."
+    """Lowest test perplexity of the float start, its control of as many steps, and float taught alike.
+
+    None where the teacher is another network than the start, and no float was taught by it."""
     by = None if row['method'] == 'taught' else row.get('taught_by')
     rows = [r for r in rows if 'test_ppl' in r]
     like = [r for r in rows if (r['seed'], r['steps']) == (row['seed'], row['steps'])]
-    plain = [r for r in rows if r['method'] == 'float'] + [r for r in like if r['method'] in ('control', 'float_scratch')]
+    plain = ([r for r in rows if r['method'] == 'float']
+             + [r for r in like if r['method'] in ('control', 'float_scratch')])
     taught = [r for r in like if by and r['method'] == 'taught' and r.get('taught_by') == by]
-    return None if by not in (None, 'start') and not taught else min([r['test_ppl'] for r in plain + taught], default=None)
+    return (None if by not in (None, 'start') and not taught
+            else min([r['test_ppl'] for r in plain + taught], default=None))
 
 def add_gaps(
     rows:list,  # all records of the experiment
@@ -37,7 +41,8 @@ def spread(
 )->str:
     "Mean, and (lowest … highest) where there are several."
     show = (lambda v: f'{100*v:+.2f}') if unit == '%' else (lambda v: f'{v:.3f}')
-    return show(np.mean(values)) + (f' ({show(min(values))} … {show(max(values))})' if len(values) > 1 else '')
+    return (show(np.mean(values))
+            + (f' ({show(min(values))} … {show(max(values))})' if len(values) > 1 else ''))
 
 # %% ../../nbs/14_experiments/01_statistics.ipynb #dd17b059
 def grouped(rows, keys)->dict:
@@ -57,10 +62,13 @@ def summary(
     rows:list,      # records
     *by,            # keys to group by, besides method, geometry, bits and steps
 )->list:            # one dictionary a group of seeds
-    "Seeds together, and nothing else: settings in which rows of a group would differ get columns of their own."
+    "Seeds together, and nothing else: settings in which a group's rows would differ get their own columns."
     keys = ('method', *by, 'geometry', 'bits', 'steps')
     keys = ('method', *differing(rows, keys), *keys[1:])
     pick = lambda g, k: [r[k] for r in g if r.get(k) is not None]
-    line = lambda k, g: dict(zip(keys, k), bits_per_weight=g[0]['bits_per_weight'], seeds=len({r['seed'] for r in g}), test_ppl=spread(pick(g, 'test_ppl')), **{
-        'gap, %': spread(x, '%') if len(x := pick(g, 'gap_vs_control')) == len(g) else '', 'KL': f'{np.mean(x):.4f}' if (x := pick(g, 'kl')) else ''})
+    found = lambda g: dict(bits_per_weight=g[0]['bits_per_weight'], seeds=len({r['seed'] for r in g}),
+                           test_ppl=spread(pick(g, 'test_ppl')))
+    loss = lambda g: {'gap, %': spread(x, '%') if len(x := pick(g, 'gap_vs_control')) == len(g) else '',
+                      'KL': f'{np.mean(x):.4f}' if (x := pick(g, 'kl')) else ''}
+    line = lambda k, g: dict(zip(keys, k)) | found(g) | loss(g)
     return [line(*g) for g in grouped(rows, keys).items()]

@@ -38,10 +38,12 @@ def pack_indices(
 )->UInt32[np.ndarray, "m"]:        # `bits` words a group
     "Indices as words. Raises `UserError` for an index that does not fit."
     need(bits in WIDTHS, 'bits', bits, f"one of {WIDTHS}")
-    if len(idx) and not 0 <= idx.min() <= idx.max() < 2**bits: raise UserError(f"indices from {idx.min()} to {idx.max()} do not fit {bits} bits; use more bits")
+    if len(idx) and not 0 <= idx.min() <= idx.max() < 2**bits:
+        raise UserError(f"indices from {idx.min()} to {idx.max()} do not fit {bits} bits; use more bits")
     idx = np.pad(idx.astype(np.uint8), (0, -len(idx) % 32))
     a, b, c, d = _selectors(idx & 15)
-    words = {2: lambda: [a | b << 2, c | d << 2], 4: lambda: [a, b, c, d], 8: lambda: [a, b, c, d, *_selectors(idx >> 4)],
+    words = {2: lambda: [a | b << 2, c | d << 2], 4: lambda: [a, b, c, d],
+             8: lambda: [a, b, c, d, *_selectors(idx >> 4)],
              3: lambda: [a | (d & 0x11111111) << 3, b | (d & 0x22222222) << 2, c | (d & 0x44444444) << 1]}
     return np.stack(words[bits](), 1).astype(np.uint32).reshape(-1)
 
@@ -51,13 +53,18 @@ def unpack_indices(
     bits:int,                       # of an index, one of `WIDTHS`
     n:int,                          # how many indices
 )->UInt8[np.ndarray, "n"]:
-    "The inverse of `pack_indices`. Raises `UserError` where there are not enough words for n indices, or too many."
+    """The inverse of `pack_indices`.
+
+    Raises `UserError` where there are not enough words for n indices, or too many."""
     need(bits in WIDTHS, 'bits', bits, f"one of {WIDTHS}")
-    if len(words) != -(-n//32)*bits: raise UserError(f"{n} indices of {bits} bits take {-(-n//32)*bits} words, not {len(words)}; pack the network again")
+    if len(words) != -(-n//32)*bits:
+        raise UserError(f"{n} indices of {bits} bits take {-(-n//32)*bits} words, not {len(words)}; "
+                        "pack the network again")
     w, low = words.reshape(-1, bits).T, np.uint32(0x33333333)
     if bits == 8: return (_nibbles(w[:4]) | _nibbles(w[4:]) << 4)[:n]
     if bits == 2: w = [w[0] & low, w[0] >> 2 & low, w[1] & low, w[1] >> 2 & low]
-    if bits == 3: w = [*(w & 0x77777777), w[0] >> 3 & 0x11111111 | w[1] >> 2 & 0x22222222 | w[2] >> 1 & 0x44444444]
+    if bits == 3:
+        w = [*(w & 0x77777777), w[0] >> 3 & 0x11111111 | w[1] >> 2 & 0x22222222 | w[2] >> 1 & 0x44444444]
     return _nibbles(w)[:n]
 
 # %% ../../nbs/02_formats/01_bitpacking.ipynb #d393c0b3
@@ -77,7 +84,9 @@ def exact_indices(
     "The number of each weight's entry. Raises `UserError` where a weight is none."
     idx = np.zeros(b.shape, np.uint8)
     for k in range(cb.shape[1]-1): idx += b > cb[:, k, None]
-    if not np.array_equal(np.take_along_axis(cb, idx, 1), b): raise UserError(f"{name} has weights that are no entries of their codebook; pack what evaluation used, Q(w)")
+    if not np.array_equal(np.take_along_axis(cb, idx, 1), b):
+        raise UserError(f"{name} has weights that are no entries of their codebook; "
+                        "pack what evaluation used, Q(w)")
     return idx
 
 # %% ../../nbs/02_formats/01_bitpacking.ipynb #f1caa373

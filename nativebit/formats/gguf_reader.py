@@ -16,9 +16,10 @@ from jaxtyping import Float
 from ..utils.cli import UserError
 
 # %% ../../nbs/02_formats/05_gguf_reader.ipynb #313c2532
-NUMBERS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}   # types of values, as `struct` writes them
+# types of values, as `struct` writes them
+NUMBERS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
 TEXT, LIST = 8, 9   # the two others
-MOST = 2**22        # strings in a list, values, arrays: no model comes near, and a damaged count is not waited for
+MOST = 2**22  # strings in a list, values, arrays: no model comes near, and a damaged count is not waited for
 
 class Cursor:
     "A place in a buffer, which moves forward and never past the end. Raises `ValueError` where it should."
@@ -26,20 +27,25 @@ class Cursor:
 
     def skip(self, n:int)->int:
         "Move n bytes forward; where they begin."
-        if n > (left := len(self.data) - self.at): raise ValueError(f"{n:,} bytes should follow byte {self.at:,}, and {left:,} do")
+        if n > (left := len(self.data) - self.at):
+            raise ValueError(f"{n:,} bytes should follow byte {self.at:,}, and {left:,} do")
         self.at += n
         return self.at - n
 
-    def number(self, code:str): return struct.unpack_from(self.order + code, self.data, self.skip(struct.calcsize(self.order + code)))[0]
+    def number(self, code:str):
+        return struct.unpack_from(self.order + code, self.data,
+                                  self.skip(struct.calcsize(self.order + code)))[0]
 
     def count(self, size:int)->int:
         "A number of things of at least `size` bytes each."
-        if (n := self.number('Q')) > min(MOST, (len(self.data) - self.at)//size): raise ValueError(f"{n:,} things of {size} bytes can't follow byte {self.at:,}")
+        if (n := self.number('Q')) > min(MOST, (len(self.data) - self.at)//size):
+            raise ValueError(f"{n:,} things of {size} bytes can't follow byte {self.at:,}")
         return n
 
     def texts(self, n:int)->list:
         "n strings."
-        out, at, size = [], self.at, struct.Struct(self.order + 'Q').unpack_from   # names of its own: this loop runs a million times
+        # names of its own: this loop runs a million times
+        out, at, size = [], self.at, struct.Struct(self.order + 'Q').unpack_from
         for _ in range(n):
             end = at + 8 + size(self.data, at)[0]
             if end > len(self.data): raise ValueError(f"a string at byte {at:,} ends behind the file")
@@ -65,10 +71,14 @@ class Cursor:
         return self.number(NUMBERS[kind])
 
 # %% ../../nbs/02_formats/05_gguf_reader.ipynb #dba5a064
-TYPES = {0: ('F32', 1, 4), 1: ('F16', 1, 2), 2: ('Q4_0', 32, 18), 3: ('Q4_1', 32, 20), 6: ('Q5_0', 32, 22), 7: ('Q5_1', 32, 24), 8: ('Q8_0', 32, 34), 9: ('Q8_1', 32, 40),
-         10: ('Q2_K', 256, 84), 11: ('Q3_K', 256, 110), 12: ('Q4_K', 256, 144), 13: ('Q5_K', 256, 176), 14: ('Q6_K', 256, 210), 15: ('Q8_K', 256, 292),
-         16: ('IQ2_XXS', 256, 66), 17: ('IQ2_XS', 256, 74), 18: ('IQ3_XXS', 256, 98), 19: ('IQ1_S', 256, 50), 20: ('IQ4_NL', 32, 18), 21: ('IQ3_S', 256, 110), 22: ('IQ2_S', 256, 82), 23: ('IQ4_XS', 256, 136),
-         24: ('I8', 1, 1), 25: ('I16', 1, 2), 26: ('I32', 1, 4), 27: ('I64', 1, 8), 28: ('F64', 1, 8), 29: ('IQ1_M', 256, 56), 30: ('BF16', 1, 2), 34: ('TQ1_0', 256, 54), 35: ('TQ2_0', 256, 66),
+TYPES = {0: ('F32', 1, 4), 1: ('F16', 1, 2), 2: ('Q4_0', 32, 18), 3: ('Q4_1', 32, 20), 6: ('Q5_0', 32, 22),
+         7: ('Q5_1', 32, 24), 8: ('Q8_0', 32, 34), 9: ('Q8_1', 32, 40),
+         10: ('Q2_K', 256, 84), 11: ('Q3_K', 256, 110), 12: ('Q4_K', 256, 144), 13: ('Q5_K', 256, 176),
+         14: ('Q6_K', 256, 210), 15: ('Q8_K', 256, 292),
+         16: ('IQ2_XXS', 256, 66), 17: ('IQ2_XS', 256, 74), 18: ('IQ3_XXS', 256, 98), 19: ('IQ1_S', 256, 50),
+         20: ('IQ4_NL', 32, 18), 21: ('IQ3_S', 256, 110), 22: ('IQ2_S', 256, 82), 23: ('IQ4_XS', 256, 136),
+         24: ('I8', 1, 1), 25: ('I16', 1, 2), 26: ('I32', 1, 4), 27: ('I64', 1, 8), 28: ('F64', 1, 8),
+         29: ('IQ1_M', 256, 56), 30: ('BF16', 1, 2), 34: ('TQ1_0', 256, 54), 35: ('TQ2_0', 256, 66),
          39: ('MXFP4', 32, 17)}   # number: name, weights of a block, bytes of a block
 PLAIN = dict(F32='f4', F16='f2', BF16='u2')   # not quantized, as NumPy reads them
 
@@ -91,7 +101,8 @@ def array_info(
     if number not in TYPES: raise ValueError(f"{name[:60]!r} is of type {number}, which is not known")
     kind, block, size = TYPES[number]
     if 0 in shape: raise ValueError(f"{name[:60]!r} has no elements")
-    if (shape or (1,))[-1] % block: raise ValueError(f"{name[:60]!r} has rows of {shape[-1]:,}, and {kind} has blocks of {block}")
+    if (shape or (1,))[-1] % block:
+        raise ValueError(f"{name[:60]!r} has rows of {shape[-1]:,}, and {kind} has blocks of {block}")
     return name, kind, shape, offset, prod(shape)//block*size
 
 def placed(
@@ -104,8 +115,11 @@ def placed(
     up = lambda n: -(-n//align)*align
     out, start, want = {}, up(start), 0
     for name, kind, shape, offset, nbytes in infos:
-        if name in out or offset != want: raise ValueError(f"{name[:60]!r} is at {offset:,} behind the header, and {want:,} is the next place" if name not in out else f"two arrays are called {name[:60]!r}")
-        if start + offset + nbytes > size: raise ValueError(f"{name[:60]!r} ends at byte {start + offset + nbytes:,}, the file at {size:,}")
+        if name in out or offset != want:
+            raise ValueError(f"{name[:60]!r} is at {offset:,} behind the header, and {want:,} is the next "
+                             "place" if name not in out else f"two arrays are called {name[:60]!r}")
+        if start + offset + nbytes > size:
+            raise ValueError(f"{name[:60]!r} ends at byte {start + offset + nbytes:,}, the file at {size:,}")
         out[name], want = GGUFArray(name, kind, shape, start + offset, nbytes), up(offset + nbytes)
     return out
 
@@ -125,10 +139,14 @@ def is_gguf(
 def byte_order(
     data,    # the whole file
 )->str:      # '<' or '>'
-    "Big-endian where the version is a small number only then. Raises `UserError` for versions that are not known."
+    """Big-endian where the version is a small number only then.
+
+    Raises `UserError` for versions that are not known."""
     if data[:4] != b'GGUF': raise ValueError('its first four bytes are not GGUF')
     order = '>' if Cursor(data, '<', 4).number('I') % 2**16 == 0 else '<'
-    if (v := Cursor(data, order, 4).number('I')) not in (2, 3): raise UserError(f"this GGUF file is of version {v:,}; versions 2 and 3 are supported: convert the model again")
+    if (v := Cursor(data, order, 4).number('I')) not in (2, 3):
+        raise UserError(f"this GGUF file is of version {v:,}; versions 2 and 3 are supported: "
+                        "convert the model again")
     return order
 
 def values(
@@ -151,10 +169,12 @@ def parts(
     n_arrays, n_values = c.count(24), c.count(12)
     meta = values(c, n_values)
     align = meta.get('general.alignment', 32)
-    if not isinstance(align, int) or not 0 < align <= 2**20: raise ValueError(f"arrays at multiples of {str(align)[:60]}")
+    if not isinstance(align, int) or not 0 < align <= 2**20:
+        raise ValueError(f"arrays at multiples of {str(align)[:60]}")
     arrays = placed([array_info(c) for _ in range(n_arrays)], c.at, align, len(data))
     if c.order == '>' and (bad := next((x for x in arrays.values() if x.kind not in PLAIN), None)):
-        raise UserError(f"this GGUF file is big-endian, of which only float arrays are supported, and {bad.name} is {bad.kind}; give the little-endian file")
+        raise UserError("this GGUF file is big-endian, of which only float arrays are supported, "
+                        f"and {bad.name} is {bad.kind}; give the little-endian file")
     return GGUFParts(meta, arrays, c.order)
 
 def read_gguf(
@@ -162,15 +182,19 @@ def read_gguf(
 )->GGUFParts:
     "A GGUF file's header. Raises `UserError` where it is damaged."
     try:
-        with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data: return parts(data)
+        with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return parts(data)
     except OSError as e: raise UserError(f"{path} can't be read: {e.strerror}") from e
-    except (ValueError, struct.error) as e: raise UserError(f"{path} is not a whole GGUF file ({str(e)[:150]}); download it again") from e
+    except (ValueError, struct.error) as e:
+        raise UserError(f"{path} is not a whole GGUF file ({str(e)[:150]}); download it again") from e
 
 # %% ../../nbs/02_formats/05_gguf_reader.ipynb #2f72c48d
 def gguf_package():
     "The `gguf` package. Raises `UserError` where it is not installed."
     try: import gguf, gguf.quants
-    except ImportError as e: raise UserError("quantized arrays of GGUF files are read by a package that is not installed: pip install gguf") from e
+    except ImportError as e:
+        raise UserError("quantized arrays of GGUF files are read by a package that is not installed: "
+                        "pip install gguf") from e
     return gguf
 
 def dequantized(
@@ -180,7 +204,9 @@ def dequantized(
     "Quantized bytes as float32. Raises `UserError` where the package does not know how."
     gguf = gguf_package()
     try: return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[x.kind])
-    except (NotImplementedError, KeyError) as e: raise UserError(f"{x.name} is {x.kind}, which the gguf package can't read; upgrade it, or give another file") from e
+    except (NotImplementedError, KeyError) as e:
+        raise UserError(f"{x.name} is {x.kind}, which the gguf package can't read; upgrade it, "
+                        "or give another file") from e
 
 def read_array(
     path,         # the GGUF file
@@ -190,7 +216,8 @@ def read_array(
     "One array as float32. Raises `UserError` where the file was cut since it was opened."
     raw = np.fromfile(path, np.uint8, x.nbytes, offset=x.at)
     if raw.size != x.nbytes: raise UserError(f"{path} has changed since it was opened; run again")
-    if x.kind not in PLAIN: return np.asarray(dequantized(raw.reshape(*x.shape[:-1], -1), x), np.float32).reshape(x.shape)
+    if x.kind not in PLAIN:
+        return np.asarray(dequantized(raw.reshape(*x.shape[:-1], -1), x), np.float32).reshape(x.shape)
     w = raw.view(order + PLAIN[x.kind])
     if x.kind == 'BF16': w = (w.astype(np.uint32) << 16).view(np.float32)   # the upper half of a float32
     return w.astype(np.float32).reshape(x.shape)

@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 import numpy as np
 from ..config import QuantConfig
-from ..utils.safetensors import ARRAY_TYPES, check_sums, file_header, full_sum, hash_of, parse_sums, read_json, save_arrays, say_unsealed, stored_sums, weight_files
+from ..utils.safetensors import (ARRAY_TYPES, check_sums, file_header, full_sum, hash_of, parse_sums,
+                                         read_json, save_arrays, say_unsealed, stored_sums, weight_files)
 from ..utils.cli import UserError
 from ..utils.files import settled, copy_files, whole_folder
 from .size import DTYPES, matrix_stored
@@ -26,7 +27,8 @@ from .bitpacking import index_width, pack_matrix, unpack_indices, unpack_matrix
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #e04b8e29
 METHOD, VERSION, MIXED = 'nativebit', 1, 2   # the second version is of folders with several geometries
 HINT = 'a folder packed by nativebit: put `import nativebit.hf` before from_pretrained'
-GUARD = 'import nativebit.hf before from_pretrained'   # the name of an empty tensor: tables of unknown tensors show it
+# the name of an empty tensor: tables of unknown tensors show it
+GUARD = 'import nativebit.hf before from_pretrained'
 GEOMETRY = ('n_entries', 'block_shape', 'codebook_dtype')
 
 def quant_to_dict(
@@ -35,7 +37,8 @@ def quant_to_dict(
 )->dict:                           # `quantization_config` of config.json
     "The geometry as JSON."
     own = dict(overrides=[*map(list, quant.overrides)]) if quant.overrides else {}
-    return dict(quant_method=METHOD, version=MIXED if own else VERSION, **{k: v if k != 'block_shape' else list(v) for k,v in asdict(quant).items() if k in GEOMETRY},
+    return dict(quant_method=METHOD, version=MIXED if own else VERSION,
+                **{k: v if k != 'block_shape' else list(v) for k,v in asdict(quant).items() if k in GEOMETRY},
                 **own, modules_to_not_convert=list(not_converted))
 
 def packed_config(
@@ -45,24 +48,31 @@ def packed_config(
 )->dict:
     "config.json of the packed folder; what stays in float is float16 where it was, else bfloat16."
     half = 'float16' if 'float16' in (config.get('dtype'), config.get('torch_dtype')) else 'bfloat16'
-    kept = {**config, 'dtype': half, 'transformers_weights': HINT, 'quantization_config': quant_to_dict(quant, **kw)}
+    kept = {**config, 'dtype': half, 'transformers_weights': HINT,
+            'quantization_config': quant_to_dict(quant, **kw)}
     return {k: v for k,v in kept.items() if k not in ('auto_map', 'torch_dtype')}
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #bc947fb3
 def check_quant(
     found,  # `quantization_config` of a config.json, or None
 )->QuantConfig:
-    "The inverse of `quant_to_dict`. Raises `UserError` where it is something else, too new or makes no sense."
+    """The inverse of `quant_to_dict`.
+
+    Raises `UserError` where it is something else, too new or makes no sense."""
     found = found if isinstance(found, dict) else {}
     if (m := found.get('quant_method')) != METHOD:
-        raise UserError(f"this model has quant_method {m!r} and not {METHOD!r}; pack one with nativebit quantize")
+        raise UserError(f"this model has quant_method {m!r} and not {METHOD!r}; "
+                        "pack one with nativebit quantize")
     if (v := found.get('version')) != (ours := MIXED if found.get('overrides') else VERSION):
-        raise UserError(f"this model was packed as version {v!r}, and this nativebit reads {ours}; install a newer nativebit or pack the model again")
+        raise UserError(f"this model was packed as version {v!r}, and this nativebit reads {ours}; "
+                        "install a newer nativebit or pack the model again")
     try: return QuantConfig(**{k: found[k] for k in GEOMETRY}, overrides=found.get('overrides', ()))
     except (KeyError, TypeError) as e:
-        raise UserError(f"the quantization_config of this model makes no sense ({type(e).__name__}: {e}); pack the model again") from e
+        raise UserError(f"the quantization_config of this model makes no sense ({type(e).__name__}: {e}); "
+                        "pack the model again") from e
 
-def geometry_note(quant:QuantConfig)->str: return json.dumps([getattr(quant, k) for k in GEOMETRY + ('overrides',)*bool(quant.overrides)])
+def geometry_note(quant:QuantConfig)->str:
+    return json.dumps([getattr(quant, k) for k in GEOMETRY + ('overrides',)*bool(quant.overrides)])
 
 def check_geometry(
     path,
@@ -71,7 +81,9 @@ def check_geometry(
 ):
     "Raise `UserError` where config.json names another geometry than the files were written with."
     notes = {meta['geometry'] for meta in metas if 'geometry' in meta}   # none in older folders
-    if notes - {geometry_note(quant)}: raise UserError(f"{path}: config.json says {geometry_note(quant)} of {', '.join(GEOMETRY)}, and the weights were packed with {', '.join(sorted(notes))[:200]}; copy the folder again")
+    if notes - {geometry_note(quant)}:
+        raise UserError(f"{path}: config.json says {geometry_note(quant)} of {', '.join(GEOMETRY)}, and the "
+                        f"weights were packed with {', '.join(sorted(notes))[:200]}; copy the folder again")
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #8afd50f2
 SUFFIXES = ('weight', 'codebook', 'scale', 'shape')
@@ -104,18 +116,22 @@ def linear_misfit(
     quant:QuantConfig,
 )->str:                  # what does not fit, '' if all does
     "The first difference between what a folder holds of a matrix and what it should."
-    want = {('weight' if k == 'words' else k): ('I32' if k == 'words' else x.dtype, x.shape) for k,x in matrix_stored(shape, quant).items()} | {'shape': ('I32', (2,))}
+    want = ({('weight' if k == 'words' else k): ('I32' if k == 'words' else x.dtype, x.shape)
+             for k,x in matrix_stored(shape, quant).items()} | {'shape': ('I32', (2,))})
     for k in SUFFIXES:
         x, w = get(f'{P}.{k}'), want.get(k)
         if x is None and w: return f"{P}.{k} is missing"
         if x and not w: return f"there is a {P}.{k}, and {quant.codebook_dtype} codebooks have none"
-        if x and (x[0], tuple(x[1])) != w: return f"{P}.{k} is {x[0]} {tuple(x[1])} and should be {w[0]} {w[1]}"
+        if x and (x[0], tuple(x[1])) != w:
+            return f"{P}.{k} is {x[0]} {tuple(x[1])} and should be {w[0]} {w[1]}"
     return ''
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #b113b3ef
 def is_packed(path)->bool:
     "Is there a folder that `save_folder` made?"
-    try: return json.loads((Path(path)/'config.json').read_text())['quantization_config']['quant_method'] == METHOD
+    try:
+        config = json.loads((Path(path)/'config.json').read_text())
+        return config['quantization_config']['quant_method'] == METHOD
     except (OSError, ValueError, KeyError, TypeError, RecursionError): return False
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #ef4ee7a9
@@ -160,7 +176,8 @@ def save_tensors(
             written = pool.submit(save_shard, folder/f'{k}.tmp', shard, **more)
             del shard   # its memory is free once it is written
         written.result()
-    files = ['model.safetensors'] if len(names) == 1 else [f'model-{k+1:05}-of-{len(names):05}.safetensors' for k in range(len(names))]
+    files = (['model.safetensors'] if len(names) == 1
+             else [f'model-{k+1:05}-of-{len(names):05}.safetensors' for k in range(len(names))])
     for k,f in enumerate(files): (folder/f'{k}.tmp').rename(folder/f)
     if len(files) == 1: return
     index = dict(metadata=dict(total_size=total), weight_map={n: f for f,ns in zip(files, names) for n in ns})
@@ -176,11 +193,15 @@ def save_folder(
     *, not_converted=('lm_head',),  # modules that stay in float
     max_shard:int=SHARD,  # bytes of a file; about as much memory is needed
 )->Path:
-    "Write a packed folder, whole or not at all. Raises `UserError` where `out` holds something else or can't be written."
+    """Write a packed folder, whole or not at all.
+
+    Raises `UserError` where `out` holds something else or can't be written."""
     with whole_folder(out, replace=is_packed) as tmp:
         copy_files(files, tmp)
-        (tmp/'config.json').write_text(json.dumps(packed_config(config, quant, not_converted=not_converted), indent=2) + '\n')
-        save_tensors(tmp, chain(tensors, [(GUARD, np.zeros(0, np.uint8))]), max_shard, geometry=geometry_note(quant))
+        (tmp/'config.json').write_text(
+            json.dumps(packed_config(config, quant, not_converted=not_converted), indent=2) + '\n')
+        save_tensors(tmp, chain(tensors, [(GUARD, np.zeros(0, np.uint8))]), max_shard,
+                     geometry=geometry_note(quant))
     return Path(out)
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #262f421b
@@ -190,7 +211,8 @@ def read_shard(
     "The tensors of one file. Raises `UserError` where it is missing, cut off, or something else."
     header, meta, start = file_header(path)
     data = np.memmap(path, np.uint8, 'r')[start:]
-    array = lambda x: np.asarray(data[slice(*x['data_offsets'])].view(ARRAY_TYPES[x['dtype']]).reshape(x['shape']))
+    array = lambda x: np.asarray(data[slice(*x['data_offsets'])].view(ARRAY_TYPES[x['dtype']])
+                                 .reshape(x['shape']))
     return {k: (x['dtype'], tuple(x['shape']), array(x)) for k,x in header.items()}, meta
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #7fc687f2
@@ -218,7 +240,8 @@ class Folder:
 
 def linear_names(types:dict)->list:
     "The modules of which a folder holds anything packed."
-    packed = lambda n, x: n.endswith(('.codebook', '.scale', '.shape')) or n.endswith('.weight') and x[0] == 'I32'
+    packed = lambda n, x: (n.endswith(('.codebook', '.scale', '.shape')) or n.endswith('.weight')
+                           and x[0] == 'I32')
     return sorted({n.rpartition('.')[0] for n,x in types.items() if packed(n, x)})
 
 def linear_weight(
@@ -238,8 +261,11 @@ def check_linears(
     "Raise `UserError` where a quantized module lacks a tensor, or one has another type or shape."
     for P in linear_names(types):
         own = quant.of(P)
-        bad = f"{P} is packed and should be in float" if own is None else linear_misfit(types.get, P, shapes[P], own) if P in shapes else f"{P}.shape is missing"
-        if bad: raise UserError(f"{where} does not fit its own config: {bad}; copy the folder again or make it anew")
+        bad = (f"{P} is packed and should be in float" if own is None
+               else linear_misfit(types.get, P, shapes[P], own) if P in shapes else f"{P}.shape is missing")
+        if bad:
+            raise UserError(f"{where} does not fit its own config: {bad}; "
+                            "copy the folder again or make it anew")
 
 TIED = 'lm_head.weight'   # transformers leaves it out when it saves a model whose head is the embedding
 
@@ -250,33 +276,43 @@ def check_bytes(
     "Raise `UserError` where a checksum is wrong."
     old, kind = folder.bytes_only, hash_of(folder.sums or folder.bytes_only)
     found = {n: x for f in files for n,x in stored_sums(f, kind).items() if n in folder.types}
-    if not (folder.sums or old): raise UserError(f"{folder.path} has lost its checksums (another program wrote its files again); copy the folder again or make it anew")
+    if not (folder.sums or old):
+        raise UserError(f"{folder.path} has lost its checksums (another program wrote its files again); "
+                        "copy the folder again or make it anew")
     if not folder.sums: say_unsealed(folder.path)
-    here, sums = ({n: full_sum(n, *folder.types[n], x, kind) for n,x in found.items()}, folder.sums) if folder.sums else ({n: f'{found[n]:08x}' for n in found if n in old}, old)
+    here, sums = (({n: full_sum(n, *folder.types[n], x, kind) for n,x in found.items()}, folder.sums)
+                  if folder.sums else ({n: f'{found[n]:08x}' for n in found if n in old}, old))
     check_sums(folder.path, here, {n: x for n,x in sums.items() if n in here or n not in (GUARD, TIED)})
 
 def check_folder(folder:Folder, files):
     "Raise `UserError` where a checksum is wrong or an index too large."
     check_bytes(folder, files)
     for P in folder.linears:
-        if (K := folder.quant.of(P).n_entries) == 2**(bits := index_width(K)): continue   # no index can be too large
+        # no index can be too large
+        if (K := folder.quant.of(P).n_entries) == 2**(bits := index_width(K)): continue
         top = unpack_indices(folder.words(P), bits, folder.words(P).size*32//bits).max()
-        if top >= K: raise UserError(f"{folder.path} is damaged ({P} has an index {top}, and there are {K} entries); make it anew")
+        if top >= K:
+            raise UserError(f"{folder.path} is damaged ({P} has an index {top}, and there are {K} entries); "
+                            "make it anew")
 
 def shapes_of(tensors:dict)->dict:
     "{module: (out, in)} of a folder's `P.shape`s."
     ok = lambda x: x.dtype == np.int32 and x.shape == (2,) and (x > 0).all()
-    return {n.removesuffix('.shape'): tuple(map(int, x)) for n,x in tensors.items() if n.endswith('.shape') and ok(x)}
+    return {n.removesuffix('.shape'): tuple(map(int, x))
+            for n,x in tensors.items() if n.endswith('.shape') and ok(x)}
 
 def read_files(
     files,              # paths of safetensors files
     quant:QuantConfig,
     config:dict|None=None,
 )->Folder:
-    "The tensors of a packed folder's files, everything checked. Raises `UserError` where one is missing, damaged, or does not fit the geometry."
+    """The tensors of a packed folder's files, everything checked.
+
+    Raises `UserError` where one is missing, damaged, or does not fit the geometry."""
     read = [read_shard(f) for f in files]
     entries = {n: x for tensors,_ in read for n,x in tensors.items() if n != GUARD}
-    sums, old = ({n: x for f,(_,meta) in zip(files, read) if key in meta for n,x in parse_sums(f, meta[key]).items()} for key in ('sums', 'checksums'))
+    sums, old = ({n: x for f,(_,meta) in zip(files, read) if key in meta
+                  for n,x in parse_sums(f, meta[key]).items()} for key in ('sums', 'checksums'))
     types, tensors = {n: x[:2] for n,x in entries.items()}, {n: x[2] for n,x in entries.items()}
     folder = Folder(Path(files[0]).parent, config, quant, tensors, types, sums, old)
     check_linears(types, shapes_of(tensors), quant, folder.path)
@@ -287,11 +323,16 @@ def read_files(
 def open_folder(
     path,    # of a folder that `save_folder` made
 )->Folder:
-    "Open a packed folder, everything checked. Raises `UserError` where it is missing, damaged, incomplete, too new, a pickle or something else."
+    """Open a packed folder, everything checked.
+
+    Raises `UserError` where it is missing, damaged, incomplete, too new, a pickle or something else."""
     config = read_json(Path(path)/'config.json')
     quant, files = check_quant(config.get('quantization_config')), weight_files(path)
     folder = read_files(files, quant, config)
     index = Path(path)/'model.safetensors.index.json'
-    lost = set(json.loads(index.read_text())['weight_map']) - {*folder.tensors, GUARD} if len(files) > 1 else ()
-    if lost: raise UserError(f"{path} lacks {sorted(lost)[0]}, which its index names; copy the folder again or make it anew")
+    lost = (set(json.loads(index.read_text())['weight_map']) - {*folder.tensors, GUARD} if len(files) > 1
+            else ())
+    if lost:
+        raise UserError(f"{path} lacks {sorted(lost)[0]}, which its index names; "
+                        "copy the folder again or make it anew")
     return folder

@@ -19,8 +19,10 @@ def folder_kind(path:Path)->str:
     "What a folder is. Raises `UserError` where it is no model's."
     if is_packed(path): return 'packed folder'
     if (path/'config.json').exists(): return 'hub folder'
-    if (path/'meta.json').exists() or (path/'log.jsonl').exists(): return 'checkpoint'   # of a run that has not ended loading says so
-    raise UserError(f"{path} holds no model, neither config.json nor meta.json; give the folder that has one of them beside its weights")
+    # of a run that has not ended loading says so
+    if (path/'meta.json').exists() or (path/'log.jsonl').exists(): return 'checkpoint'
+    raise UserError(f"{path} holds no model, neither config.json nor meta.json; "
+                    "give the folder that has one of them beside its weights")
 
 def is_pack(path:Path)->bool:
     "Does a file say of itself that it is packed?"
@@ -32,7 +34,8 @@ def file_kind(path:Path)->str:
     refuse_pickles([path])
     if path.suffix == '.gguf' or is_gguf(path): return 'gguf'
     if any((path.parent/n).exists() for n in ('config.json', 'meta.json')) and not is_pack(path):
-        raise UserError(f"{path} is one file of a model and no packed network; give its folder, {path.parent}")
+        raise UserError(f"{path} is one file of a model and no packed network; give its folder, "
+                        f"{path.parent}")
     return 'packed file'   # or nothing of ours, which `read_pack` says
 
 # %% ../../nbs/02_formats/06_kinds.ipynb #f2341ded
@@ -55,7 +58,8 @@ def nearest(where)->str:
 def nothing(where)->UserError:
     "What to say where there is no such model."
     if close := nearest(where): return UserError(f"there is no model {where}: did you mean {close!r}?")
-    return UserError(f"there is no model {where}; give a run's name, a folder, a packed file, a .gguf file, or a name on the hub such as HuggingFaceTB/SmolLM2-135M")
+    return UserError(f"there is no model {where}; give a run's name, a folder, a packed file, a .gguf file, "
+                     "or a name on the hub such as HuggingFaceTB/SmolLM2-135M")
 
 def kind_of(
     where,  # whatever a user may call a model

@@ -33,7 +33,7 @@ def int8_rows(
 def pack_tensors(
     cfg:Config,            # the network and its geometry
     weights:dict,          # {name: array}, the evaluated network's parameters
-    books:dict,            # {'layers.0.attn.q': (codes, scale), …} as storage holds them, scale (G,), (1,) or None
+    books:dict,  # {'layers.0.attn.q': (codes, scale), …} as storage holds them, scale (G,), (1,) or None
     embed:str='bfloat16',  # storage type of the embedding
 )->dict:                   # {name: array}, as of `stored_tensors`
     "Everything a file holds. Raises `UserError` where a matrix is not made of its codebooks' entries."
@@ -41,7 +41,9 @@ def pack_tensors(
     out = {}
     for n,w in weights.items():
         w, p = np.asarray(w, np.float32), n.removesuffix('.weight')
-        if p in books: out |= {f'{p}.{k}': x for k,x in pack_matrix(w, *books[p], cfg.quant.of(p).block_shape, n).items()}
+        if p in books:
+            out |= {f'{p}.{k}': x
+                    for k,x in pack_matrix(w, *books[p], cfg.quant.of(p).block_shape, n).items()}
         elif n in ('embed', 'head') and embed == 'int8': out[n], out[f'{n}.scale'] = int8_rows(w)
         else: out[n] = w.astype(DTYPES['F32' if embed == 'float32' else 'BF16'])
     return out
@@ -51,7 +53,8 @@ FORMAT, VERSION = 'nativebit-pack', '1'
 
 def crc(data)->str: return f'{zlib.crc32(data):08x}'
 
-def metadata_crc(meta:dict)->str: return crc(json.dumps({k: v for k,v in meta.items() if k != 'crc'}, sort_keys=True).encode())
+def metadata_crc(meta:dict)->str:
+    return crc(json.dumps({k: v for k,v in meta.items() if k != 'crc'}, sort_keys=True).encode())
 
 def pack_metadata(
     checksums:dict,    # {tensor: crc}
@@ -60,7 +63,8 @@ def pack_metadata(
     tokenizer:dict,    # name, and digest where it is known
 )->dict:               # {str: str}
     "The header's metadata."
-    meta = dict(format=FORMAT, version=VERSION, config=json.dumps(config_to_dict(config)), embed=embed, tokenizer=json.dumps(tokenizer),
+    meta = dict(format=FORMAT, version=VERSION, config=json.dumps(config_to_dict(config)), embed=embed,
+                tokenizer=json.dumps(tokenizer),
                 git_hash=git_hash(), checksums=json.dumps(checksums, separators=(',', ':')))
     return dict(meta, crc=metadata_crc(meta))
 
@@ -74,7 +78,8 @@ def misfit(
     for n,x in want:
         if n not in left: return f"there is no {n}"
         dtype, shape = left.pop(n)[:2]
-        if (dtype, shape) != (x.dtype, x.shape): return f"{n} is {dtype} {shape}, the config asks for {x.dtype} {x.shape}"
+        if (dtype, shape) != (x.dtype, x.shape):
+            return f"{n} is {dtype} {shape}, the config asks for {x.dtype} {x.shape}"
     return f"there is an unknown {next(iter(left))}" if left else ''
 
 def write_pack(
@@ -83,11 +88,15 @@ def write_pack(
     config:Config,   # the network and its geometry
     *, tokenizer:dict|None=None,  # its name and digest, for the header
 )->Path:
-    "Write a pack, whole or not at all. Raises `UserError` where the tensors do not fit the config or the file can't be written."
+    """Write a pack, whole or not at all.
+
+    Raises `UserError` where the tensors do not fit the config or the file can't be written."""
     path, code = Path(path), {np.dtype(t): c for c,t in DTYPES.items()}
-    embed = next((k for k,v in FLOATS.items() if v == code.get(getattr(tensors.get('embed'), 'dtype', None))), 'bfloat16')
+    embed = next((k for k,v in FLOATS.items() if v == code.get(getattr(tensors.get('embed'), 'dtype', None))),
+                 'bfloat16')
     found = {n: (code.get(x.dtype, str(x.dtype)), x.shape) for n,x in tensors.items()}
-    if bad := misfit(found, stored_tensors(config, embed)): raise UserError(f"these tensors do not fit the config: {bad}; pack what `pack_tensors` returns")
+    if bad := misfit(found, stored_tensors(config, embed)):
+        raise UserError(f"these tensors do not fit the config: {bad}; pack what `pack_tensors` returns")
     meta = pack_metadata({n: crc(array_bytes(x)) for n,x in tensors.items()}, config, embed, tokenizer or {})
     with atomic_path(path) as tmp: save_arrays(tmp, tensors, meta)
     return path
@@ -95,10 +104,12 @@ def write_pack(
 # %% ../../nbs/02_formats/03_nbpack.ipynb #00b8fe03
 def read_header(
     path,      # of a pack
-)->tuple:      # (metadata, {name: (dtype, shape, first byte, last byte + 1)}, where the data begin, size of the file)
+# (metadata, {name: (dtype, shape, first byte, last byte + 1)}, where the data begin, size of the file)
+)->tuple:
     "A safetensors header. Raises `UserError` where the file is missing, cut off, or something else."
     path = Path(path)
-    other = f"{path} is no packed network, or only the beginning of one; copy it again, or make one with nativebit pack CHECKPOINT --out FILE"
+    other = (f"{path} is no packed network, or only the beginning of one; copy it again, "
+             "or make one with nativebit pack CHECKPOINT --out FILE")
     try:
         size, f = path.stat().st_size, path.open('rb')
         with f: n = int.from_bytes(f.read(8), 'little'); text = f.read(n) if 2 <= n <= size-8 else b''
@@ -107,8 +118,11 @@ def read_header(
     except (ValueError, RecursionError) as e: raise UserError(other) from e
     meta = header.pop('__metadata__', None) if isinstance(header, dict) else None
     if not isinstance(meta, dict) or meta.get('format') != FORMAT: raise UserError(other)
-    if (v := meta.get('version')) != VERSION: raise UserError(f"{path} is a pack of version {v!r}, and this nativebit reads {VERSION}; install a newer one or pack again")
-    if meta.get('crc') != metadata_crc(meta): raise UserError(f"{path} is damaged (its header's checksum is wrong); copy or pack it again")
+    if (v := meta.get('version')) != VERSION:
+        raise UserError(f"{path} is a pack of version {v!r}, and this nativebit reads {VERSION}; "
+                        "install a newer one or pack again")
+    if meta.get('crc') != metadata_crc(meta):
+        raise UserError(f"{path} is damaged (its header's checksum is wrong); copy or pack it again")
     return meta, {n: tensor_entry(path, n, x) for n,x in header.items()}, 8+n, size
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #34fdfd03
@@ -118,12 +132,16 @@ def tensor_entry(
     path, name:str,
     x,          # of the JSON header
 )->tuple:       # (dtype, shape, first byte, last byte + 1)
-    "One tensor's header entry. Raises `UserError` unless its type is known and its bytes are as many as its shape says."
+    """One tensor's header entry.
+
+    Raises `UserError` unless its type is known and its bytes are as many as its shape says."""
     try: dtype, shape, (begin, end) = x['dtype'], tuple(x['shape']), x['data_offsets']
     except (KeyError, TypeError, ValueError): dtype = None
-    ok = isinstance(dtype, str) and dtype in DTYPES and len(shape) <= 2 and all(map(is_size, (*shape, begin, end)))
+    ok = (isinstance(dtype, str) and dtype in DTYPES and len(shape) <= 2
+          and all(map(is_size, (*shape, begin, end))))
     if not ok or end - begin != Stored(dtype, shape, '').nbytes:
-        raise UserError(f"{path} is damaged (the header's entry of {name[:80]!r} makes no sense); copy or pack it again")
+        raise UserError(f"{path} is damaged (the header's entry of {name[:80]!r} makes no sense); "
+                        "copy or pack it again")
     return dtype, shape, begin, end
 
 def check_extent(
@@ -133,10 +151,14 @@ def check_extent(
     "Raise `UserError` unless the tensors fill the rest of the file without gap or overlap."
     at = 0
     for _,_,begin,end in sorted(entries.values(), key=lambda e: e[2:]):
-        if begin != at: raise UserError(f"{path} is damaged (its tensors do not follow each other); copy or pack it again")
+        if begin != at:
+            raise UserError(f"{path} is damaged (its tensors do not follow each other); "
+                            "copy or pack it again")
         at = end
     how = 'cut off' if at > room else 'too long'
-    if at != room: raise UserError(f"{path} is {how}: its tensors take {at:,} bytes and it has {room:,} for them; copy or pack it again")
+    if at != room:
+        raise UserError(f"{path} is {how}: its tensors take {at:,} bytes and it has {room:,} for them; "
+                        "copy or pack it again")
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #a197e6c8
 @dataclass(frozen=True)
@@ -150,15 +172,17 @@ class Pack:
     @property
     def matrices(self):
         "{'layers.0.attn.q': (out, in), …}"
-        return {n.removesuffix('.weight'): s for n,s in param_shapes(self.config.model) if re.search(MATRIX, n)}
+        return {n.removesuffix('.weight'): s
+                for n,s in param_shapes(self.config.model) if re.search(MATRIX, n)}
     @property
     def quantized(self)->bool: return any(n.endswith('.words') for n in self.tensors)
     @property
     def bits_per_weight(self)->float:
-        "Bits that a weight of a matrix takes, on average: indices, codebooks, scales, and those of a float where it is one."
+        "Bits that a weight of a matrix takes, on average: of indices, codebooks, scales, or of a float."
         t, names = self.tensors, self.matrices
         if not self.quantized: return 8.*t['layers.0.attn.q.weight'].dtype.itemsize
-        return 8*sum(t[x].nbytes for n in names for k in ('words', 'codebook', 'scale', 'weight') if (x := f'{n}.{k}') in t)/sum(o*i for o,i in names.values())
+        return 8*sum(t[x].nbytes for n in names for k in ('words', 'codebook', 'scale', 'weight')
+                     if (x := f'{n}.{k}') in t)/sum(o*i for o,i in names.values())
 
     def geometry(self, name:str)->QuantConfig|None:
         "Of a matrix, such as 'layers.0.attn.q'; None for one that is in float."
@@ -177,7 +201,9 @@ class Pack:
     def weight(self, name:str)->np.ndarray:
         "A parameter by its checkpoint's name, such as 'layers.0.attn.q.weight' or 'embed'; float32."
         p, t = name.removesuffix('.weight'), self.tensors
-        if f'{p}.words' in t: return unpack_matrix(t[f'{p}.words'], t[f'{p}.codebook'], t.get(f'{p}.scale'), self.matrices[p], self.geometry(p).block_shape)
+        if f'{p}.words' in t:
+            return unpack_matrix(t[f'{p}.words'], t[f'{p}.codebook'], t.get(f'{p}.scale'), self.matrices[p],
+                                 self.geometry(p).block_shape)
         return entries_of(t[name], t[f'{name}.scale']) if f'{name}.scale' in t else t[name].astype(np.float32)
 
     def weights(self)->dict: return {n: self.weight(n) for n,_ in param_shapes(self.config.model)}
@@ -190,33 +216,44 @@ def parse_metadata(
     "What the header says of the network. Raises `UserError` where it makes no sense."
     try:
         if meta['embed'] not in FLOATS: raise ValueError(f"embed={meta['embed'][:20]!r}")
-        config, parsed = found_tokenizer(config_from_dict(json.loads(meta['config'])), Path(path).parent), {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')}
+        config = found_tokenizer(config_from_dict(json.loads(meta['config'])), Path(path).parent)
+        parsed = {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')}
         return config, {**meta, **parsed}
     except (UserError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path} has a header that this nativebit does not understand ({e}); pack it again") from e
+        raise UserError(f"{path} has a header that this nativebit does not understand ({e}); "
+                        "pack it again") from e
 
 def check_tensors(
     pack:Pack,  # just mapped
 ):
     "Raise `UserError` where a tensor's bytes or indices can't be what was packed."
     sums = pack.meta['checksums']
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool: here = [*pool.map(lambda x: crc(x.reshape(-1).view(np.uint8)), pack.tensors.values())]
-    if bad := next((n for n,x in zip(pack.tensors, here) if sums.get(n) != x), None): raise UserError(f"{pack.path} is damaged (the checksum of {bad} is wrong); copy or pack it again")
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        here = [*pool.map(lambda x: crc(x.reshape(-1).view(np.uint8)), pack.tensors.values())]
+    if bad := next((n for n,x in zip(pack.tensors, here) if sums.get(n) != x), None):
+        raise UserError(f"{pack.path} is damaged (the checksum of {bad} is wrong); copy or pack it again")
     for n in pack.matrices:
-        if (quant := pack.geometry(n)) is None or (K := quant.n_entries) == 2**index_width(K): continue   # of what is no power of two an index can be too large
-        if (top := pack.indices(n).max()) >= K: raise UserError(f"{pack.path} is damaged ({n} has an index {top}, and there are {K} entries); pack it again")
+        # of what is no power of two an index can be too large
+        if (quant := pack.geometry(n)) is None or (K := quant.n_entries) == 2**index_width(K): continue
+        if (top := pack.indices(n).max()) >= K:
+            raise UserError(f"{pack.path} is damaged ({n} has an index {top}, and there are {K} entries); "
+                            "pack it again")
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #183c0b63
 def read_pack(
     path,     # of a file that `write_pack` made
 )->Pack:
-    "Open a pack, everything checked. Raises `UserError` where it is missing, damaged, cut off, too new or no pack."
+    """Open a pack, everything checked.
+
+    Raises `UserError` where it is missing, damaged, cut off, too new or no pack."""
     meta, entries, start, size = read_header(path)
     check_extent(path, entries, size-start)
     config, meta = parse_metadata(path, meta)
-    if bad := misfit(entries, stored_tensors(config, meta.get('embed'))): raise UserError(f"{path} does not fit its own config: {bad}; pack it again")
+    if bad := misfit(entries, stored_tensors(config, meta.get('embed'))):
+        raise UserError(f"{path} does not fit its own config: {bad}; pack it again")
     data = np.memmap(path, np.uint8, 'r')
-    tensors = {n: np.asarray(data[start+a:start+b].view(DTYPES[dtype]).reshape(shape)) for n,(dtype, shape, a, b) in entries.items()}
+    tensors = {n: np.asarray(data[start+a:start+b].view(DTYPES[dtype]).reshape(shape))
+               for n,(dtype, shape, a, b) in entries.items()}
     pack = Pack(Path(path), config, meta, tensors)
     check_tensors(pack)
     return pack
@@ -235,7 +272,8 @@ def header_size(
     tokenizer:dict,  # as of `write_pack`
 )->int:              # bytes, the length in front included
     "How long `write_pack` makes the header."
-    at, order, entries = 0, [*DTYPES], {'__metadata__': pack_metadata(dict.fromkeys(tensors, '0'*8), cfg, embed, tokenizer)}
+    at, order = 0, [*DTYPES]
+    entries = {'__metadata__': pack_metadata(dict.fromkeys(tensors, '0'*8), cfg, embed, tokenizer)}
     for n,x in sorted(tensors.items(), key=lambda t: (order.index(t[1].dtype), t[0])):
         entries[n] = dict(dtype=x.dtype, shape=x.shape, data_offsets=[at, at := at + x.nbytes])
     return 8 + -(-len(json.dumps(entries, separators=(',', ':')))//8)*8

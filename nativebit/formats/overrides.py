@@ -21,7 +21,9 @@ def override_pairs(
     "Patterns of matrices, and what they get. Raises `UserError` for a word that says neither."
     if isinstance(overrides, Mapping): return tuple(overrides.items())
     bad = next((w for w in overrides if isinstance(w, str) and '=' not in w), None)
-    if bad is not None: raise UserError(f"--override {bad}: give a pattern and what its matrices get, such as 'layers.0.*=float' or '*.down=4bit'")
+    if bad is not None:
+        raise UserError(f"--override {bad}: give a pattern and what its matrices get, "
+                        "such as 'layers.0.*=float' or '*.down=4bit'")
     return tuple(w.rpartition('=')[::2] if isinstance(w, str) else w for w in overrides)
 
 # %% ../../nbs/02_formats/07_overrides.ipynb #4126a537
@@ -34,13 +36,18 @@ def mixed_quant(
     geometry:str,  # a key of `GEOMETRIES`: of most matrices
     overrides=(),  # as of `override_pairs`
 )->QuantConfig:
-    "What a model's matrices get. Raises `UserError` for a pattern that none of them matches, and where all stay in float."
+    """What a model's matrices get.
+
+    Raises `UserError` for a pattern that none of them matches, and where all stay in float."""
     quant, names = QuantConfig(**GEOMETRIES[geometry], overrides=override_pairs(overrides)), matrix_names(m)
     for pattern,_ in quant.overrides:
         if any(fnmatchcase(n, pattern) for n in names): continue
         near, = difflib.get_close_matches(pattern.replace('*', ''), names, 1, 0)
-        raise UserError(f"--override {pattern}: no matrix has such a name; {near!r} is near, and a * stands for anything")
-    if not any(map(quant.of, names)): raise UserError("all matrices would stay in float, and there would be nothing to quantize; leave --override out, or let it name fewer of them")
+        raise UserError(f"--override {pattern}: no matrix has such a name; {near!r} is near, "
+                        "and a * stands for anything")
+    if not any(map(quant.of, names)):
+        raise UserError("all matrices would stay in float, and there would be nothing to quantize; "
+                        "leave --override out, or let it name fewer of them")
     return quant
 
 def matrix_counts(m:ModelConfig, geometry:str, quant:QuantConfig)->str:
@@ -55,5 +62,6 @@ def layer_plan(
     i:int,              # which layer
 )->tuple:               # pairs ('attn.q.weight', its geometry) of those that are quantized
     "What becomes of the matrices of a layer."
-    own = {n: quant.of(f'layers.{i}.{n}'.removesuffix('.weight')) for n in layer_shapes(m) if re.search(MATRIX, n)}
+    own = {n: quant.of(f'layers.{i}.{n}'.removesuffix('.weight'))
+           for n in layer_shapes(m) if re.search(MATRIX, n)}
     return tuple((n, q) for n,q in own.items() if q)

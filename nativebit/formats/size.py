@@ -17,7 +17,7 @@ from .bitpacking import index_width
 # %% ../../nbs/02_formats/02_size.ipynb #e6e187e8
 def param_shapes(
     m:ModelConfig,  # the network's shape
-):                  # yields (name, shape), one after the other: a damaged config may ask for billions of layers
+):  # yields (name, shape), one after the other: a damaged config may ask for billions of layers
     "The network's parameters, as `model_shapes` has them, without JAX."
     yield 'embed', (m.vocab_size, m.d_model)
     yield 'norm.weight', (m.d_model,)
@@ -30,8 +30,11 @@ def layer_shapes(m:ModelConfig)->dict:
     "{'attn.q.weight': (O, I), …} of one layer."
     D, F, heads, kv = m.d_model, m.d_ff, m.n_heads*m.head_dim, m.kv_heads*m.head_dim
     matrices = dict(zip(MATRICES, [(heads, D), (kv, D), (kv, D), (D, heads), (F, D), (F, D), (D, F)]))
-    norms = dict(attn_norm=D, mlp_norm=D) | ({'attn.q_norm': m.head_dim, 'attn.k_norm': m.head_dim} if m.qk_norm else {})
-    return {**{f'{n}.weight': s for n,s in matrices.items()}, **{f'{n}.weight': (d,) for n,d in norms.items()}, **{f'{n}.bias': matrices[n][:1] for n in m.biases}}
+    norms = (dict(attn_norm=D, mlp_norm=D)
+             | ({'attn.q_norm': m.head_dim, 'attn.k_norm': m.head_dim} if m.qk_norm else {}))
+    return {**{f'{n}.weight': s for n,s in matrices.items()},
+            **{f'{n}.weight': (d,) for n,d in norms.items()},
+            **{f'{n}.bias': matrices[n][:1] for n in m.biases}}
 
 # %% ../../nbs/02_formats/02_size.ipynb #0d5a7e02
 def network_note(
@@ -43,7 +46,8 @@ def network_note(
 
 # %% ../../nbs/02_formats/02_size.ipynb #2ddaf8a6
 # safetensors' names, in the order it writes them
-DTYPES = dict(F32=np.float32, U32=np.uint32, BF16=ml_dtypes.bfloat16, F16=np.float16, F8_E4M3=ml_dtypes.float8_e4m3fn, I8=np.int8)
+DTYPES = dict(F32=np.float32, U32=np.uint32, BF16=ml_dtypes.bfloat16, F16=np.float16,
+              F8_E4M3=ml_dtypes.float8_e4m3fn, I8=np.int8)
 CODES = dict(float32='F32', float16='F16', int8='I8', float8_e4m3='F8_E4M3')   # of codebooks
 FLOATS = dict(bfloat16='BF16', int8='I8', float32='F32')                       # of embeddings
 
@@ -64,7 +68,8 @@ def matrix_stored(
     "A matrix in the file, by its shapes."
     (bo, bi), (o, i), K = block_of(quant.block_shape, shape), shape, quant.n_entries
     G = -(-o//bo) * -(-i//bi)
-    parts = dict(words=Stored('U32', (-(-G*bo*bi//32)*index_width(K),), 'indices', o*i), codebook=Stored(CODES[quant.codebook_dtype], (G, K), 'codebooks'))
+    parts = dict(words=Stored('U32', (-(-G*bo*bi//32)*index_width(K),), 'indices', o*i),
+                 codebook=Stored(CODES[quant.codebook_dtype], (G, K), 'codebooks'))
     scale = dict(int8=Stored('F16', (G,), 'scales'), float8_e4m3=Stored('F32', (1,), 'scales'))
     return parts | ({'scale': scale[quant.codebook_dtype]} if quant.codebook_dtype in scale else {})
 
@@ -73,8 +78,10 @@ def float_stored(
     embed:str,  # storage type of the embedding, a key of `FLOATS`
 )->dict:
     "Any other tensor in the file."
-    kind, n = 'norms' if len(shape) == 1 else 'kept float' if re.search(MATRIX, name) else 'embeddings', math.prod(shape)
-    if kind == 'embeddings' and embed == 'int8': return {name: Stored('I8', shape, kind, n), f'{name}.scale': Stored('F32', shape[:1], kind)}
+    kind = 'norms' if len(shape) == 1 else 'kept float' if re.search(MATRIX, name) else 'embeddings'
+    n = math.prod(shape)
+    if kind == 'embeddings' and embed == 'int8':
+        return {name: Stored('I8', shape, kind, n), f'{name}.scale': Stored('F32', shape[:1], kind)}
     return {name: Stored('F32' if embed == 'float32' else 'BF16', shape, kind, n)}
 
 # %% ../../nbs/02_formats/02_size.ipynb #1adce16b
@@ -94,17 +101,24 @@ def ledger(
     header:int=0,  # bytes of the file before the data
 )->list:           # of dictionaries: part, weights, bytes, bits_per_weight
     "Every byte of a file, by what it is for."
-    kinds = {k: [x for x in tensors.values() if x.kind == k] for k in ('indices', 'codebooks', 'scales', 'kept float', 'embeddings', 'norms')}
+    kinds = {k: [x for x in tensors.values() if x.kind == k]
+             for k in ('indices', 'codebooks', 'scales', 'kept float', 'embeddings', 'norms')}
     size, count = ({k: sum(getattr(x, a) for x in v) for k,v in kinds.items()} for a in ('nbytes', 'weights'))
-    matrices, kept, total = ('indices', 'codebooks', 'scales'), ('kept float',)*bool(kinds['kept float']), sum(count.values())
-    row = lambda part, weights, n: dict(part=part, weights=weights, bytes=n, bits_per_weight=8*n/max(1, weights))
-    return [*(row(k, count['indices'], size[k]) for k in matrices), *(row(k, count[k], size[k]) for k in kept),
+    matrices = ('indices', 'codebooks', 'scales')
+    kept = ('kept float',)*bool(kinds['kept float'])
+    total = sum(count.values())
+    row = lambda part, weights, n: dict(part=part, weights=weights, bytes=n,
+                                        bits_per_weight=8*n/max(1, weights))
+    return [*(row(k, count['indices'], size[k]) for k in matrices),
+            *(row(k, count[k], size[k]) for k in kept),
             row('matrices', count['indices'] + count['kept float'], sum(size[k] for k in (*matrices, *kept))),
-            *(row(k, count[k], size[k]) for k in ('embeddings', 'norms')), row('header', total, header), row('whole file', total, sum(size.values()) + header),
+            *(row(k, count[k], size[k]) for k in ('embeddings', 'norms')), row('header', total, header),
+            row('whole file', total, sum(size.values()) + header),
             row('in bfloat16', total, 2*total), row('in float32', total, 4*total)]
 
 def ledger_text(rows:list)->str:
     "The ledger as a table for the terminal; the last column compares with the whole file."
     file = next(r['bytes'] for r in rows if r['part'] == 'whole file')
-    lines = [f"{r['part']:11} {r['weights']:>15,} {r['bytes']:>15,} {r['bits_per_weight']:>11.4f} {r['bytes']/file:>8.2%}" for r in rows]
+    lines = [f"{r['part']:11} {r['weights']:>15,} {r['bytes']:>15,} {r['bits_per_weight']:>11.4f} "
+             f"{r['bytes']/file:>8.2%}" for r in rows]
     return '\n'.join([f"{'':11} {'weights':>15} {'bytes':>15} {'bits/weight':>11} {'of file':>8}", *lines])

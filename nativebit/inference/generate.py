@@ -29,11 +29,15 @@ def pack_params(
     "A pack as arrays on the device."
     t, float_ = pack.tensors, lambda n: jnp.asarray(pack.weight(n), dtype)
     lay_out = tiled if jax.default_backend() == 'tpu' else lambda w: w
-    def matrix(n): return lay_out(packed_matrix(pack, n)) if packed and pack.geometry(n) else float_(f'{n}.weight')
-    def table(n): return tuple(map(jnp.asarray, (t[n], t[f'{n}.scale']))) if packed and f'{n}.scale' in t else float_(n)
+    def matrix(n):
+        return lay_out(packed_matrix(pack, n)) if packed and pack.geometry(n) else float_(f'{n}.weight')
+    def table(n):
+        return tuple(map(jnp.asarray, (t[n], t[f'{n}.scale']))) if packed and f'{n}.scale' in t else float_(n)
     m = pack.config.model
-    layer = lambda i: {k: matrix(f'layers.{i}.{k}'.removesuffix('.weight')) if re.search(MATRIX, k) else float_(f'layers.{i}.{k}') for k in layer_shapes(m)}
-    return dict(embed=table('embed'), head=None if m.tied else table('head'), norm=float_('norm.weight'), layers=[layer(i) for i in range(m.n_layers)])
+    layer = lambda i: {k: matrix(f'layers.{i}.{k}'.removesuffix('.weight'))
+                       if re.search(MATRIX, k) else float_(f'layers.{i}.{k}') for k in layer_shapes(m)}
+    return dict(embed=table('embed'), head=None if m.tied else table('head'), norm=float_('norm.weight'),
+                layers=[layer(i) for i in range(m.n_layers)])
 
 def float_params(
     model:ModelConfig,
@@ -43,7 +47,8 @@ def float_params(
     "A network that never was packed, in the same form."
     f = lambda n: jnp.asarray(weights[n], dtype)
     layers = [{k: f(f'layers.{i}.{k}') for k in layer_shapes(model)} for i in range(model.n_layers)]
-    return dict(embed=f('embed'), head=None if model.tied else f('head'), norm=f('norm.weight'), layers=layers)
+    return dict(embed=f('embed'), head=None if model.tied else f('head'), norm=f('norm.weight'),
+                layers=layers)
 
 # %% ../../nbs/10_inference/02_generate.ipynb #0fe58ae6
 def rms_norm(x, weight, eps:float):
@@ -90,7 +95,8 @@ def layer_step(
     q, k, v = [dense(h, n).reshape(*x.shape[:2], -1, model.head_dim) for n in ('attn.q', 'attn.k', 'attn.v')]
     if model.qk_norm: q, k = norm(q, 'attn.q_norm'), norm(k, 'attn.k_norm')
     q, k = rope(q, *turn), rope(k, *turn)
-    keys, values = [jax.lax.dynamic_update_slice(old, new, (0, start, 0, 0)) for old,new in zip(cache, (k, v))]
+    keys, values = [jax.lax.dynamic_update_slice(old, new, (0, start, 0, 0))
+                    for old,new in zip(cache, (k, v))]
     x = x + dense(cached_attention(q, keys, values, start).reshape(*x.shape[:2], -1), 'attn.o')
     h = norm(x, 'mlp_norm')
     return x + dense(jax.nn.silu(dense(h, 'mlp.gate'))*dense(h, 'mlp.up'), 'mlp.down'), (keys, values)
@@ -103,7 +109,8 @@ def rows(table, tokens, dtype):
 
 def scores(x, table)->Float[Array, "... V"]:
     "Logits in float32."
-    if not isinstance(table, tuple): return jnp.matmul(x, table.astype(x.dtype).T, preferred_element_type=jnp.float32)
+    if not isinstance(table, tuple):
+        return jnp.matmul(x, table.astype(x.dtype).T, preferred_element_type=jnp.float32)
     return jnp.matmul(x, table[0].astype(x.dtype).T, preferred_element_type=jnp.float32)*table[1]
 
 def extend(
@@ -116,7 +123,8 @@ def extend(
     "Run T new tokens through all layers."
     length, dtype = cache[0][0].shape[1], cache[0][0].dtype
     x, new = rows(params['embed'], tokens, dtype), []
-    turn = tuple(jax.lax.dynamic_slice_in_dim(a, start, tokens.shape[1]) for a in map(partial(jnp.asarray, dtype=dtype), rotations(model, length)))
+    turn = tuple(jax.lax.dynamic_slice_in_dim(a, start, tokens.shape[1])
+                 for a in map(partial(jnp.asarray, dtype=dtype), rotations(model, length)))
     for p,kv in zip(params['layers'], cache):
         x, kv = layer_step(model, p, x, kv, start, turn)
         new.append(kv)
@@ -170,7 +178,8 @@ def begin(model, params, ids, key, how, dtype)->tuple:
     T = model.context_len
     length = min(T, max(16, 1 << (len(ids)-1).bit_length()))
     tokens = np.pad(np.asarray(ids, np.int32), (0, length-len(ids)))[None]
-    return prefill(model, params, tokens, len(ids), empty_cache(model, 1, T, dtype), jax.random.fold_in(key, len(ids)), how)
+    return prefill(model, params, tokens, len(ids), empty_cache(model, 1, T, dtype),
+                   jax.random.fold_in(key, len(ids)), how)
 
 def generate(
     model:ModelConfig,
@@ -185,10 +194,12 @@ def generate(
     dtype=jnp.float32,      # of activations and cache
 ):                          # yields tokens, each as soon as it is there
     "Continue a text."
-    how, T, ids, at = (float(temperature), top_k or model.vocab_size, float(top_p)), model.context_len, list(ids), None
+    how, T, ids, at = ((float(temperature), top_k or model.vocab_size, float(top_p)), model.context_len,
+                       list(ids), None)
     for i in range(n_tokens):
         if at is None or at == T:
-            ids, key = ids[-(max(1, T//2) if at or len(ids) >= T else T):], jax.random.fold_in(jax.random.key(seed), i)
+            ids, key = (ids[-(max(1, T//2) if at or len(ids) >= T else T):],
+                        jax.random.fold_in(jax.random.key(seed), i))
             (token, cache), at = begin(model, params, ids, key, how, dtype), len(ids)
         now = token
         if i+1 < n_tokens: token, cache = decode(model, params, now, at, cache, key, how)
@@ -212,9 +223,11 @@ def decode_speed(
     need(n_tokens >= 8, 'max_tokens', n_tokens, "at least 8 for a benchmark")
     times = [time.perf_counter() for _ in generate(model, params, ids, n_tokens, dtype=dtype, **how)]
     ms, size = 1000*float(np.median(np.diff(times)[4:])), bytes_per_token(params)
-    return dict(ms=round(ms, 3), tokens_per_s=round(1000/ms, 1), bytes_per_token=size, gb_per_s=round(size/ms/1e6, 2))
+    return dict(ms=round(ms, 3), tokens_per_s=round(1000/ms, 1), bytes_per_token=size,
+                gb_per_s=round(size/ms/1e6, 2))
 
 def speed_line(row:dict, packed:bool)->str:
     "One line for the terminal."
-    return (f"{row['tokens_per_s']} tokens/s, {row['ms']} ms a token; {row['bytes_per_token']/1e6:.2f} MB of {'packed' if packed else 'unpacked'} weights "
+    return (f"{row['tokens_per_s']} tokens/s, {row['ms']} ms a token; "
+            f"{row['bytes_per_token']/1e6:.2f} MB of {'packed' if packed else 'unpacked'} weights "
             f"a token, {row['gb_per_s']} GB/s, on {jax.devices()[0].device_kind}")

@@ -23,8 +23,11 @@ def selectors(
 )->list:                              # S₀…S₃ (and, for 8 bits, four more of high nibbles), each (…)
     "The words whose nibble j is the index of weight 8k + j."
     w = list(words)
-    if len(w) == 2: return [w[0] & 0x33333333, w[0] >> 2 & 0x33333333, w[1] & 0x33333333, w[1] >> 2 & 0x33333333]
-    if len(w) == 3: return [*(x & 0x77777777 for x in w), w[0] >> 3 & 0x11111111 | w[1] >> 2 & 0x22222222 | w[2] >> 1 & 0x44444444]
+    if len(w) == 2:
+        return [w[0] & 0x33333333, w[0] >> 2 & 0x33333333, w[1] & 0x33333333, w[1] >> 2 & 0x33333333]
+    if len(w) == 3:
+        return [*(x & 0x77777777 for x in w),
+                w[0] >> 3 & 0x11111111 | w[1] >> 2 & 0x22222222 | w[2] >> 1 & 0x44444444]
     return w
 
 def unpack_words(
@@ -45,14 +48,17 @@ def pack_words(
 )->UInt32[Array, "m"]:
     "`pack_indices` for JAX."
     idx = jnp.pad(idx.astype(jnp.uint32), (0, -len(idx) % 32)).reshape(-1, 4, 8)
-    join = lambda x: [(x[:, k] << jnp.arange(0, 32, 4, dtype=jnp.uint32)).sum(1, dtype=jnp.uint32) for k in range(4)]
+    join = lambda x: [(x[:, k] << jnp.arange(0, 32, 4, dtype=jnp.uint32)).sum(1, dtype=jnp.uint32)
+                      for k in range(4)]
     a, b, c, d = join(idx & 15)
-    words = {2: lambda: [a | b << 2, c | d << 2], 4: lambda: [a, b, c, d], 8: lambda: [a, b, c, d, *join(idx >> 4)],
+    words = {2: lambda: [a | b << 2, c | d << 2], 4: lambda: [a, b, c, d],
+             8: lambda: [a, b, c, d, *join(idx >> 4)],
              3: lambda: [a | (d & 0x11111111) << 3, b | (d & 0x22222222) << 2, c | (d & 0x44444444) << 1]}
     return jnp.stack(words[bits](), 1).reshape(-1)
 
 # %% ../../nbs/10_inference/01_packed_matmul.ipynb #be1b1327
-@partial(jax.tree_util.register_dataclass, data_fields=['words', 'codes', 'scale'], meta_fields=['shape', 'block_shape'])
+@partial(jax.tree_util.register_dataclass, data_fields=['words', 'codes', 'scale'],
+         meta_fields=['shape', 'block_shape'])
 @dataclass(frozen=True)
 class Packed:
     "A matrix of indices and codebooks."
@@ -67,7 +73,8 @@ class Packed:
         (O, I), (bo, bi), (G, K) = self.shape, self.block_shape, self.codes.shape
         n = -(-I//bi)   # blocks side by side
         idx = unpack_words(self.words, index_width(K), G*bo*bi).reshape(-1, bo, n, bi)
-        cb = self.codes.astype(jnp.float32) * (1. if self.scale is None else self.scale.astype(jnp.float32)[:, None])
+        cb = self.codes.astype(jnp.float32) * (1. if self.scale is None
+                                               else self.scale.astype(jnp.float32)[:, None])
         return looked_up(idx, cb.reshape(-1, 1, n, 1, K)).reshape(-1, n*bi)[:O, :I]
 
 def looked_up(
@@ -91,7 +98,9 @@ def words_by_row(
     (bo, bi), (o, i) = block_shape, shape
     rows, columns = -(-o//bo)*bo, -(-i//bi)*bi
     if bo == 1: return words
-    if bi % 32 == 0: return from_blocks(words.reshape(-1, bo*bi//32*bits), (rows, columns//32*bits), (bo, bi//32*bits)).reshape(-1)
+    if bi % 32 == 0:
+        return from_blocks(words.reshape(-1, bo*bi//32*bits), (rows, columns//32*bits),
+                           (bo, bi//32*bits)).reshape(-1)
     idx = unpack_indices(words, bits, rows*columns).reshape(-1, bo*bi)
     return pack_indices(from_blocks(idx, (rows, columns), block_shape).reshape(-1), bits)
 
@@ -103,12 +112,15 @@ def packed_matrix(
     shape, quant = pack.matrices[name], pack.geometry(name)
     block_shape = block_of(quant.block_shape, shape)
     words, codes, scale = [pack.tensors.get(f'{name}.{k}') for k in ('words', 'codebook', 'scale')]
-    if quant.codebook_dtype == 'float8_e4m3': codes = codes.astype(jnp.bfloat16)   # exact, and not every device computes with float8
-    arrays = [None if x is None else jnp.asarray(x) for x in (words_by_row(words, shape, block_shape, index_width(quant.n_entries)), codes, scale)]
+    # exact, and not every device computes with float8
+    if quant.codebook_dtype == 'float8_e4m3': codes = codes.astype(jnp.bfloat16)
+    arrays = [None if x is None else jnp.asarray(x)
+              for x in (words_by_row(words, shape, block_shape, index_width(quant.n_entries)), codes, scale)]
     return Packed(*arrays, shape, block_shape)
 
 # %% ../../nbs/10_inference/01_packed_matmul.ipynb #aedd55b1
-@partial(jax.tree_util.register_dataclass, data_fields=['words', 'codes', 'scale'], meta_fields=['shape', 'block_shape', 'tile'])
+@partial(jax.tree_util.register_dataclass, data_fields=['words', 'codes', 'scale'],
+         meta_fields=['shape', 'block_shape', 'tile'])
 @dataclass(frozen=True)
 class Tiled:
     "A packed matrix as `lut_matmul` reads it: filled up to whole blocks, and to tiles of output rows."
@@ -141,7 +153,8 @@ def untiled(t:Tiled)->Packed:
     rows = -(-t.shape[0]//t.block_shape[0])
     flat = lambda x: x.transpose(0, 3, 2, 1).reshape(-1, *x.shape[2:0:-1])[:rows].reshape(-1, x.shape[1])
     scale = flat(t.scale)[:, 0] if t.codes.dtype == jnp.int8 else t.scale
-    return Packed(t.words.transpose(2, 1, 0)[:rows*t.block_shape[0]].reshape(-1), flat(t.codes), scale, t.shape, t.block_shape)
+    return Packed(t.words.transpose(2, 1, 0)[:rows*t.block_shape[0]].reshape(-1), flat(t.codes), scale,
+                  t.shape, t.block_shape)
 
 # %% ../../nbs/10_inference/01_packed_matmul.ipynb #337b42f3
 def repeated(
@@ -151,9 +164,11 @@ def repeated(
 )->list:                      # k arrays (groups, tile), float32
     "Values of blocks, repeated for each group and row, by products with zeros and ones."
     _, n, b = x.shape
-    dot = partial(jnp.dot, preferred_element_type=jnp.float32, precision='highest' if exact == jnp.float32 else None)
+    dot = partial(jnp.dot, preferred_element_type=jnp.float32,
+                  precision='highest' if exact == jnp.float32 else None)
     where = lambda shape, f: f(*(jax.lax.broadcasted_iota(jnp.int32, shape, d) for d in (0, 1))).astype(exact)
-    down, across = where((groups, n), lambda g, i: jax.lax.div(g, groups//n) == i), where((b, tile), lambda i, r: i == jax.lax.div(r, tile//b))
+    down = where((groups, n), lambda g, i: jax.lax.div(g, groups//n) == i)
+    across = where((b, tile), lambda i, r: i == jax.lax.div(r, tile//b))
     rows = [dot(down, a.astype(exact)) for a in x]
     return rows if b == tile else [dot(r.astype(exact), across) for r in rows]
 
@@ -172,7 +187,7 @@ def select(
 FEW = 64   # rows of x; for more, looking the matrix up once and multiplying is less work
 
 def _kernel(x, words, codes, *rest, exact):
-    "One tile: x (32, M, groups), words (bits, groups, tile), codes (1, K, n, tile/bo), perhaps scales; y (M, tile)."
+    "A tile: x (32, M, groups), words (bits, groups, tile), codes (1, K, n, tile/bo), scales; y (M, tile)."
     y, (_, groups, tile) = rest[-1], words.shape
     entries = repeated(codes[0], groups, tile, exact)
     entries += entries[-1:]*(2**words.shape[0] - len(entries))   # indices that no weight has
@@ -181,7 +196,8 @@ def _kernel(x, words, codes, *rest, exact):
     for k,s in enumerate(selectors(words[...])):
         for j in range(8):
             w = (select(s, j, entries)*scale).astype(x.dtype)
-            total += jnp.dot(x[8*k+j], w, preferred_element_type=jnp.float32, precision='highest' if x.dtype == jnp.float32 else None)
+            total += jnp.dot(x[8*k+j], w, preferred_element_type=jnp.float32,
+                             precision='highest' if x.dtype == jnp.float32 else None)
     y[...] = total
 
 @partial(jax.jit, static_argnames='interpret')
@@ -196,9 +212,12 @@ def lut_matmul(
     exact = jnp.bfloat16 if w.codes.dtype in (jnp.int8, jnp.bfloat16) else jnp.float32
     one_tile = lambda a: pl.BlockSpec((1, *a.shape[1:]), lambda i: (i, 0, 0, 0))
     blocks = [w.codes] + ([w.scale] if w.codes.dtype == jnp.int8 else [])
-    specs = [pl.BlockSpec(x32.shape, lambda i: (0, 0, 0)), pl.BlockSpec((bits, groups, w.tile), lambda i: (0, 0, i)), *map(one_tile, blocks)]
-    out, out_spec = jax.ShapeDtypeStruct((x32.shape[1], tiles*w.tile), jnp.float32), pl.BlockSpec((x32.shape[1], w.tile), lambda i: (0, i))
-    y = pl.pallas_call(partial(_kernel, exact=exact), out, grid=(tiles,), in_specs=specs, out_specs=out_spec, interpret=interpret)(x32, w.words, *blocks)
+    specs = [pl.BlockSpec(x32.shape, lambda i: (0, 0, 0)),
+             pl.BlockSpec((bits, groups, w.tile), lambda i: (0, 0, i)), *map(one_tile, blocks)]
+    out = jax.ShapeDtypeStruct((x32.shape[1], tiles*w.tile), jnp.float32)
+    out_spec = pl.BlockSpec((x32.shape[1], w.tile), lambda i: (0, i))
+    y = pl.pallas_call(partial(_kernel, exact=exact), out, grid=(tiles,), in_specs=specs, out_specs=out_spec,
+                       interpret=interpret)(x32, w.words, *blocks)
     return (y*(1. if w.scale is None or len(blocks) == 2 else w.scale))[:M, :w.shape[0]].astype(x.dtype)
 
 # %% ../../nbs/10_inference/01_packed_matmul.ipynb #97595b47
@@ -207,5 +226,6 @@ def linear(
     w,                        # (O, I) weights, `Packed` or `Tiled`
 )->Float[Array, "... O"]:     # x Wᵀ in the dtype of x
     "A product with a matrix, packed or not."
-    if isinstance(w, Tiled) and x.size//x.shape[-1] <= FEW: return lut_matmul(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], -1)
+    if isinstance(w, Tiled) and x.size//x.shape[-1] <= FEW:
+        return lut_matmul(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], -1)
     return x @ (w.weight() if isinstance(w, (Packed, Tiled)) else w).astype(x.dtype).T

@@ -54,7 +54,8 @@ def downloaded(
     try: return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=OTHERS))
     except Exception as e:   # the hub's own errors, its HTTP client's, the disk's
         why = str(e).strip().split('\n')[0][:150] or type(e).__name__
-        raise UserError(f"there is no folder {name}, and it can't be downloaded from the Hugging Face hub ({why}); "
+        raise UserError(f"there is no folder {name}, "
+                        f"and it can't be downloaded from the Hugging Face hub ({why}); "
                         "check the name, your connection, and HF_TOKEN for a gated model") from e
 
 def find_model(
@@ -63,10 +64,15 @@ def find_model(
     "Whatever a user may call a model. Raises `UserError` where there is none."
     path = Path(where).expanduser()
     if path.is_dir(): return HubFolder(path)
-    if path.is_file() and (path.suffix == '.gguf' or is_gguf(path)): return GGUFFile(path)   # whatever it is called
-    if path.is_file(): refuse_pickles([path]); raise UserError(f"{where} is no .gguf file; give the folder that holds it and its config.json")
-    if not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(where)) or path.suffix in ('.gguf', '.safetensors', *PICKLES):
-        raise UserError(f"there is no {where}; give a model's folder, a .gguf file, or a name such as HuggingFaceTB/SmolLM2-135M")
+    # whatever it is called
+    if path.is_file() and (path.suffix == '.gguf' or is_gguf(path)): return GGUFFile(path)
+    if path.is_file():
+        refuse_pickles([path])
+        raise UserError(f"{where} is no .gguf file; give the folder that holds it and its config.json")
+    if (not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(where))
+        or path.suffix in ('.gguf', '.safetensors', *PICKLES)):
+        raise UserError(f"there is no {where}; give a model's folder, a .gguf file, "
+                        "or a name such as HuggingFaceTB/SmolLM2-135M")
     reader = HubFolder(downloaded(str(where)))
     reader.name = path.name   # the folder's is a hash
     return reader
@@ -74,8 +80,10 @@ def find_model(
 # %% ../../nbs/12_interop/04_convert.ipynb #1e9ec7fd
 def check_tied(reader, names):
     "Raise `UserError` where a head that should be the embedding is another matrix."
-    if 'lm_head.weight' in reader.held and not np.array_equal(reader.read('lm_head.weight'), reader.read(names['embed'])):
-        raise UserError("config.json says that the head is the embedding (tie_word_embeddings), but lm_head.weight differs from it; "
+    if ('lm_head.weight' in reader.held
+        and not np.array_equal(reader.read('lm_head.weight'), reader.read(names['embed']))):
+        raise UserError("config.json says that the head is the embedding (tie_word_embeddings), "
+                        "but lm_head.weight differs from it; "
                         "correct config.json, or delete the one that is not meant")
 
 def unfit(
@@ -84,8 +92,10 @@ def unfit(
 )->UserError:
     "What to say of a model whose files are of another network: its first eight reasons, and what to do."
     more = f'; and {len(bad) - 8} more' if len(bad) > 8 else ''
-    remedy = "; if transformers' model works without what is unexpected, from_pretrained and save_pretrained leave it out" if all(x.startswith('unexpected') for x in bad) else ''
-    return UserError(f"the weights of {where} do not fit its config ({len(bad)} differences): {'; '.join(bad[:8])}{more}{remedy}")
+    remedy = ("; if transformers' model works without what is unexpected, from_pretrained and "
+              "save_pretrained leave it out" if all(x.startswith('unexpected') for x in bad) else '')
+    return UserError(f"the weights of {where} do not fit its config ({len(bad)} differences): "
+                     f"{'; '.join(bad[:8])}{more}{remedy}")
 
 def open_model(
     where,             # a folder, a .gguf file, or a name on the Hugging Face hub
@@ -94,7 +104,9 @@ def open_model(
     "A model of a known family, checked, nothing read yet. Raises `UserError` with all that does not fit."
     reader = find_model(where)
     model = model_config(reader.config, context_len)
-    if model.n_layers > len(reader.held): raise UserError(f"the weights of {where} do not fit its config: {model.n_layers} layers (num_hidden_layers) in {len(reader.held)} arrays")
+    if model.n_layers > len(reader.held):
+        raise UserError(f"the weights of {where} do not fit its config: "
+                        f"{model.n_layers} layers (num_hidden_layers) in {len(reader.held)} arrays")
     names = reader.names(model)
     if bad := misfits(reader.held, names, model): raise unfit(where, bad)
     if model.tied: check_tied(reader, names)
@@ -105,7 +117,9 @@ def source_tokenizer(
 ):
     "The tokenizer that came with a model. Raises `UserError` where none did."
     path = next((p for p in source.files if p.name == 'tokenizer.json'), None)
-    if path is None: raise UserError(f"{source.name} has no tokenizer.json, which reading --data needs; AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) writes one")
+    if path is None:
+        raise UserError(f"{source.name} has no tokenizer.json, which reading --data needs; "
+                        "AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) writes one")
     return load_tokenizer(source.model.vocab_size, str(path))
 
 # %% ../../nbs/12_interop/04_convert.ipynb #1b8f1300
@@ -130,7 +144,8 @@ def write_arrays(
     **notes,              # text for the header
 ):
     "Write a safetensors file, one array in memory at a time."
-    save_arrays(path, {n: ToRead(x, partial(read, n)) for n,x in held.items()}, {'format': 'nativebit', **notes}, lambda n: done(held[n].nbytes), sealed=True)
+    save_arrays(path, {n: ToRead(x, partial(read, n)) for n,x in held.items()},
+                {'format': 'nativebit', **notes}, lambda n: done(held[n].nbytes), sealed=True)
 
 # %% ../../nbs/12_interop/04_convert.ipynb #96a7159a
 def convert(
@@ -138,14 +153,20 @@ def convert(
     out,               # folder to write
     context_len=None,  # as for `open_model`
 )->Source:             # what was read
-    "Write a model as a float checkpoint of ours, the original's config and tokenizer in `hf/`. Raises `UserError` where that is not possible."
+    """Write a model as a float checkpoint of ours, the original's config and tokenizer in `hf/`.
+
+    Raises `UserError` where that is not possible."""
     source, out = where if isinstance(where, Source) else open_model(where, context_len), Path(out)
     files, held = source.files, source.held
-    train = TrainConfig(tokenizer='tokenizer.json' if any(p.name == 'tokenizer.json' for p in files) else NO_TOKENIZER)
+    train = TrainConfig(tokenizer='tokenizer.json' if any(p.name == 'tokenizer.json' for p in files)
+                        else NO_TOKENIZER)
     cfg = Config(source.name, source.model, QuantConfig(nativebit=False), train)
-    meta = dict(config=config_to_dict(cfg), step=0, source=str(getattr(where, 'name', where)), git_hash=git_hash())
-    with whole_folder(out, source.nbytes + 2**26) as tmp, tqdm(total=source.nbytes, unit='B', unit_scale=True, disable=None) as bar:
-        write_arrays(tmp/'model.safetensors', held, source.read, bar.update, network=json.dumps(network_note(cfg)))
+    meta = dict(config=config_to_dict(cfg), step=0, source=str(getattr(where, 'name', where)),
+                git_hash=git_hash())
+    note = json.dumps(network_note(cfg))
+    with (whole_folder(out, source.nbytes + 2**26) as tmp,
+          tqdm(total=source.nbytes, unit='B', unit_scale=True, disable=None) as bar):
+        write_arrays(tmp/'model.safetensors', held, source.read, bar.update, network=note)
         (tmp/'hf').mkdir()
         copy_files(files, tmp/'hf')
         if train.tokenizer != NO_TOKENIZER: shutil.copy(tmp/'hf'/'tokenizer.json', tmp/'tokenizer.json')
@@ -159,9 +180,10 @@ def main(
     out:str=None,          # folder to write
     context_len:int=None,  # tokens a window holds; by default what the model allows, 2048 at most
 ):
-    "Convert a Llama, Mistral, Qwen2 or Qwen3 model to a float checkpoint, for nativebit train --config DIR --init-from DIR."
+    "Make a float checkpoint of a Llama, Mistral, Qwen2 or Qwen3 model, for nativebit train --init-from DIR."
     if not out: raise UserError("say where to write: --out FOLDER")
     source = convert(model, out, context_len)
     m, kinds = source.model, sorted({x.dtype for x in source.held.values()})
-    print(f"{out}: {family_of(source.config)}, {m.n_layers} layers of {m.d_model}, {sum(int(np.prod(s)) for _,s in param_shapes(m)):,} parameters, "
+    print(f"{out}: {family_of(source.config)}, {m.n_layers} layers of {m.d_model}, "
+          f"{sum(int(np.prod(s)) for _,s in param_shapes(m)):,} parameters, "
           f"windows of {m.context_len}, {source.nbytes/1e6:,.2f} MB of {', '.join(kinds)}")

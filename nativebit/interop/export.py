@@ -30,7 +30,8 @@ def other_files(
 )->list:   # of paths
     "Tokenizer and generation files, and the licence."
     ours = ('config.json', 'model.safetensors.index.json')
-    found = sorted(p for p in Path(path).iterdir() if p.is_file() and p.name not in ours and (p.suffix in PLAIN or p.name.upper().startswith(('LICENSE', 'NOTICE'))))
+    found = sorted(p for p in Path(path).iterdir() if p.is_file() and p.name not in ours
+                   and (p.suffix in PLAIN or p.name.upper().startswith(('LICENSE', 'NOTICE'))))
     return refuse_links(path, [*found, *sorted((Path(path)/TEMPLATES).glob('*.jinja'))])
 
 def plain_config(
@@ -38,7 +39,8 @@ def plain_config(
     **more,  # fields to add
 )->dict:
     "config.json without what packing added."
-    return {k: v for k,v in folder.config.items() if k not in ('quantization_config', 'transformers_weights')} | more
+    return ({k: v for k,v in folder.config.items() if k not in ('quantization_config',
+                                                                'transformers_weights')} | more)
 
 def write_folder(
     folder:Folder,
@@ -59,7 +61,9 @@ def held_in(x, dtype, name:str)->np.ndarray:
     "An array in another type. Raises `UserError` where its numbers are too large for it."
     with np.errstate(over='ignore'): y = x.astype(dtype)
     if not np.isfinite(y).all() and np.isfinite(x).all():
-        raise UserError(f"{name} holds {float(abs(x.astype(np.float32)).max()):.3g}, and {np.dtype(dtype).name} ends at {float(ml_dtypes.finfo(dtype).max):.5g}; use --dtype bfloat16 or float32")
+        raise UserError(f"{name} holds {float(abs(x.astype(np.float32)).max()):.3g}, "
+                        f"and {np.dtype(dtype).name} ends at {float(ml_dtypes.finfo(dtype).max):.5g}; "
+                        "use --dtype bfloat16 or float32")
     return y
 
 def unpacked_tensors(
@@ -80,7 +84,8 @@ def export_safetensors(
 )->Path:
     "A plain model folder."
     need(dtype in FLOAT, 'dtype', dtype, f"one of {', '.join(FLOAT)}")
-    return write_folder(folder, out, unpacked_tensors(folder, FLOAT[dtype]), plain_config(folder, dtype=dtype))
+    return write_folder(folder, out, unpacked_tensors(folder, FLOAT[dtype]),
+                        plain_config(folder, dtype=dtype))
 
 # %% ../../nbs/12_interop/05_export.ipynb #a81584a8
 TILE = (8, 64)
@@ -101,7 +106,8 @@ def lut_b_tensors(
     o, i = folder.shape(P)
     idx = unpack_indices(words, 3, len(codes)*512).reshape(-1, 512)
     shape = o//TILE[0], i//TILE[1], -1
-    return lut_b_indices(idx).reshape(shape), entries_of(codes, scale).astype(ml_dtypes.float8_e4m3fn).reshape(shape)
+    return (lut_b_indices(idx).reshape(shape),
+            entries_of(codes, scale).astype(ml_dtypes.float8_e4m3fn).reshape(shape))
 
 # %% ../../nbs/12_interop/05_export.ipynb #aa2ca3ae
 def lut_b_config(
@@ -109,10 +115,14 @@ def lut_b_config(
     ignore:list,  # modules that stay float
 )->dict:
     "config.json of the experimental layout."
-    weights = dict(num_bits=3, type='codebook', strategy='block', block_structure=list(TILE), symmetric=True, dynamic=False)
-    group = dict(targets=['Linear'], weights=weights, input_activations=None, output_activations=None, format='lut-b')
-    return plain_config(folder, experimental='lut-b as of compressed-tensors pull request 801, which is a prototype', quantization_config=dict(
-        quant_method='compressed-tensors', format='lut-b', quantization_status='compressed', config_groups=dict(group_0=group), ignore=ignore))
+    weights = dict(num_bits=3, type='codebook', strategy='block', block_structure=list(TILE), symmetric=True,
+                   dynamic=False)
+    group = dict(targets=['Linear'], weights=weights, input_activations=None, output_activations=None,
+                 format='lut-b')
+    return plain_config(folder, experimental='lut-b as of compressed-tensors pull request 801, '
+                        'which is a prototype', quantization_config=dict(
+        quant_method='compressed-tensors', format='lut-b', quantization_status='compressed',
+        config_groups=dict(group_0=group), ignore=ignore))
 
 def export_lut_b(
     folder:Folder, out,
@@ -120,7 +130,9 @@ def export_lut_b(
     "The prototype's layout. Raises `UserError` for any other geometry."
     q = folder.quant
     if (q.n_entries, tuple(q.block_shape), q.codebook_dtype) != (8, TILE, 'float8_e4m3'):
-        raise UserError(f"--to lut-b needs 8 float8_e4m3 entries per 8 × 64 weights, and this model has {q.n_entries} of {q.codebook_dtype} per {q.block_shape}; quantize with --geometry lut-b")
+        raise UserError("--to lut-b needs 8 float8_e4m3 entries per 8 × 64 weights, "
+                        f"and this model has {q.n_entries} of {q.codebook_dtype} per {q.block_shape}; "
+                        "quantize with --geometry lut-b")
     fits = lambda P: not q.override_of(P) and not any(s % t for s,t in zip(folder.shape(P), TILE))
     tiled, sums = [P for P in folder.linears if fits(P)], np.zeros(2)
     def tensors():
@@ -129,7 +141,8 @@ def export_lut_b(
             packed, codebook = lut_b_tensors(folder, P)
             yield from ((f'{P}.weight_packed', packed), (f'{P}.weight_codebook', codebook))
             sums[:] += scale_error(folder, P)
-    ignore = [*folder.config['quantization_config'].get('modules_to_not_convert', ['lm_head']), *(P for P in folder.linears if P not in tiled)]
+    ignore = [*folder.config['quantization_config'].get('modules_to_not_convert', ['lm_head']),
+              *(P for P in folder.linears if P not in tiled)]
     write_folder(folder, out, tensors(), lut_b_config(folder, ignore))
     return float(np.sqrt(sums[0]/max(sums[1], 1e-30)))
 
@@ -138,7 +151,8 @@ def scale_error(
 )->np.ndarray:  # squared error, squared weights
     "What rounding scaled entries to E4M3 changes."
     w = linear_weight(folder, P).astype(np.float64)
-    return np.array([((w.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) - w)**2).sum(), (w**2).sum()])
+    return np.array([((w.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) - w)**2).sum(),
+                     (w**2).sum()])
 
 # %% ../../nbs/12_interop/05_export.ipynb #85a22dcb
 def folder_reader(
@@ -157,7 +171,9 @@ def our_overrides(
     names:dict,    # as of `hf_names`
 )->tuple:          # as `QuantConfig` has them, by our names
     "Which matrices of a folder are in float, or have a geometry of their own."
-    packed, modules = set(folder.linears), {n.removesuffix('.weight'): theirs.removesuffix('.weight') for n,theirs in names.items() if re.search(MATRIX, n)}
+    packed = set(folder.linears)
+    modules = {n.removesuffix('.weight'): theirs.removesuffix('.weight')
+               for n,theirs in names.items() if re.search(MATRIX, n)}
     own = {n: folder.quant.override_of(P) if P in packed else IN_FLOAT for n,P in modules.items()}
     return tuple((n, g) for n,g in own.items() if g)
 
@@ -168,15 +184,20 @@ def pack_of(
 )->tuple:              # (Config, {our name: array})
     "A packed folder as `write_pack` takes it. Raises `UserError` where our network can't be that model."
     tokenizer = folder.path/'tokenizer.json'
-    cfg = Config(folder.path.name, model_config(plain_config(folder), context_len), folder.quant, TrainConfig(tokenizer=str(tokenizer) if tokenizer.exists() else NO_TOKENIZER))
+    cfg = Config(folder.path.name, model_config(plain_config(folder), context_len), folder.quant,
+                 TrainConfig(tokenizer=str(tokenizer) if tokenizer.exists() else NO_TOKENIZER))
     out, packed, names = {}, set(folder.linears), hf_names(cfg.model)
     cfg = replace(cfg, quant=replace(cfg.quant, overrides=our_overrides(folder, names)))
     for ours,theirs in names.items():
         P = theirs.removesuffix('.weight')
         if theirs not in folder.tensors:
-            raise UserError(f"{folder.path} lacks {theirs}, which its config.json asks for; copy the folder again or make it anew")
-        if P not in packed: out[ours] = folder.tensors[theirs] if exact else folder.tensors[theirs].astype(ml_dtypes.bfloat16); continue
-        out |= {f"{ours.removesuffix('.weight')}.{k}": x for k,x in zip(('words', 'codebook', 'scale'), folder.parts(P)) if x is not None}
+            raise UserError(f"{folder.path} lacks {theirs}, which its config.json asks for; "
+                            "copy the folder again or make it anew")
+        if P not in packed:
+            out[ours] = folder.tensors[theirs] if exact else folder.tensors[theirs].astype(ml_dtypes.bfloat16)
+            continue
+        out |= {f"{ours.removesuffix('.weight')}.{k}": x
+                for k,x in zip(('words', 'codebook', 'scale'), folder.parts(P)) if x is not None}
     return cfg, out
 
 def export_nbpack(folder:Folder, out)->Path:
@@ -189,7 +210,9 @@ def export_nbpack(folder:Folder, out)->Path:
 # %% ../../nbs/12_interop/05_export.ipynb #0069dd76
 def main(
     folder:str,            # packed folder to export
-    to:str='safetensors',  # safetensors: plain weights; nbpack: one file for nativebit's programs; lut-b: experimental layout of compressed-tensors PR 801
+    # safetensors: plain weights; nbpack: one file for nativebit's programs; lut-b: experimental layout of
+    # compressed-tensors PR 801
+    to:str='safetensors',
     out:str=None,          # folder to write; for nbpack a file, such as model.nbpack.safetensors
     dtype:str='bfloat16',  # of plain weights: bfloat16, float16 or float32
 ):
@@ -199,5 +222,7 @@ def main(
     packed = open_folder(folder)
     if to == 'safetensors': export_safetensors(packed, out, dtype)
     elif to == 'nbpack': export_nbpack(packed, out)
-    else: print(f"experimental: the prototype has no scales, and rounding scaled entries to float8_e4m3 changes the weights by {export_lut_b(packed, out):.1%} (RMS)")
+    else:
+        print("experimental: the prototype has no scales, and rounding scaled entries to float8_e4m3 "
+              f"changes the weights by {export_lut_b(packed, out):.1%} (RMS)")
     print(out)

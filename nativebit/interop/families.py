@@ -16,13 +16,15 @@ from ..formats.size import param_shapes
 
 # %% ../../nbs/12_interop/01_families.ipynb #a2043110
 QKV, MLP = ('attn.q', 'attn.k', 'attn.v'), ('mlp.gate', 'mlp.up', 'mlp.down')
-COMMON = dict(rms_norm_eps=1e-6, rope_theta=10000., hidden_act='silu', tie_word_embeddings=False, max_position_embeddings=2048)
+COMMON = dict(rms_norm_eps=1e-6, rope_theta=10000., hidden_act='silu', tie_word_embeddings=False,
+              max_position_embeddings=2048)
 
 @dataclass(frozen=True)
 class Family:
     "How a family differs from the plain network."
     biases:tuple = ()                               # matrices that always add a bias
-    switches:dict = field(default_factory=dict)     # {key of config.json: matrices that add one where it is true}
+    # {key of config.json: matrices that add one where it is true}
+    switches:dict = field(default_factory=dict)
     qk_norm:bool = False                            # each head's queries and keys are normed
     window:str|None = None                          # key of config.json that turns a sliding window on
     defaults:dict = field(default_factory=dict)     # what config.json may leave out, besides `COMMON`
@@ -30,8 +32,10 @@ class Family:
 FAMILIES = {
     'llama':   Family(switches={'attention_bias': QKV + ('attn.o',), 'mlp_bias': MLP}),
     'mistral': Family(window='sliding_window', defaults=dict(num_key_value_heads=8, sliding_window=4096)),
-    'qwen2':   Family(biases=QKV, window='use_sliding_window', defaults=dict(num_key_value_heads=32, sliding_window=4096)),
-    'qwen3':   Family(switches={'attention_bias': QKV + ('attn.o',)}, qk_norm=True, window='use_sliding_window',
+    'qwen2':   Family(biases=QKV, window='use_sliding_window',
+                      defaults=dict(num_key_value_heads=32, sliding_window=4096)),
+    'qwen3':   Family(switches={'attention_bias': QKV + ('attn.o',)}, qk_norm=True,
+                      window='use_sliding_window',
                       defaults=dict(num_key_value_heads=32, head_dim=128, sliding_window=4096)),
 }
 
@@ -42,9 +46,11 @@ def family_of(
     "The family of a model. Raises `UserError` for any other."
     archs = config.get('architectures') or []
     archs = [str(a) for a in archs] if isinstance(archs, list) else [str(archs)]
-    kind = str(config.get('model_type') or (archs[0].removesuffix('ForCausalLM').lower() if archs else 'unknown'))
+    kind = str(config.get('model_type')
+               or (archs[0].removesuffix('ForCausalLM').lower() if archs else 'unknown'))
     if kind in FAMILIES and all(a.lower() == f'{kind}forcausallm' for a in archs): return kind
-    raise UserError(f"this is a {'/'.join(archs) or 'model'} of type {kind!r}, which is not supported; supported are the language models "
+    raise UserError(f"this is a {'/'.join(archs) or 'model'} of type {kind!r}, which is not supported; "
+                    "supported are the language models "
                     f"(…ForCausalLM) of the types {', '.join(FAMILIES)}")
 
 # %% ../../nbs/12_interop/01_families.ipynb #5307db16
@@ -58,24 +64,34 @@ def number(
     x = c.get(key)
     if optional and x is None: return None
     fits = isinstance(x, int if kind is int else (int, float)) and not isinstance(x, bool) and 0 < x < 2**53
-    if not fits: raise UserError(f"config.json: {key} is {x!r}, it must be a {'whole ' if kind is int else ''}number above 0; download the model again")
+    if not fits:
+        raise UserError(f"config.json: {key} is {x!r}, it must be a {'whole ' if kind is int else ''}number "
+                        "above 0; download the model again")
     return kind(x)
 
 # %% ../../nbs/12_interop/01_families.ipynb #7e6b10d6
-ROPES = {'default': (), 'linear': ('factor',), 'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')}
+ROPES = {'default': (), 'linear': ('factor',),
+         'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')}
 
 def rope_of(
     c:dict,    # config.json, filled with defaults
 )->tuple:      # base of the frequencies, and `ModelConfig.rope_scaling`
     "How positions are turned. Raises `UserError` for a kind that is not supported."
     parts = [c.get('rope_parameters') or {}, c.get('rope_scaling') or {}]
-    if not all(isinstance(p, dict) for p in parts) or any(isinstance(x, dict) for p in parts for x in p.values()):
+    if (not all(isinstance(p, dict) for p in parts)
+        or any(isinstance(x, dict) for p in parts for x in p.values())):
         raise UserError("rotary positions that differ from layer to layer are not supported")
-    top = {k: c[k] for k in ('original_max_position_embeddings', 'partial_rotary_factor') if c.get(k) is not None}   # null is as good as absent
-    rope = dict(rope_theta=c['rope_theta'], original_max_position_embeddings=c['max_position_embeddings']) | parts[0] | parts[1] | top
+    # null is as good as absent
+    top = {k: c[k]
+           for k in ('original_max_position_embeddings', 'partial_rotary_factor') if c.get(k) is not None}
+    rope = (dict(rope_theta=c['rope_theta'], original_max_position_embeddings=c['max_position_embeddings'])
+            | parts[0] | parts[1] | top)
     kind = str(rope.get('rope_type') or rope.get('type') or 'default')
-    if kind not in ROPES: raise UserError(f"rotary positions of type {kind!r} are not supported; supported are {', '.join(ROPES)}")
-    if (rope.get('partial_rotary_factor') or 1) != 1: raise UserError("rotary positions in a part of each head (partial_rotary_factor) are not supported")
+    if kind not in ROPES:
+        raise UserError(f"rotary positions of type {kind!r} are not supported; "
+                        f"supported are {', '.join(ROPES)}")
+    if (rope.get('partial_rotary_factor') or 1) != 1:
+        raise UserError("rotary positions in a part of each head (partial_rotary_factor) are not supported")
     return number(rope, 'rope_theta'), (kind, *[number(rope, k) for k in ROPES[kind]]) if ROPES[kind] else ()
 
 # %% ../../nbs/12_interop/01_families.ipynb #9634f6e9
@@ -86,10 +102,13 @@ def context_of(
 )->int:
     "Tokens a window of ours holds. Raises `UserError` where the model does not attend to that many."
     most = number(c, 'max_position_embeddings', int)
-    window = number(c, 'sliding_window', int, optional=True) if family.window and c.get(family.window) else None
+    window = (number(c, 'sliding_window', int, optional=True) if family.window and c.get(family.window)
+              else None)
     n = min(most, window or most, 2048) if context_len is None else context_len
     if not 1 <= n <= most: raise UserError(f"--context-len {n}: this model takes between 1 and {most} tokens")
-    if window and window < n: raise UserError(f"this model attends to the last {window} tokens only (sliding_window), and we to all {n}; "
+    if window and window < n:
+        raise UserError(f"this model attends to the last {window} tokens only (sliding_window), "
+                        f"and we to all {n}; "
                                               f"with --context-len {window} or less that is the same")
     return n
 
@@ -98,12 +117,16 @@ def refuse_others(
     c:dict,  # config.json, filled with defaults
 ):
     "Raise `UserError` for what no `ModelConfig` can say."
-    if c['hidden_act'] not in ('silu', 'swish'): raise UserError(f"the activation {c['hidden_act']!r} (hidden_act) is not supported; silu is")
+    if c['hidden_act'] not in ('silu', 'swish'):
+        raise UserError(f"the activation {c['hidden_act']!r} (hidden_act) is not supported; silu is")
     if c.get('is_causal') is False or c.get('use_bidirectional_attention') or c.get('is_encoder_decoder'):
-        raise UserError("this model looks at the text behind a token, too (is_causal, use_bidirectional_attention or is_encoder_decoder in config.json), which is not supported; give one that writes text")
+        raise UserError("this model looks at the text behind a token, too (is_causal, "
+                        "use_bidirectional_attention or is_encoder_decoder in config.json), "
+                        "which is not supported; give one that writes text")
     if packed := c.get('quantization_config') or c.get('compression_config'):
         method = packed.get('quant_method', 'compressed') if isinstance(packed, dict) else packed
-        raise UserError(f"this model is quantized already ({method}); give the float model that it was made from")
+        raise UserError(f"this model is quantized already ({method}); "
+                        "give the float model that it was made from")
 
 def model_config(
     config:dict,       # a config.json
@@ -114,17 +137,23 @@ def model_config(
     c = {**COMMON, **family.defaults, **config}
     refuse_others(c)
     whole, (theta, scaling) = partial(number, c, kind=int), rope_of(c)
-    D, N, H, kv = whole('hidden_size'), whole('num_attention_heads'), whole('head_dim', optional=True), whole('num_key_value_heads', optional=True)
+    D = whole('hidden_size')
+    N = whole('num_attention_heads')
+    H = whole('head_dim', optional=True)
+    kv = whole('num_key_value_heads', optional=True)
     biases = sum([b for k,b in family.switches.items() if c.get(k)], family.biases)
-    return ModelConfig(vocab_size=whole('vocab_size'), n_layers=whole('num_hidden_layers'), d_model=D, n_heads=N, d_ff=whole('intermediate_size'),
-                       context_len=context_of(c, family, context_len), n_kv_heads=None if kv == N else kv, head_size=None if H and H*N == D else H,
+    return ModelConfig(vocab_size=whole('vocab_size'), n_layers=whole('num_hidden_layers'), d_model=D,
+                       n_heads=N, d_ff=whole('intermediate_size'),
+                       context_len=context_of(c, family, context_len), n_kv_heads=None if kv == N else kv,
+                       head_size=None if H and H*N == D else H,
                        rope_theta=theta, rope_scaling=scaling, norm_eps=number(c, 'rms_norm_eps'),
                        tied=bool(c['tie_word_embeddings']), biases=biases, qk_norm=family.qk_norm)
 
 # %% ../../nbs/12_interop/01_families.ipynb #c1a3ee3a
 # ours: (Hugging Face's, GGUF's)
 TOP = {
-    'embed': ('model.embed_tokens.weight', 'token_embd.weight'), 'norm.weight': ('model.norm.weight', 'output_norm.weight'),
+    'embed': ('model.embed_tokens.weight', 'token_embd.weight'),
+    'norm.weight': ('model.norm.weight', 'output_norm.weight'),
     'head': ('lm_head.weight', 'output.weight'),
 }
 PARTS = {
@@ -133,7 +162,8 @@ PARTS = {
     'attn.v': ('self_attn.v_proj', 'attn_v'), 'attn.o': ('self_attn.o_proj', 'attn_output'),
     'attn.q_norm': ('self_attn.q_norm', 'attn_q_norm'), 'attn.k_norm': ('self_attn.k_norm', 'attn_k_norm'),
     'mlp_norm': ('post_attention_layernorm', 'ffn_norm'),
-    'mlp.gate': ('mlp.gate_proj', 'ffn_gate'), 'mlp.up': ('mlp.up_proj', 'ffn_up'), 'mlp.down': ('mlp.down_proj', 'ffn_down'),
+    'mlp.gate': ('mlp.gate_proj', 'ffn_gate'), 'mlp.up': ('mlp.up_proj', 'ffn_up'),
+    'mlp.down': ('mlp.down_proj', 'ffn_down'),
 }
 
 def their_name(

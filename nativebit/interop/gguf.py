@@ -23,27 +23,40 @@ from ..models.rope import llama3_scaled
 
 # %% ../../nbs/12_interop/03_gguf.ipynb #ab7e4d47
 GGUF_KEYS = {
-    'hidden_size': 'embedding_length', 'intermediate_size': 'feed_forward_length', 'num_hidden_layers': 'block_count',
-    'num_attention_heads': 'attention.head_count', 'num_key_value_heads': 'attention.head_count_kv', 'head_dim': 'attention.key_length',
-    'rms_norm_eps': 'attention.layer_norm_rms_epsilon', 'max_position_embeddings': 'context_length', 'rope_theta': 'rope.freq_base',
+    'hidden_size': 'embedding_length', 'intermediate_size': 'feed_forward_length',
+    'num_hidden_layers': 'block_count',
+    'num_attention_heads': 'attention.head_count', 'num_key_value_heads': 'attention.head_count_kv',
+    'head_dim': 'attention.key_length',
+    'rms_norm_eps': 'attention.layer_norm_rms_epsilon', 'max_position_embeddings': 'context_length',
+    'rope_theta': 'rope.freq_base',
 }
-GGUF_TOKENS = {f'{k}_token_id': f'tokenizer.ggml.{g}_token_id' for k,g in [('bos', 'bos'), ('eos', 'eos'), ('pad', 'padding')]}
+GGUF_TOKENS = {f'{k}_token_id': f'tokenizer.ggml.{g}_token_id'
+               for k,g in [('bos', 'bos'), ('eos', 'eos'), ('pad', 'padding')]}
 
 def number_of(
     meta:dict,     # the file's metadata
     key:str,
     default=None,  # where the file does not say
 ):
-    "A number of the file; a list of numbers, one a layer, is one number if they are equal. Raises `UserError` if they differ, or for what is no number."
+    """A number of the file; a list of numbers, one a layer, is one number if they are equal.
+
+    Raises `UserError` if they differ, or for what is no number."""
     if key not in meta: return default
     x = meta[key]
     if isinstance(x, np.ndarray) and x.size:
-        if (x != x[0]).any(): raise UserError(f"the layers of this GGUF file differ ({key} is {', '.join(map(str, x[:8]))}{', …' if x.size > 8 else ''}), which is not supported")
+        if (x != x[0]).any():
+            raise UserError(f"the layers of this GGUF file differ ({key} is "
+                            f"{', '.join(map(str, x[:8]))}{', …' if x.size > 8 else ''}), "
+                            "which is not supported")
         x = x[0].item()
-    if isinstance(x, bool) or not isinstance(x, (int, float)) or not 0 <= x < 2**53: raise UserError(f"this GGUF file says that {key} is {str(x)[:60]!r}, which can't be; download it again")
+    if isinstance(x, bool) or not isinstance(x, (int, float)) or not 0 <= x < 2**53:
+        raise UserError(f"this GGUF file says that {key} is {str(x)[:60]!r}, which can't be; "
+                        "download it again")
     return x
 
-def exact(x): return float(str(np.float32(x))) if isinstance(x, float) else x   # 1e-5 was written as a float32, and read as 9.99999974e-06
+def exact(x):
+    "1e-5 was written as a float32, and read as 9.99999974e-06."
+    return float(str(np.float32(x))) if isinstance(x, float) else x
 
 # %% ../../nbs/12_interop/03_gguf.ipynb #8decc99d
 LLAMA3 = [(f, 1., 4., 8192.) for f in (8., 32.)]   # factor, low, high, original context: Llama 3.1, and 3.2
@@ -53,7 +66,7 @@ def llama3_divisors(
     n:int,           # frequencies, half of a head's size
     settings:tuple,  # as of `LLAMA3`
 )->Float[np.ndarray, "n"]:
-    "What Llama 3 divides each rotary frequency by: 1 for fast ones, the factor for slow ones, and a smooth way between."
+    "What Llama 3 divides rotary frequencies by: 1 for fast ones, the factor for slow ones, smooth between."
     f = theta**(-np.arange(n)/n)
     return f/llama3_scaled(f, *settings)
 
@@ -63,8 +76,11 @@ def llama3_of(
 )->dict:                             # a config.json's rope_scaling
     "The settings whose divisors these are. Raises `UserError` if they are nobody's."
     for settings in LLAMA3:
-        if factors.ndim == 1 and np.allclose(factors, llama3_divisors(theta, len(factors), settings), rtol=1e-3): return dict(zip(ROPES['llama3'], settings), rope_type='llama3')
-    raise UserError("this file stretches its rotary positions in a way that is not known (rope_freqs.weight); give the folder it was made from")
+        if (factors.ndim == 1
+            and np.allclose(factors, llama3_divisors(theta, len(factors), settings), rtol=1e-3)):
+            return dict(zip(ROPES['llama3'], settings), rope_type='llama3')
+    raise UserError("this file stretches its rotary positions in a way that is not known "
+                    "(rope_freqs.weight); give the folder it was made from")
 
 # %% ../../nbs/12_interop/03_gguf.ipynb #c4627ddf
 def gguf_rope(
@@ -76,12 +92,16 @@ def gguf_rope(
     "How positions are stretched. Raises `UserError` where that is not known."
     if factors is not None: return {'rope_scaling': llama3_of(factors, theta)}
     said = lambda k: number_of(meta, f'{arch}.rope.{k}')
-    kind, factor = str(meta.get(f'{arch}.rope.scaling.type') or 'linear'), said('scaling.factor') or said('scale_linear') or 1.   # as llama.cpp reads it
-    return {} if kind == 'none' or (kind, factor) == ('linear', 1) else {'rope_scaling': dict(rope_type=kind, factor=exact(factor))}
+    # as llama.cpp reads it
+    kind = str(meta.get(f'{arch}.rope.scaling.type') or 'linear')
+    factor = said('scaling.factor') or said('scale_linear') or 1.
+    return ({} if kind == 'none' or (kind, factor) == ('linear', 1)
+            else {'rope_scaling': dict(rope_type=kind, factor=exact(factor))})
 
 # %% ../../nbs/12_interop/03_gguf.ipynb #307b9cca
 def unshuffled(
-    w:Float[np.ndarray, "O ..."],  # q's or k's rows as a GGUF file of architecture `llama` has them; or their bias
+    # q's or k's rows as a GGUF file of architecture `llama` has them; or their bias
+    w:Float[np.ndarray, "O ..."],
     n_heads:int,                   # of q, or of k
 )->Float[np.ndarray, "O ..."]:
     "Rows as transformers and we have them: from 0 H/2 1 H/2+1 … back to 0 1 2 …"
@@ -95,14 +115,18 @@ def refuse_gguf(
 )->str:         # its architecture
     "Raise `UserError` for what is not supported."
     arch = str(meta.get('general.architecture'))
-    if arch not in ARCHS: raise UserError(f"GGUF files of architecture {arch[:60]!r} are not supported; supported are {', '.join(ARCHS)}")
+    if arch not in ARCHS:
+        raise UserError(f"GGUF files of architecture {arch[:60]!r} are not supported; "
+                        f"supported are {', '.join(ARCHS)}")
     if (parts := number_of(meta, 'split.count', 0)) > 1:
-        raise UserError(f"this GGUF file is one of {parts} parts; put them together first: llama-gguf-split --merge FIRST_PART WHOLE")
+        raise UserError(f"this GGUF file is one of {parts} parts; put them together first: "
+                        "llama-gguf-split --merge FIRST_PART WHOLE")
     said = lambda k, default=0: number_of(meta, f'{arch}.{k}', default)
     if said('expert_count'): raise UserError("this GGUF file is a mixture of experts, which is not supported")
     turned = said('rope.dimension_count')
     width = said('attention.key_length') or said('embedding_length')//(said('attention.head_count') or 1)
-    if turned and turned != width: raise UserError("this GGUF file turns a part of each head only, which is not supported")
+    if turned and turned != width:
+        raise UserError("this GGUF file turns a part of each head only, which is not supported")
     return arch
 
 def gguf_config(
@@ -114,9 +138,12 @@ def gguf_config(
     arch = refuse_gguf(meta)
     n = len(token_list(meta)) if 'tokenizer.ggml.tokens' in meta else 2**31
     c = {k: exact(number_of(meta, f'{arch}.{g}')) for k,g in GGUF_KEYS.items() if f'{arch}.{g}' in meta}
-    c |= {k: i for k,g in GGUF_TOKENS.items() if type(i := meta.get(g)) is int and 0 <= i < n}   # 4294967295 stands for none
-    c |= dict(architectures=[f'{arch.capitalize()}ForCausalLM'], model_type=arch, hidden_act='silu', dtype='float32',
-              rope_theta=c.get('rope_theta', 10000.), tie_word_embeddings='output.weight' not in names, attention_bias='blk.0.attn_q.bias' in names, mlp_bias='blk.0.ffn_gate.bias' in names)
+    # 4294967295 stands for none
+    c |= {k: i for k,g in GGUF_TOKENS.items() if type(i := meta.get(g)) is int and 0 <= i < n}
+    c |= dict(architectures=[f'{arch.capitalize()}ForCausalLM'], model_type=arch, hidden_act='silu',
+              dtype='float32',
+              rope_theta=c.get('rope_theta', 10000.), tie_word_embeddings='output.weight' not in names,
+              attention_bias='blk.0.attn_q.bias' in names, mlp_bias='blk.0.ffn_gate.bias' in names)
     return c | gguf_rope(meta, arch, factors, c['rope_theta'])
 
 # %% ../../nbs/12_interop/03_gguf.ipynb #0ae7bbf0
@@ -130,28 +157,37 @@ class GGUFFile:
     @cached_property
     def config(self):
         "A config.json that describes it."
-        c = gguf_config(self.meta, self.arrays, self.read('rope_freqs.weight') if 'rope_freqs.weight' in self.arrays else None)
-        lacks = [f'{self.arch}.{g}' for k,g in list(GGUF_KEYS.items())[:4] if not c.get(k)] + ['token_embd.weight']*('token_embd.weight' not in self.arrays)
+        c = gguf_config(self.meta, self.arrays,
+                        self.read('rope_freqs.weight') if 'rope_freqs.weight' in self.arrays else None)
+        lacks = ([f'{self.arch}.{g}' for k,g in list(GGUF_KEYS.items())[:4] if not c.get(k)]
+                 + ['token_embd.weight']*('token_embd.weight' not in self.arrays))
         if lacks: raise UserError(f"{self.path} lacks {', '.join(lacks)}; download it again")
         return c | {'vocab_size': (*self.arrays['token_embd.weight'].shape, 0)[0]}
 
-    def names(self, model:ModelConfig)->dict: return {n: their_name(n, gguf=True) for n,_ in param_shapes(model)}
+    def names(self, model:ModelConfig)->dict:
+        return {n: their_name(n, gguf=True) for n,_ in param_shapes(model)}
 
     @cached_property
     def held(self): return {n: Held('F32', x.shape, self.path) for n,x in self.arrays.items()}
 
     def read(self, name:str):
         "An array by its name in the file, as float32, rows in our order."
-        x, shuffled = read_array(self.path, self.arrays[name], self.order), re.fullmatch(r'blk\.\d+\.attn_([qk])\.(weight|bias)', name)
+        x = read_array(self.path, self.arrays[name], self.order)
+        shuffled = re.fullmatch(r'blk\.\d+\.attn_([qk])\.(weight|bias)', name)
         if self.arch != 'llama' or not shuffled: return x
         heads = number_of(self.meta, 'llama.attention.head_count')
-        return unshuffled(x, heads if shuffled[1] == 'q' else number_of(self.meta, 'llama.attention.head_count_kv', heads))
+        return unshuffled(x, heads if shuffled[1] == 'q'
+                          else number_of(self.meta, 'llama.attention.head_count_kv', heads))
 
     @cached_property
     def files(self):
         "The tokenizer's files, in a temporary folder; none if the file has no tokenizer."
         if str(self.meta.get('tokenizer.ggml.model', 'none')) in ('none', 'no_vocab'): return []
         self.folder = tempfile.TemporaryDirectory()
-        files, n, rows = write_tokenizer(self.meta, self.folder.name), len(token_list(self.meta)), self.config['vocab_size']
-        if n > rows: raise UserError(f"{self.path} lists {n:,} tokens, and its embedding has {rows:,} rows; download it again")
+        files = write_tokenizer(self.meta, self.folder.name)
+        n = len(token_list(self.meta))
+        rows = self.config['vocab_size']
+        if n > rows:
+            raise UserError(f"{self.path} lists {n:,} tokens, and its embedding has {rows:,} rows; "
+                            "download it again")
         return files

@@ -31,24 +31,29 @@ class Held(NamedTuple):
 def read_held(h:Held)->np.ndarray:
     "An array from its file; no more memory than it takes. Raises `UserError` where the file is too short."
     x = np.fromfile(h.path, DTYPES[h.dtype], math.prod(h.shape), offset=h.at)
-    if x.size != math.prod(h.shape): raise UserError(f"{h.path} is not a whole .safetensors file; download it again")
+    if x.size != math.prod(h.shape):
+        raise UserError(f"{h.path} is not a whole .safetensors file; download it again")
     return x.reshape(h.shape)
 
 class HubFolder:
     "A model as the Hugging Face hub keeps it."
-    TAKEN = ('tokenizer*.json', 'tokenizer.model', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt',
-             'chat_template*', 'additional_chat_templates/*.jinja', 'generation_config.json', 'LICENSE*', 'NOTICE*')
+    TAKEN = ('tokenizer*.json', 'tokenizer.model', 'special_tokens_map.json', 'added_tokens.json',
+             'vocab.json', 'merges.txt',
+             'chat_template*', 'additional_chat_templates/*.jinja', 'generation_config.json', 'LICENSE*',
+             'NOTICE*')
     def __init__(self, folder):
         self.folder, self.name = Path(folder), Path(folder).resolve().name
         if not (self.folder/'config.json').exists() and (self.folder/'meta.json').exists():
-            raise UserError(f"{folder} is a checkpoint of nativebit already; train with --config and --init-from {folder}")
+            raise UserError(f"{folder} is a checkpoint of nativebit already; "
+                            f"train with --config and --init-from {folder}")
         self.config = read_json(self.folder/'config.json')
         self.config.pop('auto_map', None)   # points at code; the network is ours, or transformers' own
 
     def names(self, model:ModelConfig)->dict:
         "{our name: theirs}; the one matrix of a tied head may be stored under either name."
         names, head = hf_names(model), 'lm_head.weight'
-        return names | {'embed': head} if model.tied and names['embed'] not in self.held and head in self.held else names
+        return (names | {'embed': head}
+                if model.tied and names['embed'] not in self.held and head in self.held else names)
 
     @cached_property
     def held(self):
@@ -56,7 +61,8 @@ class HubFolder:
         out = {}
         for path in weight_files(self.folder):
             found, _, start = file_header(path)
-            out |= {n: Held(x['dtype'], tuple(x['shape']), path, start + x['data_offsets'][0]) for n,x in found.items()}
+            out |= {n: Held(x['dtype'], tuple(x['shape']), path, start + x['data_offsets'][0])
+                    for n,x in found.items()}
         return out
 
     def read(self, name:str):
@@ -64,10 +70,13 @@ class HubFolder:
         return read_held(self.held[name])
 
     @property
-    def files(self): return refuse_links(self.folder, sorted({p for pattern in self.TAKEN for p in self.folder.glob(pattern) if p.is_file()}))
+    def files(self):
+        return refuse_links(self.folder, sorted({p for pattern in self.TAKEN
+                                                 for p in self.folder.glob(pattern) if p.is_file()}))
 
 # %% ../../nbs/12_interop/02_hub.ipynb #ad1202a1
-HARMLESS = r'rotary_emb\.(original_)?inv_freq$|^rope_freqs\.weight$|^v_head\.|[._](k|v|kv)_scale$'   # can be computed, or no part of what writes text
+# can be computed, or no part of what writes text
+HARMLESS = r'rotary_emb\.(original_)?inv_freq$|^rope_freqs\.weight$|^v_head\.|[._](k|v|kv)_scale$'
 FLOATS = ('F32', 'F16', 'BF16')
 
 def misfits(
@@ -78,6 +87,9 @@ def misfits(
     "Every name, shape and type that does not fit."
     want, spare = {names[n]: s for n,s in param_shapes(model)}, 'lm_head.weight' if model.tied else None
     return ([f"missing {n} {s}" for n,s in want.items() if n not in held] +
-            [f"unexpected {n} {x.shape}" for n,x in held.items() if n not in want and n != spare and not re.search(HARMLESS, n)] +
-            [f"{n} is {x.shape}, config.json says {want[n]}" for n,x in held.items() if n in want and x.shape != want[n]] +
-            [f"{n} is {x.dtype}, supported are {', '.join(FLOATS)}" for n,x in held.items() if n in want and x.dtype not in FLOATS])
+            [f"unexpected {n} {x.shape}"
+             for n,x in held.items() if n not in want and n != spare and not re.search(HARMLESS, n)] +
+            [f"{n} is {x.shape}, config.json says {want[n]}"
+             for n,x in held.items() if n in want and x.shape != want[n]] +
+            [f"{n} is {x.dtype}, supported are {', '.join(FLOATS)}"
+             for n,x in held.items() if n in want and x.dtype not in FLOATS])

@@ -17,7 +17,9 @@ from .transformers import NativeBitHfLinear, as_linear
 def packed_lora():
     "The class of a packed matrix with adapters. Raises `UserError` where `peft` is not installed."
     try: from peft.tuners.lora import Linear
-    except ImportError as e: raise UserError("adapters are made by a package that is not installed: pip install -e '.[hf]', or pip install peft") from e
+    except ImportError as e:
+        raise UserError("adapters are made by a package that is not installed: pip install -e '.[hf]', "
+                        "or pip install peft") from e
     class PackedLoraLinear(Linear):
         "`peft`'s linear layer around one that is packed."
         dtype = torch.float32
@@ -30,20 +32,25 @@ def packed_lora():
             return super().forward(x, *args, **kw)
         def merge(self, *args, **kw):
             "Into a looked-up matrix: codebooks can't hold the sum."
-            if isinstance(self.base_layer, NativeBitHfLinear): self.base_layer = as_linear(self.base_layer, self.dtype)
+            if isinstance(self.base_layer, NativeBitHfLinear):
+                self.base_layer = as_linear(self.base_layer, self.dtype)
             super().merge(*args, **kw)
     return PackedLoraLinear
 
 # %% ../../nbs/12_interop/07_lora.ipynb #ed5bdfe4
 LINEARS = [f'{n}_proj' for n in ('q', 'k', 'v', 'o', 'gate', 'up', 'down')]   # the matrices of a layer
-STARTS = (True, False, 'gaussian', 'orthogonal')                               # of adapters that don't ask for the float matrix
+STARTS = (True, False, 'gaussian', 'orthogonal')  # of adapters that don't ask for the float matrix
 
 def for_packed(
     config,  # a `peft.LoraConfig`
 ):           # the same, which knows packed layers
     "Let `peft` put adapters on a packed model. Raises `UserError` for settings that need its float matrices."
-    if config.use_dora: raise UserError("use_dora needs the norms of float matrices, and this model's are packed; leave it out")
-    if config.init_lora_weights not in STARTS: raise UserError(f"init_lora_weights={config.init_lora_weights!r} takes float matrices apart, and this model's are packed; choose one of {', '.join(map(repr, STARTS))}")
+    if config.use_dora:
+        raise UserError("use_dora needs the norms of float matrices, and this model's are packed; "
+                        "leave it out")
+    if config.init_lora_weights not in STARTS:
+        raise UserError(f"init_lora_weights={config.init_lora_weights!r} takes float matrices apart, "
+                        f"and this model's are packed; choose one of {', '.join(map(repr, STARTS))}")
     if config.target_modules in (None, 'all-linear'): config.target_modules = set(LINEARS)
     config._register_custom_module({NativeBitHfLinear: packed_lora()})
     return config
@@ -58,8 +65,12 @@ def open_adapter(
     packed_lora()
     from peft import PeftConfig, PeftModel
     try: config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, OSError) as e: raise UserError(f"{folder} holds no adapters (adapter_config.json); give the folder that save_pretrained wrote") from e
-    if config.peft_type != 'LORA': raise UserError(f"{folder} holds adapters of kind {str(config.peft_type).split('.')[-1]}, and packed models take LORA; merge them into the float model instead")
+    except (ValueError, OSError) as e:
+        raise UserError(f"{folder} holds no adapters (adapter_config.json); "
+                        "give the folder that save_pretrained wrote") from e
+    if config.peft_type != 'LORA':
+        raise UserError(f"{folder} holds adapters of kind {str(config.peft_type).split('.')[-1]}, "
+                        "and packed models take LORA; merge them into the float model instead")
     return PeftModel.from_pretrained(model, str(folder), config=for_packed(config), is_trainable=trainable)
 
 def merged(

@@ -17,19 +17,23 @@ try:
     from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
     from transformers.utils.quantization_config import QuantizationConfigMixin
-except ImportError as e: raise ImportError("nativebit.hf needs transformers 5.23 or newer: pip install -e '.[hf]'") from e
+except ImportError as e:
+    raise ImportError("nativebit.hf needs transformers 5.23 or newer: pip install -e '.[hf]'") from e
 from ..config import QuantConfig
 from ..quant.blocks import block_of, from_blocks
 from ..utils.cli import UserError
 from ..formats.size import matrix_stored
 from ..utils.safetensors import TYPE_CODES, full_sum, hashed
-from ..formats.hf_folder import GUARD, HINT, METADATA, METHOD, VERSION, check_quant, quant_to_dict, read_files
+from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, VERSION, check_quant, quant_to_dict,
+                                         read_files)
 from ..formats.bitpacking import index_width
 from ..kernels.ops import lut_linear
 from ..kernels.layout import PackedMatrix, from_units, pack_matrix, unpack_words
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #145d8172
-TORCH = dict(U32=torch.int32, I8=torch.int8, F8_E4M3=torch.float8_e4m3fn, F16=torch.float16, F32=torch.float32)   # of stored tensors
+# of stored tensors
+TORCH = dict(U32=torch.int32, I8=torch.int8, F8_E4M3=torch.float8_e4m3fn, F16=torch.float16,
+             F32=torch.float32)
 
 def dequantize(
     words,              # (m,) int32
@@ -59,18 +63,24 @@ class NativeBitHfLinear(nn.Module):
         device=None,
     ):
         super().__init__()
-        (self.out_features, self.in_features), self.quant, self.form, self.dense_weight = shape, quant, None, None
-        for k,x in matrix_stored(shape, quant).items(): self.register_buffer('weight' if k == 'words' else k, torch.empty(x.shape, dtype=TORCH[x.dtype], device=device))
+        self.out_features, self.in_features = shape
+        self.quant, self.form, self.dense_weight = quant, None, None
+        for k,x in matrix_stored(shape, quant).items():
+            self.register_buffer('weight' if k == 'words' else k,
+                                 torch.empty(x.shape, dtype=TORCH[x.dtype], device=device))
         self.register_buffer('shape', torch.empty(2, dtype=torch.int32, device=device))
         if 'scale' not in self._buffers: self.scale = None
         for k in ('data', 'entries'): self.register_buffer(k, None, persistent=False)   # for kernels
-        self.bias = None if bias is None else nn.Parameter(torch.empty_like(bias, device=device), requires_grad=False)
+        self.bias = (None if bias is None
+                     else nn.Parameter(torch.empty_like(bias, device=device), requires_grad=False))
 
     @property
     def size(self): return self.out_features, self.in_features
     @property
     def block_shape(self): return block_of(self.quant.block_shape, self.size)
-    def extra_repr(self): return f"{self.in_features}, {self.out_features}, {self.quant.n_entries} entries of {self.quant.codebook_dtype} per {self.block_shape}"
+    def extra_repr(self):
+        return (f"{self.in_features}, {self.out_features}, "
+                f"{self.quant.n_entries} entries of {self.quant.codebook_dtype} per {self.block_shape}")
 
     def forward(self, x):
         if self.form is None: return F.linear(x, self.dense(x.dtype), self.bias)
@@ -78,13 +88,15 @@ class NativeBitHfLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
     @property
-    def qweight(self): return self.weight if self.data is None else self.data   # where `peft` looks for a layer's device
+    # where `peft` looks for a layer's device
+    def qweight(self): return self.weight if self.data is None else self.data
 
     @torch.no_grad()
     @torch.inference_mode(False)   # what is looked up while text is written may be needed for gradients later
     def dense(self, dtype)->Tensor:
         "The weights, looked up at the first call."
-        if self.dense_weight is None or self.dense_weight.dtype != dtype: self.dense_weight = self.float_weight().to(dtype)
+        if self.dense_weight is None or self.dense_weight.dtype != dtype:
+            self.dense_weight = self.float_weight().to(dtype)
         return self.dense_weight
 
     def float_weight(self)->Tensor:
@@ -95,14 +107,17 @@ class NativeBitHfLinear(nn.Module):
         "Words, codebooks and scales as files hold them."
         if self.weight is not None: return self.weight, self.codebook, self.scale
         words, codes, scale = from_units(self.data, self.size, self.form[2], self.form[3])
-        return words.flatten(), codes[:, :self.quant.n_entries].contiguous(), self.scale if scale is None else scale
+        return (words.flatten(), codes[:, :self.quant.n_entries].contiguous(),
+                self.scale if scale is None else scale)
 
     def to_kernel_layout(self):
         "For the kernels, where they know the geometry and the matrix is on a GPU."
         fits = self.quant.n_entries <= 16 and math.prod(self.block_shape) % 32 == 0
         if self.form is not None or not fits or not on_gpu(self.weight): return
-        p = pack_matrix(self.weight.view(len(self.codebook), -1, index_width(self.quant.n_entries)), self.codebook, self.scale, self.size, self.block_shape)
-        self.data, self.entries, self.form = p.data, p.codebook.to(p.data.device), (p.shape, p.block_shape, p.bits, p.kind, p.scale)
+        p = pack_matrix(self.weight.view(len(self.codebook), -1, index_width(self.quant.n_entries)),
+                        self.codebook, self.scale, self.size, self.block_shape)
+        self.data, self.entries, self.form = (p.data, p.codebook.to(p.data.device),
+                                              (p.shape, p.block_shape, p.bits, p.kind, p.scale))
         if p.kind != 'float': self.weight = self.codebook = None
         if p.kind == 'int8': self.scale = None
 
@@ -134,7 +149,8 @@ class NativeBitHfLinear(nn.Module):
 class NativeBitConfig(QuantizationConfigMixin):
     "`quantization_config` of a packed folder. Raises `UserError` where it is too new or makes no sense."
     def __init__(self, modules_to_not_convert=('lm_head',), **found):
-        self.__dict__ |= quant_to_dict(check_quant({'quant_method': METHOD, 'version': VERSION, **found}), modules_to_not_convert)
+        self.__dict__ |= quant_to_dict(check_quant({'quant_method': METHOD, 'version': VERSION, **found}),
+                                       modules_to_not_convert)
 
     @property
     def quant(self)->QuantConfig: return check_quant(self.to_dict())
@@ -147,9 +163,11 @@ def module_names(
 )->dict:          # {name in the model: name in the files}
     "Where each packed matrix belongs. Raises `UserError` for one that has no place in the model."
     modules, prefix = dict(model.named_modules()), f'{model.base_model_prefix}.'
-    place = lambda P: next((n for n in (P, P.removeprefix(prefix), prefix + P) if isinstance(modules.get(n), nn.Linear)), None)
+    place = lambda P: next((n for n in (P, P.removeprefix(prefix), prefix + P)
+                            if isinstance(modules.get(n), nn.Linear)), None)
     if lost := next((P for P in packed if place(P) is None), None):
-        raise UserError(f"{where} has a packed {lost}, and {type(model).__name__} has no such linear layer; use the config.json that belongs to it")
+        raise UserError(f"{where} has a packed {lost}, and {type(model).__name__} has no such linear layer; "
+                        "use the config.json that belongs to it")
     return {place(P): P for P in packed}
 
 def check_complete(
@@ -159,9 +177,13 @@ def check_complete(
 ):
     "Raise `UserError` where the files lack a tensor of the model."
     prefix, whole = f'{model.base_model_prefix}.', type(model).__name__ in (model.config.architectures or [])
-    have = {m for n in names for m in (n, n.removeprefix(prefix), prefix + n)} | set(getattr(model, 'all_tied_weights_keys', None) or {})
-    lost = sorted(n for n in set(model.state_dict()) - have if whole or n.startswith(prefix) or model.base_model is model)
-    if lost: raise UserError(f"{where} lacks {lost[0]}, which {type(model).__name__} needs; copy the folder again or make it anew")
+    have = ({m for n in names for m in (n, n.removeprefix(prefix), prefix + n)}
+            | set(getattr(model, 'all_tied_weights_keys', None) or {}))
+    lost = sorted(n for n in set(model.state_dict()) - have
+                  if whole or n.startswith(prefix) or model.base_model is model)
+    if lost:
+        raise UserError(f"{where} lacks {lost[0]}, which {type(model).__name__} needs; "
+                        "copy the folder again or make it anew")
 
 def replace_linears(
     model,
@@ -174,13 +196,15 @@ def replace_linears(
     for n,P in names.items():
         old = model.get_submodule(n)
         if shapes[P] != (want := (old.out_features, old.in_features)):
-            raise UserError(f"{where} has {P} as {shapes[P]}, and its config.json asks for {want}; use the config.json that belongs to it")
+            raise UserError(f"{where} has {P} as {shapes[P]}, and its config.json asks for {want}; "
+                            "use the config.json that belongs to it")
         model.set_submodule(n, NativeBitHfLinear(want, quant.of(P), old.bias, 'meta'))
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #b328101e
 def torch_sum(name:str, x:Tensor)->str:
     "`full_sum` of a tensor."
-    return full_sum(name, TYPE_CODES[str(x.dtype).removeprefix('torch.')], x.shape, hashed(x.cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return full_sum(name, TYPE_CODES[str(x.dtype).removeprefix('torch.')], x.shape,
+                    hashed(x.cpu().contiguous().flatten().view(torch.uint8).numpy()))
 
 class NativeBitHfQuantizer(HfQuantizer):
     "Loads packed folders; quantizing is `nativebit quantize`'s."
@@ -198,16 +222,22 @@ class NativeBitHfQuantizer(HfQuantizer):
         return config
     update_tp_plan = update_attn_implementation   # which transformers calls at that point up to 5.17
 
-    def update_dtype(self, dtype): return dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16
+    def update_dtype(self, dtype):
+        return dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
-        if not checkpoint_files: raise UserError("a packed model is loaded from its folder; give from_pretrained its path and no state_dict")
+        if not checkpoint_files:
+            raise UserError("a packed model is loaded from its folder; "
+                            "give from_pretrained its path and no state_dict")
         if odd := next((f for f in checkpoint_files if not str(f).endswith('.safetensors')), None):
-            raise UserError(f"{odd} is no safetensors file, and nativebit never opens a pickle; save the model as safetensors")
+            raise UserError(f"{odd} is no safetensors file, and nativebit never opens a pickle; "
+                            "save the model as safetensors")
         folder = read_files(checkpoint_files, self.quantization_config.quant)
-        replace_linears(model, module_names(model, folder.linears, folder.path), {P: folder.shape(P) for P in folder.linears}, folder.quant, folder.path)
+        replace_linears(model, module_names(model, folder.linears, folder.path),
+                        {P: folder.shape(P) for P in folder.linears}, folder.quant, folder.path)
         check_complete(model, folder.types, folder.path)
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), re.escape(GUARD)}
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()),
+                                                    re.escape(GUARD)}
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         for m in model.modules():
@@ -217,7 +247,8 @@ class NativeBitHfQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model):
         "What `save_pretrained` writes: the file's own tensors, with new checksums."
         state = model.state_dict() | {GUARD: torch.zeros(0, dtype=torch.uint8)}
-        return state, METADATA | dict(sums=json.dumps({n: torch_sum(n, x) for n,x in state.items() if not x.is_meta}, separators=(',', ':')))
+        sums = {n: torch_sum(n, x) for n,x in state.items() if not x.is_meta}
+        return state, METADATA | dict(sums=json.dumps(sums, separators=(',', ':')))
 
     def _dequantize(self, model, dtype=None):
         "Plain linears again: `model.dequantize()`."
@@ -254,13 +285,17 @@ def runnable(name:str)->bool:
 def run_module(
     argv:list,  # the name of a module or a script, and its arguments
 ):
-    "Run a module as `python -m` does, or a script, with packed folders known to `transformers`. Raises `UserError` where there is none."
+    """Run a module as `python -m` does, or a script, with packed folders known to `transformers`.
+
+    Raises `UserError` where there is none."""
     if not argv or argv[0].startswith('-'):
-        raise UserError("say which program to run, such as nativebit hf lm_eval --model hf --model_args pretrained=DIR")
+        raise UserError("say which program to run, "
+                        "such as nativebit hf lm_eval --model hf --model_args pretrained=DIR")
     if argv[0].endswith('.py'):
         if not Path(argv[0]).is_file(): raise UserError(f"there is no file {argv[0]}; check its name")
         sys.argv, sys.path[0] = list(argv), str(Path(argv[0]).resolve().parent)
         return runpy.run_path(argv[0], run_name='__main__')
-    if not runnable(argv[0]): raise UserError(f"there is no module {argv[0]} that can be run; install it, or check its name")
+    if not runnable(argv[0]):
+        raise UserError(f"there is no module {argv[0]} that can be run; install it, or check its name")
     sys.argv = list(argv)
     runpy.run_module(argv[0], run_name='__main__', alter_sys=True)

@@ -20,6 +20,9 @@ def answers(
     notes = {}
     def cell(r, c):
         try: return answer(r, c)
-        except UserError as e: return str(notes.setdefault(re.sub('|'.join(map(re.escape, hide)) or '$^', '…', str(e)), len(notes) + 1))
+        except UserError as e:
+            return str(notes.setdefault(re.sub('|'.join(map(re.escape, hide)) or '$^', '…', str(e)),
+                                        len(notes) + 1))
     lines = [['', *columns], ['---']*(len(columns) + 1), *([r, *(cell(r, c) for c in columns)] for r in rows)]
-    return '\n'.join(f"| {' | '.join(l)} |" for l in lines) + '\n\n' + '\n'.join(f'{i}. {x}' for x,i in notes.items())
+    return ('\n'.join(f"| {' | '.join(l)} |" for l in lines) + '\n\n'
+            + '\n'.join(f'{i}. {x}' for x,i in notes.items()))

@@ -17,7 +17,8 @@ import torch
 def find_nvcc()->str|None:
     "NVIDIA's compiler: on the path, or where CUDA_HOME says."
     homes = [os.environ.get('CUDA_HOME'), '/usr/local/cuda']
-    return shutil.which('nvcc') or next((f'{h}/bin/nvcc' for h in homes if h and Path(f'{h}/bin/nvcc').exists()), None)
+    return (shutil.which('nvcc')
+            or next((f'{h}/bin/nvcc' for h in homes if h and Path(f'{h}/bin/nvcc').exists()), None))
 
 def cache_dir()->Path:
     "Where compiled kernels are kept: NATIVEBIT_CACHE, else the user's cache folder."
@@ -47,24 +48,27 @@ def build(
 # %% ../../nbs/09_kernels/04_cuda.ipynb #d56047d1
 @lru_cache
 def library(bits:int, kind:str):
-    "The compiled kernels of a geometry, or None where they can't be had: no Hopper GPU, no nvcc, or NATIVEBIT_CUDA=0."
+    "A geometry's compiled kernels; None where there is no Hopper GPU, no nvcc, or NATIVEBIT_CUDA=0."
     nvcc = find_nvcc()
     if os.environ.get('NATIVEBIT_CUDA') == '0' or bits not in (2, 3, 4) or not nvcc: return None
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0): return None
     try: return ctypes.CDLL(str(build(bits, kind, [nvcc, *NVCC_FLAGS])))
-    except (RuntimeError, OSError) as e: warnings.warn(f"the CUDA kernels could not be built, Triton takes over: {e}")
+    except (RuntimeError, OSError) as e:
+        warnings.warn(f"the CUDA kernels could not be built, Triton takes over: {e}")
 
 # %% ../../nbs/09_kernels/04_cuda.ipynb #a5eb30ca
 MODES = dict(fp16=0, int8=1, int16=2)   # as what activations are multiplied
-ERRORS = {-1: 'no such kernel', -2: 'too much shared memory', -3: 'the driver has no cuTensorMapEncodeTiled', -4: 'these activations do not fit a tensor map',
+ERRORS = {-1: 'no such kernel', -2: 'too much shared memory', -3: 'the driver has no cuTensorMapEncodeTiled',
+          -4: 'these activations do not fit a tensor map',
           -5: 'the warps that compute are not a multiple of 4, and registers move between groups of four',
           -6: 'more blocks than tiles of 16 rows of gate and up'}
 
 def _p(x): return ctypes.c_void_p(x.data_ptr() if isinstance(x, torch.Tensor) else x)
 
 def _prepare(x, p, lib):
-    "Room for the output, the library, and the stream to run on; a library built for a CPU is told what it may read."
-    lib, stream = lib or library(p.bits, p.kind), torch.cuda.current_stream().cuda_stream if x.is_cuda else None
+    "Room for the output, the library, the stream; a library built for a CPU is told what it may read."
+    lib, stream = (lib or library(p.bits, p.kind),
+                   torch.cuda.current_stream().cuda_stream if x.is_cuda else None)
     if stream is None: lib.cuda_on_cpu_range(_p(p.data), ctypes.c_int64(p.data.numel()))
     return x.new_empty(len(x), p.shape[0]), lib, stream
 
@@ -73,7 +77,8 @@ def _checked(code, what):
 
 class Around(ctypes.Structure):
     "What `decode` does on the way in and out; the same in lut.cu."
-    _fields_ = [('norm', ctypes.c_void_p), ('bias', ctypes.c_void_p), ('residual', ctypes.c_void_p), ('eps', ctypes.c_float), ('gated', ctypes.c_int),
+    _fields_ = [('norm', ctypes.c_void_p), ('bias', ctypes.c_void_p), ('residual', ctypes.c_void_p),
+                ('eps', ctypes.c_float), ('gated', ctypes.c_int),
                 ('edge', ctypes.c_int*2), ('factor', ctypes.c_float*3)]
 
 def around(norm=None, eps=0., gated=False, bias=None, residual=None, sizes=(), factors=()):
@@ -81,10 +86,11 @@ def around(norm=None, eps=0., gated=False, bias=None, residual=None, sizes=(), f
     edges, factors = [sum(sizes[:i+1]) for i in range(len(sizes)-1)], list(factors) or [1.]
     if len(factors) > 3: raise ValueError(f"{len(factors)} factors, but a product takes three at most")
     edges, factors = [*edges, *[2**31-1]*2][:2], [*factors, 1., 1.][:3]
-    return Around(*[_p(x) if x is not None else None for x in (norm, bias, residual)], eps, int(gated), (ctypes.c_int*2)(*edges), (ctypes.c_float*3)(*factors))
+    return Around(*[_p(x) if x is not None else None for x in (norm, bias, residual)], eps, int(gated),
+                  (ctypes.c_int*2)(*edges), (ctypes.c_float*3)(*factors))
 
 def decode_mode(kind, activations):
-    "fp16 for e4m3 codebooks; int8 codebooks are multiplied by integers: 16 bits, or the 8 that are asked for."
+    "fp16 for e4m3 codebooks; int8 ones are multiplied by integers: of 16 bits, or the 8 that are asked for."
     return 'fp16' if kind == 'float8_e4m3' else 'int16' if activations == 'float' else 'int8'
 
 def decode(
@@ -96,15 +102,19 @@ def decode(
     wide=8, deep=1,  # warps of a block: side by side along the rows, and along the input; together up to 16
     tj=1,          # tiles of 16 rows that a warp computes at a time: 1 or 2
     overlap=1,     # 1: start before the kernel before it has ended
-    flags=0,       # only to measure, results are wrong: 1 leaves the products out, 2 waits for no other kernel
+    flags=0,  # only to measure, results are wrong: 1 leaves the products out, 2 waits for no other kernel
     lib=None,      # the library; None: `library(p.bits, p.kind)`
-    **kw,          # as of `around`, x's type: norm (in,) with eps, or gated (one token); bias (out,), residual (M, out)
+    # as of `around`, x's type: norm (in,) with eps, or gated (one token); bias (out,), residual (M, out)
+    **kw,
 )->torch.Tensor:   # (M, out)
     "Multiply a few tokens. Raises RuntimeError where a launch is refused."
     y, lib, stream = _prepare(x, p, lib)
     mode = MODES[decode_mode(p.kind, activations)]
-    _checked(lib.nativebit_decode(_p(p.data), _p(x), _p(y), *p.shape, len(x), ctypes.c_float(p.scale), int(x.dtype == torch.bfloat16), mode,
-                                  ctypes.byref(around(**kw)), clusters, ranks, wide, deep, tj, overlap, flags, _p(stream)), f'decode clusters={clusters} ranks={ranks} wide={wide} deep={deep}')
+    _checked(lib.nativebit_decode(_p(p.data), _p(x), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
+                                  int(x.dtype == torch.bfloat16), mode,
+                                  ctypes.byref(around(**kw)), clusters, ranks, wide, deep, tj, overlap, flags,
+                                  _p(stream)),
+             f'decode clusters={clusters} ranks={ranks} wide={wide} deep={deep}')
     return y
 
 def prefill(
@@ -118,13 +128,14 @@ def prefill(
     y, lib, stream = _prepare(x, p, lib)
     half = x if x.dtype == torch.float16 else torch.empty_like(x, dtype=torch.float16)
     if half is not x: _checked(lib.nativebit_halve(_p(x), _p(half), x.numel(), overlap, _p(stream)), 'halve')
-    _checked(lib.nativebit_prefill(_p(p.data), _p(half), _p(y), *p.shape, len(x), ctypes.c_float(p.scale), int(x.dtype == torch.bfloat16),
+    _checked(lib.nativebit_prefill(_p(p.data), _p(half), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
+                                   int(x.dtype == torch.bfloat16),
                                    bm, overlap, _p(stream)), f'prefill bm={bm}')
     return y
 
 # %% ../../nbs/09_kernels/04_cuda.ipynb #212d8567
 def attend(
-    qkv,           # (1, (heads + 2 kv_heads) H) float16 or bfloat16: query, key, value of one token, not rotated
+    qkv,  # (1, (heads + 2 kv_heads) H) float16 or bfloat16: query, key, value of one token, not rotated
     cos, sin,      # (positions, H/2) float32, as of `nativebit.pytorch.attention.rotations`
     keys, values,  # (S, kv_heads, H) cache, contiguous, of qkv's type; the token's are written into it
     at,            # (1,) int64: its position
@@ -136,5 +147,7 @@ def attend(
     (_, kv, H), n = keys.shape, qkv.shape[1]
     heads, y = n//H - 2*kv, qkv.new_empty(1, n - 2*kv*H)
     stream = torch.cuda.current_stream().cuda_stream if qkv.is_cuda else None
-    _checked(lib.nativebit_attend(*map(_p, (qkv, cos, sin, keys, values, at, y)), heads, kv, H, ctypes.c_float(H**-.5), int(qkv.dtype == torch.bfloat16), ranks, overlap, _p(stream)), f'attend ranks={ranks}')
+    _checked(lib.nativebit_attend(*map(_p, (qkv, cos, sin, keys, values, at, y)), heads, kv, H,
+                                  ctypes.c_float(H**-.5), int(qkv.dtype == torch.bfloat16), ranks, overlap,
+                                  _p(stream)), f'attend ranks={ranks}')
     return y

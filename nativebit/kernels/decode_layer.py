@@ -24,7 +24,8 @@ def layer_products(
     product,         # `decode` with its configuration: (x, matrix, **around) → y
 )->Tensor:           # (1, D)
     "A decoder layer for one token."
-    def linear(i, x, **kw): return product(x, matrices[i], bias=biases[i], sizes=sizes[i], factors=factors[i], **kw)
+    def linear(i, x, **kw):
+        return product(x, matrices[i], bias=biases[i], sizes=sizes[i], factors=factors[i], **kw)
     x = linear(1, attend(linear(0, x, norm=norms[0], eps=eps)), residual=x)
     return linear(3, linear(2, x, norm=norms[1], eps=eps), gated=True, residual=x)
 
@@ -35,18 +36,23 @@ def _configured(x, p, **kw):
     return cuda.decode(x, p, **cfg, **kw)
 
 @torch.library.custom_op('nativebit::decode_layer', mutates_args=('keys', 'values'))
-def decode_layer(x:Tensor, data:list[Tensor], shapes:list[int], scales:list[float], bits:int, kind:str, norms:list[Tensor], biases:list[Tensor],
-                 sizes:list[int], factors:list[float], cos:Tensor, sin:Tensor, keys:Tensor, values:Tensor, at:Tensor, eps:float)->Tensor:
-    "A decoder layer for one new token, (1, 1, D) to (1, 1, D); shapes, and a pair of sizes and factors for each part, one after the other as `layer_args` puts them."
+def decode_layer(x:Tensor, data:list[Tensor], shapes:list[int], scales:list[float], bits:int, kind:str,
+                 norms:list[Tensor], biases:list[Tensor],
+                 sizes:list[int], factors:list[float], cos:Tensor, sin:Tensor, keys:Tensor, values:Tensor,
+                 at:Tensor, eps:float)->Tensor:
+    "A decoder layer for one new token, (1, 1, D) to (1, 1, D); shapes, sizes and factors as of `layer_args`."
     none = torch.empty(0, device=x.device)
-    matrices = [PackedMatrix(d, none, tuple(shapes[2*i:2*i+2]), (0, 0), bits, kind, scales[i]) for i,d in enumerate(data)]
+    matrices = [PackedMatrix(d, none, tuple(shapes[2*i:2*i+2]), (0, 0), bits, kind, scales[i])
+                for i,d in enumerate(data)]
     cut = lambda xs: [xs[0:3], xs[3:4], xs[4:6], xs[6:7]]                # q k v; o; gate, up; down
     attend = lambda qkv: cuda.attend(qkv, cos, sin, keys[0], values[0], at, lib=cuda.library(bits, kind))
-    y = layer_products(x[0], matrices, norms, [b if b.numel() else None for b in biases], cut(sizes), cut(factors), attend, eps, _configured)
+    y = layer_products(x[0], matrices, norms, [b if b.numel() else None for b in biases], cut(sizes),
+                       cut(factors), attend, eps, _configured)
     return y[None]
 
 @decode_layer.register_fake
-def _(x, data, shapes, scales, bits, kind, norms, biases, sizes, factors, cos, sin, keys, values, at, eps): return torch.empty_like(x)
+def _(x, data, shapes, scales, bits, kind, norms, biases, sizes, factors, cos, sin, keys, values, at, eps):
+    return torch.empty_like(x)
 
 # %% ../../nbs/09_kernels/06_decode_layer.ipynb #43edf840
 def fits(
@@ -55,16 +61,22 @@ def fits(
 )->bool:
     "Whether `decode_layer` can stand for this layer."
     packed = [getattr(m, 'packed', None) for m in layer.products()]
-    if None in packed or layer.attn.q_norm or layer.attn.head_dim not in (64, 128) or dtype not in (torch.float16, torch.bfloat16): return False
-    floats = [layer.attn_norm.weight, layer.mlp_norm.weight, *(m.bias for m in layer.products() if m.bias is not None)]
+    if (None in packed or layer.attn.q_norm or layer.attn.head_dim not in (64, 128)
+        or dtype not in (torch.float16, torch.bfloat16)):
+        return False
+    floats = [layer.attn_norm.weight, layer.mlp_norm.weight,
+              *(m.bias for m in layer.products() if m.bias is not None)]
     if any(t.dtype != dtype or t.device != packed[0].data.device for t in floats): return False
-    return len({(p.bits, p.kind) for p in packed}) == 1 and packed[0].kind != 'float' and packed[0].data.is_cuda and cuda.library(packed[0].bits, packed[0].kind) is not None
+    return (len({(p.bits, p.kind) for p in packed}) == 1 and packed[0].kind != 'float'
+            and packed[0].data.is_cuda and cuda.library(packed[0].bits, packed[0].kind) is not None)
 
 def layer_args(layer)->dict:
     "The arguments of `decode_layer` that don't change from token to token."
     modules, norms = layer.products(), [layer.attn_norm, layer.mlp_norm]
     packed = [m.packed for m in modules]
     bias = lambda m: torch.empty(0, device=m.data.device) if m.bias is None else m.bias
-    return dict(data=[p.data for p in packed], shapes=[n for p in packed for n in p.shape], scales=[float(p.scale) for p in packed], bits=packed[0].bits, kind=packed[0].kind,
-                norms=[n.weight for n in norms], biases=[bias(m) for m in modules], sizes=[n for m in modules for n in m.sizes],
+    return dict(data=[p.data for p in packed], shapes=[n for p in packed for n in p.shape],
+                scales=[float(p.scale) for p in packed], bits=packed[0].bits, kind=packed[0].kind,
+                norms=[n.weight for n in norms], biases=[bias(m) for m in modules],
+                sizes=[n for m in modules for n in m.sizes],
                 factors=[float(f) for m in modules for f in m.factors], eps=layer.attn_norm.eps)

@@ -44,7 +44,8 @@ def pack_words(
     return torch.where(s >= 2**31, s - 2**32, s).to(torch.int32)
 
 # %% ../../nbs/09_kernels/01_layout.ipynb #e3f1eae3
-KINDS = dict(int8=(torch.int8, (1, 128)), float8_e4m3=(torch.float8_e4m3fn, (8, 64)))   # codebooks that kernels are fast for
+# codebooks that kernels are fast for
+KINDS = dict(int8=(torch.int8, (1, 128)), float8_e4m3=(torch.float8_e4m3fn, (8, 64)))
 
 @dataclass(frozen=True)
 class PackedMatrix:
@@ -61,7 +62,9 @@ class PackedMatrix:
     def nbytes(self): return self.data.nbytes + self.codebook.nbytes
     @property
     def bits_per_weight(self): return 8*self.nbytes/math.prod(self.shape)
-    def to(self, device): return PackedMatrix(self.data.to(device), self.codebook.to(device), self.shape, self.block_shape, self.bits, self.kind, self.scale)
+    def to(self, device):
+        return PackedMatrix(self.data.to(device), self.codebook.to(device), self.shape, self.block_shape,
+                            self.bits, self.kind, self.scale)
 
 def _pad(x, dim, multiple):
     "Zeros behind `x` until its size divides."
@@ -83,7 +86,7 @@ def _as_blocks(m, shape, block_shape):
     return m[:rows*bo, :cols*bi].reshape(rows, bo, cols, bi).transpose(1, 2).reshape(rows*cols, bo*bi)
 
 def _cut(x, rows, cols):
-    "(rows of blocks, columns of blocks, …) as (tile, half, block row of 8, column block, half, …), with `rows` × `cols` blocks in a unit."
+    "(rows, columns of blocks, …) as (tile, half, row of 8, column, half, …), `rows` × `cols` blocks a unit."
     return _pad(_pad(x, 0, rows), 1, cols).unflatten(0, (-1, 2, rows//2)).unflatten(3, (-1, cols))
 
 def _join(x, rows, cols): return x.flatten(0, 2).flatten(1, 2)[:rows, :cols].flatten(0, 1).contiguous()
@@ -97,7 +100,8 @@ def lane_words(
     "Index words in the order of lanes."
     bits, idx = words.shape[-1], unpack_words(words, words.shape[-1]).to(torch.uint8).flatten(1)
     m = _pad(_pad(_as_matrix(idx, shape, block_shape), 0, 16), 1, 128)
-    m = m.view(m.shape[0]//16, 2, 8, m.shape[1]//128, 16, 4, 2).permute(0, 3, 2, 5, 1, 4, 6)   # tile, block, g, t, half, c, pair
+    # tile, block, g, t, half, c, pair
+    m = m.view(m.shape[0]//16, 2, 8, m.shape[1]//128, 16, 4, 2).permute(0, 3, 2, 5, 1, 4, 6)
     return pack_words(m.flatten(5), bits).flatten(2, 3).flatten(3)
 
 def file_words(
@@ -107,7 +111,8 @@ def file_words(
 )->torch.Tensor:        # (G, E/32, bits) int32
     "The inverse of `lane_words`."
     T, B, _, bits = *lanes.shape[:3], lanes.shape[3]//2
-    idx = unpack_words(lanes.view(T, B, 32, 2, bits), bits).view(T, B, 8, 4, 2, 16, 2).permute(0, 4, 2, 1, 5, 3, 6)
+    idx = unpack_words(lanes.view(T, B, 32, 2, bits), bits)
+    idx = idx.view(T, B, 8, 4, 2, 16, 2).permute(0, 4, 2, 1, 5, 3, 6)
     return pack_words(_as_blocks(idx.reshape(16*T, 128*B), shape, block_shape).unflatten(1, (-1, 32)), bits)
 
 # %% ../../nbs/09_kernels/01_layout.ipynb #1fa33bc4
@@ -120,9 +125,11 @@ def to_units(
     "Interleave blocks for kernels, in the order of the table under *Units*."
     block_shape = KINDS['int8' if scales is not None else 'float8_e4m3'][1]
     (bo, bi), (o, i) = block_shape, shape
-    cut = lambda x: _cut(x.view(-(-o//bo), -(-i//bi), -1), 16//bo, 128//bi).permute(0, 3, 2, 4, 1, 5)   # tile, block, g or column half, half, …
+    # tile, block, g or column half, half, …
+    cut = lambda x: _cut(x.view(-(-o//bo), -(-i//bi), -1), 16//bo, 128//bi).permute(0, 3, 2, 4, 1, 5)
     w = lane_words(words, shape, block_shape)
-    parts = [w[..., :4], w[..., 4:], cut(codes.view(torch.uint8))] + ([cut(scales)] if scales is not None else [])
+    parts = ([w[..., :4], w[..., 4:], cut(codes.view(torch.uint8))]
+             + ([cut(scales)] if scales is not None else []))
     return torch.cat([_bytes(p) for p in parts if p.numel()], -1)
 
 def from_units(
@@ -134,8 +141,10 @@ def from_units(
     "Undo `to_units`."
     (dtype, (bo, bi)), (o, i) = KINDS[kind], shape
     T, B, g, h, n = *units.shape[:2], 8//bo, 128//bi, 256*bits
-    lanes = torch.cat([p.contiguous().view(torch.int32).view(T, B, 32, -1) for p in units[..., :n].split(512, -1)], -1)
-    join = lambda x: _join(x.contiguous().view(T, B, g, h, 2, -1).permute(0, 4, 2, 1, 3, 5), -(-o//bo), -(-i//bi))
+    lanes = torch.cat([p.contiguous().view(torch.int32).view(T, B, 32, -1)
+                       for p in units[..., :n].split(512, -1)], -1)
+    order = lambda x: x.contiguous().view(T, B, g, h, 2, -1).permute(0, 4, 2, 1, 3, 5)
+    join = lambda x: _join(order(x), -(-o//bo), -(-i//bi))
     codes = join(units[..., n:n + 2*g*h*2**bits]).view(dtype)
     scales = join(units[..., -32:].contiguous().view(torch.float16))[:, 0] if kind == 'int8' else None
     return file_words(lanes, shape, (bo, bi)), codes, scales
@@ -150,7 +159,9 @@ def random_blocks(
     bo, bi = KINDS[kind][1]
     G = -(-o//bo) * -(-i//bi)
     words = pack_words(torch.randint(0, 2**bits, (G, bo*bi//32, 32)), bits)
-    if kind == 'int8': return words, torch.randint(-127, 128, (G, 2**bits)).to(torch.int8), (torch.rand(G)*2e-3/i**.5 + 1e-5).half()
+    if kind == 'int8':
+        return (words, torch.randint(-127, 128, (G, 2**bits)).to(torch.int8),
+                (torch.rand(G)*2e-3/i**.5 + 1e-5).half())
     return words, (torch.randn(G, 2**bits)*60).to(torch.float8_e4m3fn), None
 
 # %% ../../nbs/09_kernels/01_layout.ipynb #5ba32554
@@ -171,8 +182,12 @@ def pack_matrix(
     kind = next((k for k,v in KINDS.items() if v == (codes.dtype, tuple(block_shape))), 'float')
     fast = kind != 'float' and bits in (2, 3, 4) and shape[1] % 8 == 0
     if fast: codes = _fill(codes, 2**bits)
-    if fast and kind == 'int8': return PackedMatrix(to_units(words, codes, scales.reshape(-1), shape), codes.new_empty(0), tuple(shape), (1, 128), bits, kind)
-    if fast: return PackedMatrix(to_units(words, codes, None, shape), torch.empty(0), tuple(shape), (8, 64), bits, kind, float(scales))
+    if fast and kind == 'int8':
+        return PackedMatrix(to_units(words, codes, scales.reshape(-1), shape), codes.new_empty(0),
+                            tuple(shape), (1, 128), bits, kind)
+    if fast:
+        return PackedMatrix(to_units(words, codes, None, shape), torch.empty(0), tuple(shape), (8, 64), bits,
+                            kind, float(scales))
     codebook = codes if scales is None else codes.float()*scales.float().reshape(-1, 1)
     return PackedMatrix(words, codebook, tuple(shape), tuple(block_shape), bits, 'float')
 
@@ -203,7 +218,8 @@ def random_matrix(
 )->PackedMatrix:
     "A packed matrix of random content, for checks."
     words, codes, scales = random_blocks(o, i, bits, kind)
-    return pack_matrix(words, codes, torch.tensor(1/60/i**.5) if scales is None else scales, (o, i), KINDS[kind][1])
+    return pack_matrix(words, codes, torch.tensor(1/60/i**.5) if scales is None else scales, (o, i),
+                       KINDS[kind][1])
 
 def relative_error(
     y,  # what a kernel made of x @ Wᵀ

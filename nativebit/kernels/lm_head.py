@@ -19,8 +19,11 @@ def table_logits(
     lib=None,   # the library of any geometry
 )->Tensor:    # (V,) float32
     "Logits of one token. Raises RuntimeError where the launch is refused."
-    y, stream = torch.empty(len(table), device=x.device), torch.cuda.current_stream().cuda_stream if x.is_cuda else None
-    cuda._checked(lib.nativebit_head(*map(cuda._p, (table, scale, x, y)), *table.shape, int(x.dtype == torch.bfloat16), overlap, cuda._p(stream)), f'a head of {tuple(table.shape)}')
+    y = torch.empty(len(table), device=x.device)
+    stream = torch.cuda.current_stream().cuda_stream if x.is_cuda else None
+    cuda._checked(lib.nativebit_head(*map(cuda._p, (table, scale, x, y)), *table.shape,
+                                     int(x.dtype == torch.bfloat16), overlap, cuda._p(stream)),
+                  f'a head of {tuple(table.shape)}')
     return y
 
 # %% ../../nbs/09_kernels/08_lm_head.ipynb #69ce9dc5

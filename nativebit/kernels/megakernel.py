@@ -17,16 +17,20 @@ from .decode_layer import fits
 class Matrix(ctypes.Structure): _fields_ = [(n, c_int) for n in ('tiles', 'KB', 'ranks')]
 
 class LayerArgs(ctypes.Structure):
-    _fields_ = [('units', c_void_p*4), ('norm', c_void_p*2), ('bias', c_void_p*4), ('keys', c_void_p), ('values', c_void_p), ('factor', (c_float*3)*4)]
+    _fields_ = [('units', c_void_p*4), ('norm', c_void_p*2), ('bias', c_void_p*4), ('keys', c_void_p),
+                ('values', c_void_p), ('factor', (c_float*3)*4)]
 
 class TokenArgs(ctypes.Structure):
-    _fields_ = [*((n, c_void_p) for n in 'layers x norm y cos sin at turn'.split()), ('sent', c_void_p*5), ('m', Matrix*4),
-                *((n, c_int) for n in 'n_layers D F n_heads kv_heads H splits'.split()), ('edge', (c_int*2)*4), ('eps', c_float), ('scale', c_float),
+    _fields_ = [*((n, c_void_p) for n in 'layers x norm y cos sin at turn'.split()), ('sent', c_void_p*5),
+                ('m', Matrix*4),
+                *((n, c_int) for n in 'n_layers D F n_heads kv_heads H splits'.split()),
+                ('edge', (c_int*2)*4), ('eps', c_float), ('scale', c_float),
                 *((n, c_int) for n in 'bf16 slots flags'.split())]
 
 def _tensors(layer)->list:
     "What a layer's pointers point to, but for the cache."
-    return [t for m in layer.products() for t in (m.data, m.bias) if t is not None] + [layer.attn_norm.weight, layer.mlp_norm.weight]
+    return ([t for m in layer.products() for t in (m.data, m.bias) if t is not None]
+            + [layer.attn_norm.weight, layer.mlp_norm.weight])
 
 def _layer_args(layer, keys, values)->LayerArgs:
     "What one layer's matrices, norms and cache are."
@@ -42,28 +46,38 @@ NOT_YET = -2**15   # as a negative zero: nobody has sent this number
 
 def most_blocks(model)->int:
     "Blocks that can stay on a GPU, each with a row of gate and up."
-    return min(torch.cuda.get_device_properties(model.embed.device).multi_processor_count, -(-2*model.cfg.d_ff//16))
+    return min(torch.cuda.get_device_properties(model.embed.device).multi_processor_count,
+               -(-2*model.cfg.d_ff//16))
 
 class TokenPlan:
-    "A network's pointers and the memory its blocks exchange numbers in, for one stream at a time; `run` takes a token through all layers. A network that is moved needs another."
+    """A network's pointers and the memory its blocks exchange numbers in, for one stream at a time.
+
+    `run` takes a token through all layers. A network that is moved needs another plan."""
     def __init__(self,
         model,            # `NativeBitGPT` whose layers are packed
         cache:list,       # as of `empty_cache`; the plan writes into it
         ranks=(1, 2, 1, 2),  # parts of the input of each matrix; 1 for q k v and for gate, up
         splits=None,      # parts of a head's positions; None: as many as there are blocks for
-        blocks=None,      # thread blocks that stay; None: the GPU's processors, or as many as have a row of gate and up
+        # thread blocks that stay; None: the GPU's processors, or as many as have a row of gate and up
+        blocks=None,
         warps=8,          # of a block that compute; on a GPU 4, 8, 12 or 16
         lib=None,         # the library; None: that of the layers' geometry
     ):
         c, products, device = model.cfg, model.layers[0].products(), model.embed.device
         self.blocks, self.warps, self.cache = blocks or most_blocks(model), warps, cache
-        self.lib, splits = lib or cuda.library(products[0].packed.bits, products[0].packed.kind), splits or max(1, min(8, self.blocks//c.n_heads))
-        self.kept = [model.cos, model.sin, model.norm.weight, *itertools.chain(*map(_tensors, model.layers))]   # the table holds their addresses
+        self.lib, splits = (lib or cuda.library(products[0].packed.bits, products[0].packed.kind),
+                            splits or max(1, min(8, self.blocks//c.n_heads)))
+        # the table holds their addresses
+        self.kept = [model.cos, model.sin, model.norm.weight, *itertools.chain(*map(_tensors, model.layers))]
         table = (LayerArgs*c.n_layers)(*[_layer_args(l, *kv) for l,kv in zip(model.layers, cache)])
         self.table = torch.frombuffer(bytearray(table), dtype=torch.uint8).to(device)
         self.turn = torch.zeros(2, dtype=torch.int32, device=device)
-        self.args = TokenArgs(n_layers=c.n_layers, D=c.d_model, F=c.d_ff, n_heads=c.n_heads, kv_heads=c.kv_heads, H=c.head_dim, splits=splits, eps=c.norm_eps, scale=c.head_dim**-.5)
-        for n,t in zip('layers norm cos sin turn'.split(), [self.table, model.norm.weight, model.cos, model.sin, self.turn]): setattr(self.args, n, t.data_ptr())
+        self.args = TokenArgs(n_layers=c.n_layers, D=c.d_model, F=c.d_ff, n_heads=c.n_heads,
+                              kv_heads=c.kv_heads, H=c.head_dim, splits=splits, eps=c.norm_eps,
+                              scale=c.head_dim**-.5)
+        for n,t in zip('layers norm cos sin turn'.split(),
+                       [self.table, model.norm.weight, model.cos, model.sin, self.turn]):
+            setattr(self.args, n, t.data_ptr())
         for i,m in enumerate(products):
             (o, k), edges = m.packed.shape, list(itertools.accumulate(m.sizes))[:-1]
             self.args.m[i] = Matrix(-(-o//16), -(-k//128), ranks[i])
@@ -75,14 +89,18 @@ class TokenPlan:
     def run(self,
         x:Tensor,    # (1, 1, D) float16 or bfloat16
         at:Tensor,   # (1,) int64: the token's position
-        flags=0,     # only to measure, results are wrong: 1 leaves the products out, 2 the waits for other blocks, 4 attention, 8 the weights
+        # only to measure, results are wrong: 1 leaves the products out, 2 the waits for other blocks, 4
+        # attention, 8 the weights
+        flags=0,
     )->Tensor:       # (1, 1, D), normed
         "One token through all layers. Raises RuntimeError where the launch is refused."
         y, a = torch.empty_like(x), self.args
-        a.x, a.y, a.at, a.bf16, a.flags = x.data_ptr(), y.data_ptr(), at.data_ptr(), int(x.dtype == torch.bfloat16), flags
+        a.x, a.y, a.at, a.bf16, a.flags = (x.data_ptr(), y.data_ptr(), at.data_ptr(),
+                                           int(x.dtype == torch.bfloat16), flags)
         stream = torch.cuda.current_stream().cuda_stream if x.is_cuda else None
         if stream is None: self.lib.cuda_on_cpu_range(None, ctypes.c_int64(2**62))
-        cuda._checked(self.lib.nativebit_token(ctypes.byref(a), self.blocks, self.warps, c_void_p(stream)), f'one launch of {self.blocks} blocks')
+        cuda._checked(self.lib.nativebit_token(ctypes.byref(a), self.blocks, self.warps, c_void_p(stream)),
+                      f'one launch of {self.blocks} blocks')
         return y
 
 # %% ../../nbs/09_kernels/07_megakernel.ipynb #569ea2b2
@@ -92,7 +110,9 @@ PLANS = weakref.WeakValueDictionary()   # by the address of the first layer's ke
 def decode_token(x:Tensor, keys:list[Tensor], values:list[Tensor], at:Tensor)->Tensor:
     "One token through all layers and the last norm, (1, 1, D) to (1, 1, D); a plan was made for this cache."
     p = PLANS.get(keys[0].data_ptr())
-    if not p or any(a.data_ptr() != b.data_ptr() for given,own in zip((keys, values), zip(*p.cache)) for a,b in zip(given, own)): raise RuntimeError("no plan was made for this cache, or this is a copy of it")
+    if (not p or any(a.data_ptr() != b.data_ptr() for given,own in zip((keys, values), zip(*p.cache))
+                     for a,b in zip(given, own))):
+        raise RuntimeError("no plan was made for this cache, or this is a copy of it")
     return p.run(x, at)
 
 @decode_token.register_fake
@@ -101,10 +121,13 @@ def _(x, keys, values, at): return torch.empty_like(x)
 def token_plan(
     model,  # `NativeBitGPT`
     cache,  # as of `empty_cache`
-):          # `TokenPlan`, to be kept as long as it is used; None where a layer doesn't fit, or the layers are not alike
+# `TokenPlan`, to be kept as long as it is used; None where a layer doesn't fit, or the layers are not alike
+):
     "Prepare a network for `decode_token`."
-    if not all(fits(l, model.dtype) for l in model.layers) or model.norm.weight.dtype != model.dtype: return None
-    forms = {tuple((*p.shape, p.bits, p.kind) for p in (m.packed for m in l.products())) for l in model.layers}
+    if not all(fits(l, model.dtype) for l in model.layers) or model.norm.weight.dtype != model.dtype:
+        return None
+    forms = {tuple((*p.shape, p.bits, p.kind) for p in (m.packed for m in l.products()))
+             for l in model.layers}
     if len(forms) > 1 or most_blocks(model) < model.cfg.n_heads: return None
     PLANS[cache[0][0].data_ptr()] = plan = TokenPlan(model, cache)
     return plan

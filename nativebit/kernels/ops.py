@@ -28,7 +28,8 @@ def config_key(
 )->str:
     "Under which name a configuration is kept."
     tokens = next((t for t in TOKENS if M <= t), TOKENS[-1])
-    return f'{shape[0]}x{shape[1]}/{kind}-{bits}/{tokens}' + ('' if activations == 'float' else f'/{activations}')
+    return (f'{shape[0]}x{shape[1]}/{kind}-{bits}/{tokens}'
+            + ('' if activations == 'float' else f'/{activations}'))
 
 @lru_cache
 def tuned(
@@ -37,7 +38,8 @@ def tuned(
     "The table measured on a GPU."
     from importlib.resources import files
     folder = files('nativebit.kernels')/'configs'
-    name = next((f.name for f in folder.iterdir() if f.name.removesuffix('.json') in device.lower()), None) if folder.is_dir() else None
+    name = (next((f.name for f in folder.iterdir() if f.name.removesuffix('.json') in device.lower()), None)
+            if folder.is_dir() else None)
     return json.loads((folder/name).read_text())['configs'] if name else {}
 
 def decode_bytes(tiles, blocks, M, bits, clusters, ranks):
@@ -47,7 +49,8 @@ def decode_bytes(tiles, blocks, M, bits, clusters, ranks):
 
 def prefill_bm(shape, M):
     "Tokens of a tile, so that 132 processors have equal shares; a tile costs as much as 64 tokens more."
-    return min((256, 192, 160, 128, 96, 64), key=lambda bm: -(-(-(-shape[0]//128) * -(-M//bm))//132)*(bm + 64))
+    return min((256, 192, 160, 128, 96, 64),
+               key=lambda bm: -(-(-(-shape[0]//128) * -(-M//bm))//132)*(bm + 64))
 
 def default_config(
     shape:tuple,  # of the matrix
@@ -57,13 +60,18 @@ def default_config(
     bits:int=4,   # of an index
 )->dict:
     "A fair configuration for a shape that was not tuned."
-    if M > 16: return dict(backend='prefill', bm=prefill_bm(shape, M)) if compiled else dict(backend='dequantized')
-    if not compiled: return dict(backend='triton_decode') if M <= 4 else dict(backend='triton_matmul', bm=16, bn=64, warps=4, stages=3)
+    if M > 16:
+        return dict(backend='prefill', bm=prefill_bm(shape, M)) if compiled else dict(backend='dequantized')
+    if not compiled:
+        return (dict(backend='triton_decode') if M <= 4
+                else dict(backend='triton_matmul', bm=16, bn=64, warps=4, stages=3))
     tiles, blocks = -(-shape[0]//16), -(-shape[1]//128)
     ranks = 1 if blocks < 16 else 4 if blocks < 128 else 8
-    clusters = next(c for c in range(132//ranks, tiles + 200) if c >= tiles or decode_bytes(tiles, blocks, M, bits, c, ranks) < 220_000)
+    clusters = next(c for c in range(132//ranks, tiles + 200)
+                    if c >= tiles or decode_bytes(tiles, blocks, M, bits, c, ranks) < 220_000)
     wide = min(-(-tiles//clusters), 8)
-    return dict(backend='decode', activations=activations, clusters=clusters, ranks=ranks, wide=wide, deep=max(1, min(8//wide, blocks//ranks)), tj=1)
+    return dict(backend='decode', activations=activations, clusters=clusters, ranks=ranks, wide=wide,
+                deep=max(1, min(8//wide, blocks//ranks)), tj=1)
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #7652a26d
 def choose(
@@ -74,7 +82,8 @@ def choose(
     "The configuration for a product: measured on this GPU, or a default."
     there = cuda.library(p.bits, p.kind) is not None
     cfg = tuned(torch.cuda.get_device_name()).get(config_key(p.shape, p.bits, p.kind, M, activations))
-    return cfg if cfg and (there or cfg['backend'] in BACKENDS) else default_config(p.shape, M, there, activations, p.bits)
+    return (cfg if cfg and (there or cfg['backend'] in BACKENDS)
+            else default_config(p.shape, M, there, activations, p.bits))
 
 def run_config(
     x,         # (M, in) float16 or bfloat16
@@ -87,7 +96,8 @@ def run_config(
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #318c28ce
 @torch.library.custom_op('nativebit::lut_linear', mutates_args=())
-def _lut_linear(x:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:list[int], block_shape:list[int], bits:int, kind:str,
+def _lut_linear(x:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:list[int],
+                block_shape:list[int], bits:int, kind:str,
                 scale:float, activations:str)->torch.Tensor:
     p = PackedMatrix(data, codebook, tuple(shape), tuple(block_shape), bits, kind, scale)
     rows = x.reshape(-1, shape[1]).contiguous()
@@ -95,19 +105,24 @@ def _lut_linear(x:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:
     return _multiply(rows, p, activations).view(*x.shape[:-1], shape[0])
 
 @_lut_linear.register_fake
-def _(x, data, codebook, shape, block_shape, bits, kind, scale, activations): return x.new_empty(*x.shape[:-1], shape[0])
+def _(x, data, codebook, shape, block_shape, bits, kind, scale, activations):
+    return x.new_empty(*x.shape[:-1], shape[0])
 
 @torch.library.custom_op('nativebit::lut_linear_back', mutates_args=())
-def _lut_linear_back(grad:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:list[int], block_shape:list[int], bits:int, kind:str, scale:float)->torch.Tensor:
-    return grad @ dequantize(PackedMatrix(data, codebook, tuple(shape), tuple(block_shape), bits, kind, scale)).to(grad.dtype)
+def _lut_linear_back(grad:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:list[int],
+                     block_shape:list[int], bits:int, kind:str, scale:float)->torch.Tensor:
+    return grad @ dequantize(PackedMatrix(data, codebook, tuple(shape), tuple(block_shape), bits, kind,
+                                          scale)).to(grad.dtype)
 
 @_lut_linear_back.register_fake
-def _(grad, data, codebook, shape, block_shape, bits, kind, scale): return grad.new_empty(*grad.shape[:-1], shape[1])
+def _(grad, data, codebook, shape, block_shape, bits, kind, scale):
+    return grad.new_empty(*grad.shape[:-1], shape[1])
 
 def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs[1:3])
     ctx.form = inputs[3:8]
-_lut_linear.register_autograd(lambda ctx, grad: (_lut_linear_back(grad, *ctx.saved_tensors, *ctx.form), *[None]*8), setup_context=_save)
+_lut_linear.register_autograd(lambda ctx, grad: (_lut_linear_back(grad, *ctx.saved_tensors, *ctx.form),
+                                                 *[None]*8), setup_context=_save)
 
 def _multiply(x, p, activations):
     "Pick a kernel for (M, in) activations."
@@ -120,10 +135,16 @@ def _multiply(x, p, activations):
 def lut_linear(
     x,               # (…, in) float, on the device of `p`
     p:PackedMatrix,  # the weights
-    activations:str='float',  # 'int8': round activations to 8 bits in groups of 128, where a kernel can (CUDA, int8 codebooks, M ≤ 16)
+    # 'int8': round activations to 8 bits in groups of 128, where a kernel can (CUDA, int8 codebooks, M ≤ 16)
+    activations:str='float',
 )->torch.Tensor:     # (…, out), of x's type. Raises ValueError where sizes or devices do not fit
     "Multiply by a packed matrix: y = x Wᵀ."
-    if x.shape[-1] != p.shape[1]: raise ValueError(f"the matrix takes {p.shape[1]} inputs, but x has {x.shape[-1]}; check which layer this is")
-    if x.device != p.data.device: raise ValueError(f"x is on {x.device} and the matrix on {p.data.device}; move one with .to()")
-    if activations not in ('float', 'int8'): raise ValueError(f"unknown activations {activations!r}: choose 'float' or 'int8'")
-    return _lut_linear(x, p.data, p.codebook, list(p.shape), list(p.block_shape), p.bits, p.kind, p.scale, activations)
+    if x.shape[-1] != p.shape[1]:
+        raise ValueError(f"the matrix takes {p.shape[1]} inputs, but x has {x.shape[-1]}; "
+                         "check which layer this is")
+    if x.device != p.data.device:
+        raise ValueError(f"x is on {x.device} and the matrix on {p.data.device}; move one with .to()")
+    if activations not in ('float', 'int8'):
+        raise ValueError(f"unknown activations {activations!r}: choose 'float' or 'int8'")
+    return _lut_linear(x, p.data, p.codebook, list(p.shape), list(p.block_shape), p.bits, p.kind, p.scale,
+                       activations)

@@ -21,17 +21,20 @@ def nibble_words(p, BITS:tl.constexpr):
     a, b = tl.load(p), tl.load(p + 1)
     if BITS == 2: return a & 0x33333333, (a >> 2) & 0x33333333, b & 0x33333333, (b >> 2) & 0x33333333
     c = tl.load(p + 2)
-    if BITS == 3: return a & 0x77777777, b & 0x77777777, c & 0x77777777, ((a >> 3) & 0x11111111) | ((b >> 2) & 0x22222222) | ((c >> 1) & 0x44444444)
+    if BITS == 3:
+        return (a & 0x77777777, b & 0x77777777, c & 0x77777777,
+                ((a >> 3) & 0x11111111) | ((b >> 2) & 0x22222222) | ((c >> 1) & 0x44444444))
     return a, b, c, tl.load(p + 3)
 
 @triton.jit
-def simple_kernel(x, words, codebook, y, O, I:tl.constexpr, BO:tl.constexpr, BI:tl.constexpr, BITS:tl.constexpr, K:tl.constexpr, ROWS:tl.constexpr, GROUPS:tl.constexpr):
+def simple_kernel(x, words, codebook, y, O, I:tl.constexpr, BO:tl.constexpr, BI:tl.constexpr,
+                  BITS:tl.constexpr, K:tl.constexpr, ROWS:tl.constexpr, GROUPS:tl.constexpr):
     row, token = tl.program_id(0)*ROWS + tl.arange(0, ROWS)[:, None], tl.program_id(1)          # (ROWS, 1)
     acc = tl.zeros((ROWS, GROUPS), tl.float32)
     for k0 in range(0, I, 32*GROUPS):
         k = k0 + 32*tl.arange(0, GROUPS)[None, :]                                               # (1, GROUPS)
         inside = (row < O) & (k < I)
-        block = tl.where(inside, row//BO * tl.cdiv(I, BI) + k//BI, 0)                           # (ROWS, GROUPS)
+        block = tl.where(inside, row//BO * tl.cdiv(I, BI) + k//BI, 0)  # (ROWS, GROUPS)
         group = block*(BO*BI//32) + tl.where(inside, (row % BO * BI + k % BI)//32, 0)
         s0, s1, s2, s3 = nibble_words(words + group*BITS, BITS)
         for j in tl.static_range(32):
@@ -47,21 +50,26 @@ def simple_linear(
 )->torch.Tensor:  # (M, out)
     "Multiply by gathers: any codebook, slow."
     (o, i), (bo, bi), y = p.shape, p.block_shape, x.new_empty(len(x), p.shape[0])
-    simple_kernel[triton.cdiv(o, 16), len(x)](x, p.data, p.codebook, y, o, i, bo, bi, p.bits, p.codebook.shape[1], ROWS=16, GROUPS=8)
+    simple_kernel[triton.cdiv(o, 16), len(x)](x, p.data, p.codebook, y, o, i, bo, bi, p.bits,
+                                              p.codebook.shape[1], ROWS=16, GROUPS=8)
     return y
 
 # %% ../../nbs/09_kernels/02_triton_lut.ipynb #5c3cf79f
-_TO_HALF = dict(int8='prmt.b32 ${a}, t, 0x64646464, 0x4140; prmt.b32 ${b}, t, 0x64646464, 0x4342; sub.rn.f16x2 ${a}, ${a}, m; sub.rn.f16x2 ${b}, ${b}, m;',
+_TO_HALF = dict(int8='prmt.b32 ${a}, t, 0x64646464, 0x4140; prmt.b32 ${b}, t, 0x64646464, 0x4342; '
+                'sub.rn.f16x2 ${a}, ${a}, m; sub.rn.f16x2 ${b}, ${b}, m;',
                 float8_e4m3='mov.b32 {{l, h}}, t; cvt.rn.f16x2.e4m3x2 ${a}, l; cvt.rn.f16x2.e4m3x2 ${b}, h;')
-_SELECT = 'and.b32 n, s, 0x7777; prmt.b32 t, $5, $6, n; prmt.b32 u, $7, $8, n; shr.u32 n, s, 3; and.b32 n, n, 0x1111; prmt.b32 n, 0xff00, 0, n; lop3.b32 t, u, t, n, 0xe4;'
+_SELECT = ('and.b32 n, s, 0x7777; prmt.b32 t, $5, $6, n; prmt.b32 u, $7, $8, n; shr.u32 n, s, 3; '
+           'and.b32 n, n, 0x1111; prmt.b32 n, 0xff00, 0, n; lop3.b32 t, u, t, n, 0xe4;')
 
 def lookup_asm(
     bits:int,  # of an index
     kind:str,  # 'int8' (its entries with the sign bit flipped) or 'float8_e4m3'
 )->str:        # PTX: $0…$3 pairs of fp16, $4 eight selectors, $5… the registers of the table
     "PTX that looks up eight weights."
-    half = lambda shift, a, b: f"shr.u32 s, $4, {shift}; {_SELECT if bits == 4 else f'prmt.b32 t, $5, ${5 if bits == 2 else 6}, s;'} {_TO_HALF[kind].format(a=a, b=b)}"
-    return '{.reg .b32 s, t, u, n, m; .reg .b16 l, h; mov.b32 m, 0x64806480; ' + half(0, 0, 1) + half(16, 2, 3) + '}'
+    select = _SELECT if bits == 4 else f'prmt.b32 t, $5, ${5 if bits == 2 else 6}, s;'
+    half = lambda shift, a, b: f"shr.u32 s, $4, {shift}; {select} {_TO_HALF[kind].format(a=a, b=b)}"
+    head = '.reg .b32 s, t, u, n, m; .reg .b16 l, h; mov.b32 m, 0x64806480; '
+    return '{' + head + half(0, 0, 1) + half(16, 2, 3) + '}'
 
 # %% ../../nbs/09_kernels/02_triton_lut.ipynb #08332999
 @triton.jit
@@ -73,7 +81,8 @@ def table_byte(i, t0, t1, t2, t3):
 @triton.jit
 def half_bits(b, E4M3:tl.constexpr):
     "The bits of the fp16 number that a table byte stands for."
-    if not E4M3: return (b.to(tl.float32) - 128).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xffff
+    if not E4M3:
+        return (b.to(tl.float32) - 128).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xffff
     e, m = (b >> 3) & 15, (b & 7).to(tl.float32)
     f = tl.where(e == 0, m/8, (1 + m/8)*tl.exp2((e - 1).to(tl.float32)))*tl.where(b >= 128, -1., 1.)/64
     return f.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xffff
@@ -89,8 +98,12 @@ def lookup8(s, t0, t1, t2, t3, BITS:tl.constexpr, E4M3:tl.constexpr, ASM:tl.cons
     if ASM == '':
         return (lookup_pair(s, 0, t0, t1, t2, t3, E4M3), lookup_pair(s, 2, t0, t1, t2, t3, E4M3),
                 lookup_pair(s, 4, t0, t1, t2, t3, E4M3), lookup_pair(s, 6, t0, t1, t2, t3, E4M3))
-    if BITS == 4: return tl.inline_asm_elementwise(ASM, '=&r,=&r,=&r,=&r,r,r,r,r,r', [s, t0, t1, t2, t3], (tl.int32,)*4, is_pure=True, pack=1)
-    if BITS == 3: return tl.inline_asm_elementwise(ASM, '=&r,=&r,=&r,=&r,r,r,r', [s, t0, t1], (tl.int32,)*4, is_pure=True, pack=1)
+    if BITS == 4:
+        return tl.inline_asm_elementwise(ASM, '=&r,=&r,=&r,=&r,r,r,r,r,r', [s, t0, t1, t2, t3], (tl.int32,)*4,
+                                         is_pure=True, pack=1)
+    if BITS == 3:
+        return tl.inline_asm_elementwise(ASM, '=&r,=&r,=&r,=&r,r,r,r', [s, t0, t1], (tl.int32,)*4,
+                                         is_pure=True, pack=1)
     return tl.inline_asm_elementwise(ASM, '=&r,=&r,=&r,=&r,r,r', [s, t0], (tl.int32,)*4, is_pure=True, pack=1)
 
 # %% ../../nbs/09_kernels/02_triton_lut.ipynb #00c59eeb
@@ -106,12 +119,14 @@ def lane_selectors(unit, lane, h, BITS:tl.constexpr):
     a, b = lane_word(unit, lane, h, 0, BITS), lane_word(unit, lane, h, 1, BITS)
     if BITS == 2: return a & 0x33333333, (a >> 2) & 0x33333333, b & 0x33333333, (b >> 2) & 0x33333333
     c = lane_word(unit, lane, h, 2, BITS)
-    if BITS == 3: return a & 0x77777777, b & 0x77777777, c & 0x77777777, ((a >> 3) & 0x11111111) | ((b >> 2) & 0x22222222) | ((c >> 1) & 0x44444444)
+    if BITS == 3:
+        return (a & 0x77777777, b & 0x77777777, c & 0x77777777,
+                ((a >> 3) & 0x11111111) | ((b >> 2) & 0x22222222) | ((c >> 1) & 0x44444444))
     return a, b, c, lane_word(unit, lane, h, 3, BITS)
 
 @triton.jit
 def lane_table(unit, lane, h, half:tl.constexpr, BITS:tl.constexpr, E4M3:tl.constexpr):
-    "The registers of the table of row g + 8h of a lane, for one half of the columns; the sign bit of int8 entries is flipped."
+    "The table's registers of row g + 8h of a lane, for half of the columns; int8 entries with sign flipped."
     n: tl.constexpr = 2**BITS//4
     p = unit + 64*BITS + (half if E4M3 else lane//4)*2*n + h*n + 0*lane
     flip: tl.constexpr = 0 if E4M3 else -2139062144     # 0x80808080
@@ -128,7 +143,8 @@ def lane_scale(unit, lane, h, BITS:tl.constexpr):
 
 # %% ../../nbs/09_kernels/02_triton_lut.ipynb #ef56df9f
 DOT = '{.reg .b16 a, b, c, d; .reg .f32 u, v, w, x;' + ' '.join(
-    f'mov.b32 {{a, b}}, ${1+i}; mov.b32 {{c, d}}, ${5+i}; cvt.f32.f16 u, a; cvt.f32.f16 v, b; cvt.f32.f16 w, c; cvt.f32.f16 x, d; '
+    f'mov.b32 {{a, b}}, ${1+i}; mov.b32 {{c, d}}, ${5+i}; cvt.f32.f16 u, a; cvt.f32.f16 v, b; cvt.f32.f16 w, '
+    'c; cvt.f32.f16 x, d; '
     f'fma.rn.f32 $0, u, w, {"$9" if i == 0 else "$0"}; fma.rn.f32 $0, v, x, $0;' for i in range(4)) + '}'
 
 @triton.jit
@@ -137,9 +153,13 @@ def low_half(v): return (v & 0xffff).to(tl.int16).to(tl.float16, bitcast=True).t
 @triton.jit
 def dot8(acc, w0, w1, w2, w3, x0, x1, x2, x3, DOT:tl.constexpr):
     "acc plus the products of eight weights and eight activations, both as pairs of fp16."
-    if DOT != '': return tl.inline_asm_elementwise(DOT, '=&f,r,r,r,r,r,r,r,r,f', [w0, w1, w2, w3, x0, x1, x2, x3, acc], tl.float32, is_pure=True, pack=1)
-    acc += low_half(w0)*low_half(x0) + low_half(w0 >> 16)*low_half(x0 >> 16) + low_half(w1)*low_half(x1) + low_half(w1 >> 16)*low_half(x1 >> 16)
-    return acc + low_half(w2)*low_half(x2) + low_half(w2 >> 16)*low_half(x2 >> 16) + low_half(w3)*low_half(x3) + low_half(w3 >> 16)*low_half(x3 >> 16)
+    if DOT != '':
+        return tl.inline_asm_elementwise(DOT, '=&f,r,r,r,r,r,r,r,r,f', [w0, w1, w2, w3, x0, x1, x2, x3, acc],
+                                         tl.float32, is_pure=True, pack=1)
+    acc += (low_half(w0)*low_half(x0) + low_half(w0 >> 16)*low_half(x0 >> 16) + low_half(w1)*low_half(x1)
+            + low_half(w1 >> 16)*low_half(x1 >> 16))
+    return (acc + low_half(w2)*low_half(x2) + low_half(w2 >> 16)*low_half(x2 >> 16)
+            + low_half(w3)*low_half(x3) + low_half(w3 >> 16)*low_half(x3 >> 16))
 
 @triton.jit
 def pair(x, left, c:tl.constexpr):
@@ -147,20 +167,25 @@ def pair(x, left, c:tl.constexpr):
     return tl.load(x + 4*c, mask=left > 8*c, other=0)
 
 @triton.jit
-def row_products(unit, lane, h, x, left, BITS:tl.constexpr, E4M3:tl.constexpr, ASM:tl.constexpr, DOT:tl.constexpr):
-    "What a lane's 32 columns add to row g + 8h; `x` points at the lane's first pair, with `left` columns of the matrix from its block on."
+def row_products(unit, lane, h, x, left, BITS:tl.constexpr, E4M3:tl.constexpr, ASM:tl.constexpr,
+                 DOT:tl.constexpr):
+    "What a lane's 32 columns add to row g + 8h; `x`: its first pair, `left`: columns from its block on."
     s0, s1, s2, s3 = lane_selectors(unit, lane, h, BITS)
     acc = tl.zeros(lane.shape, tl.float32)
     for k in tl.static_range(4):
         s = s0 if k == 0 else s1 if k == 1 else s2 if k == 2 else s3
         t0, t1, t2, t3 = lane_table(unit, lane, h, k//2, BITS, E4M3)
         w0, w1, w2, w3 = lookup8(s, t0, t1, t2, t3, BITS, E4M3, ASM)
-        x0, x1, x2, x3 = pair(x, left, 4*k), pair(x, left, 4*k + 1), pair(x, left, 4*k + 2), pair(x, left, 4*k + 3)
+        x0 = pair(x, left, 4*k)
+        x1 = pair(x, left, 4*k + 1)
+        x2 = pair(x, left, 4*k + 2)
+        x3 = pair(x, left, 4*k + 3)
         acc = dot8(acc, w0, w1, w2, w3, x0, x1, x2, x3, DOT)
     return acc if E4M3 else acc*lane_scale(unit, lane, h, BITS).to(tl.float32)
 
 @triton.jit
-def decode_kernel(x, units, y, O, I, KB:tl.constexpr, scale, BITS:tl.constexpr, E4M3:tl.constexpr, UNIT:tl.constexpr, BLOCKS:tl.constexpr,
+def decode_kernel(x, units, y, O, I, KB:tl.constexpr, scale, BITS:tl.constexpr, E4M3:tl.constexpr,
+                  UNIT:tl.constexpr, BLOCKS:tl.constexpr,
                   ASM:tl.constexpr, DOT:tl.constexpr, OVERLAP:tl.constexpr):
     tile, token = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, 32)[None, :] + tl.zeros([BLOCKS, 1], tl.int32)                   # (BLOCKS, 32)
@@ -185,7 +210,8 @@ def decode_kernel(x, units, y, O, I, KB:tl.constexpr, scale, BITS:tl.constexpr, 
 def kernel_args(p):
     "Keywords that both unit kernels share."
     interpret = triton.knobs.runtime.interpret
-    return dict(KB=p.data.shape[1], scale=p.scale, BITS=p.bits, E4M3=p.kind == 'float8_e4m3', UNIT=p.data.shape[2], ASM='' if interpret else lookup_asm(p.bits, p.kind))
+    return dict(KB=p.data.shape[1], scale=p.scale, BITS=p.bits, E4M3=p.kind == 'float8_e4m3',
+                UNIT=p.data.shape[2], ASM='' if interpret else lookup_asm(p.bits, p.kind))
 
 def output_of(x, p):
     "Where a kernel writes; the interpreter would cut bfloat16 off instead of rounding it."
@@ -204,6 +230,8 @@ def triton_decode(
 )->torch.Tensor:   # (M, out)
     "Multiply a few tokens: a program a row tile and token."
     (o, i), y = p.shape, output_of(x, p)
-    decode_kernel[p.data.shape[0], len(x)](as_half(x).view(torch.int32), p.data.view(torch.int32), y, o, i, **kernel_args(p), BLOCKS=blocks,
-        DOT='' if triton.knobs.runtime.interpret else DOT, OVERLAP=overlap, num_warps=warps, **({'launch_pdl': True} if overlap else {}))
+    decode_kernel[p.data.shape[0], len(x)](as_half(x).view(torch.int32), p.data.view(torch.int32), y, o, i,
+                                           **kernel_args(p), BLOCKS=blocks,
+        DOT='' if triton.knobs.runtime.interpret else DOT, OVERLAP=overlap, num_warps=warps,
+                                           **({'launch_pdl': True} if overlap else {}))
     return y.to(x.dtype)

@@ -8,14 +8,16 @@ __all__ = ['join4', 'weight_tile', 'matmul_kernel', 'triton_matmul', 'dequantize
 
 # %% ../../nbs/09_kernels/03_triton_prefill.ipynb #092ec8fe
 import torch
-from .triton_lut import as_half, kernel_args, lane_scale, lane_selectors, lane_table, lookup8, low_half, output_of, tl, triton
+from .triton_lut import (as_half, kernel_args, lane_scale, lane_selectors, lane_table,
+                                          lookup8, low_half, output_of, tl, triton)
 
 # %% ../../nbs/09_kernels/03_triton_prefill.ipynb #2c0032c0
 @triton.jit
 def join4(a, b, c, d):
     "Four tensors along a new last axis."
     j = tl.join(tl.join(a, c), tl.join(b, d))
-    return tl.reshape(j, [a.shape[0], a.shape[1], 4] if len(a.shape) == 2 else [a.shape[0], a.shape[1], a.shape[2], 4])
+    return tl.reshape(j, [a.shape[0], a.shape[1], 4] if len(a.shape) == 2
+                      else [a.shape[0], a.shape[1], a.shape[2], 4])
 
 @triton.jit
 def weight_tile(unit, lane, h, BITS:tl.constexpr, E4M3:tl.constexpr, ASM:tl.constexpr):
@@ -27,16 +29,19 @@ def weight_tile(unit, lane, h, BITS:tl.constexpr, E4M3:tl.constexpr, ASM:tl.cons
     t0, t1, t2, t3 = lane_table(unit, lane, h, 1, BITS, E4M3)
     c0, c1, c2, c3 = lookup8(s2, t0, t1, t2, t3, BITS, E4M3, ASM)
     d0, d1, d2, d3 = lookup8(s3, t0, t1, t2, t3, BITS, E4M3, ASM)
-    v = tl.permute(join4(join4(a0, a1, a2, a3), join4(b0, b1, b2, b3), join4(c0, c1, c2, c3), join4(d0, d1, d2, d3)), [0, 1, 3, 2])
-    lo, hi = (v & 0xffff).to(tl.int16).to(tl.float16, bitcast=True), (v >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+    v = tl.permute(join4(join4(a0, a1, a2, a3), join4(b0, b1, b2, b3), join4(c0, c1, c2, c3),
+                         join4(d0, d1, d2, d3)), [0, 1, 3, 2])
+    lo = (v & 0xffff).to(tl.int16).to(tl.float16, bitcast=True)
+    hi = (v >> 16).to(tl.int16).to(tl.float16, bitcast=True)
     w = tl.permute(tl.reshape(tl.join(lo, hi), [lane.shape[0], 4, 16, 2]), [0, 2, 1, 3])   # (BN, c, t, pair)
     return tl.reshape(w, [lane.shape[0], 128])
 
 @triton.jit
-def matmul_kernel(x, units, y, M, O, I, tiles, KB:tl.constexpr, scale, BITS:tl.constexpr, E4M3:tl.constexpr, UNIT:tl.constexpr,
+def matmul_kernel(x, units, y, M, O, I, tiles, KB:tl.constexpr, scale, BITS:tl.constexpr, E4M3:tl.constexpr,
+                  UNIT:tl.constexpr,
                   BM:tl.constexpr, BN:tl.constexpr, GROUP:tl.constexpr, ASM:tl.constexpr):
     pid, down, across = tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(O, BN)
-    first = pid//(GROUP*down)*GROUP                                                      # GROUP row tiles share the tokens in L2
+    first = pid//(GROUP*down)*GROUP  # GROUP row tiles share the tokens in L2
     wide = tl.minimum(across - first, GROUP)
     m0, n0 = pid % (GROUP*down)//wide*BM, (first + pid % (GROUP*down) % wide)*BN
     n = tl.arange(0, BN)
@@ -48,11 +53,13 @@ def matmul_kernel(x, units, y, M, O, I, tiles, KB:tl.constexpr, scale, BITS:tl.c
     for kb in range(KB):
         unit = units + (tile*KB + kb)*(UNIT//4) + tl.zeros([1, 4], tl.int32)
         w = weight_tile(unit, lane, h, BITS, E4M3, ASM)
-        if not E4M3: w = w*lane_scale(units + (tile*KB + kb)*(UNIT//4), (n % 8*4)[:, None], (n % 16//8)[:, None], BITS)
-        if E4M3: w = w*0.5                                                               # exact; keeps Triton from fusing the tile's order into a store it cannot make
+        if not E4M3:
+            w = w*lane_scale(units + (tile*KB + kb)*(UNIT//4), (n % 8*4)[:, None], (n % 16//8)[:, None], BITS)
+        if E4M3: w = w*0.5  # exact; keeps Triton from fusing the tile's order into a store it cannot make
         a = tl.load(x + m*I + kb*128 + k, mask=(m < M) & (kb*128 + k < I), other=0.)     # (BM, 128)
         acc = tl.dot(a, tl.trans(w), acc)
-    tl.store(y + m*O + n0 + n[None, :], (acc*scale*(2. if E4M3 else 1.)).to(y.dtype.element_ty), mask=(m < M) & (n0 + n[None, :] < O))
+    tl.store(y + m*O + n0 + n[None, :], (acc*scale*(2. if E4M3 else 1.)).to(y.dtype.element_ty),
+             mask=(m < M) & (n0 + n[None, :] < O))
 
 # %% ../../nbs/09_kernels/03_triton_prefill.ipynb #2b6e2dcc
 def triton_matmul(
@@ -67,13 +74,15 @@ def triton_matmul(
     "Multiply many tokens: dequantize tiles into tensor-core products."
     (o, i), y = p.shape, output_of(x, p)
     grid = (triton.cdiv(o, bn)*triton.cdiv(len(x), bm),)
-    matmul_kernel[grid](as_half(x), p.data.view(torch.int32), y, len(x), o, i, p.data.shape[0], **kernel_args(p), BM=bm, BN=bn, GROUP=group,
+    matmul_kernel[grid](as_half(x), p.data.view(torch.int32), y, len(x), o, i, p.data.shape[0],
+                        **kernel_args(p), BM=bm, BN=bn, GROUP=group,
                         num_warps=warps, num_stages=stages)
     return y.to(x.dtype)
 
 # %% ../../nbs/09_kernels/03_triton_prefill.ipynb #b8881430
 @triton.jit
-def dequantize_kernel(units, out, O, I, KB:tl.constexpr, scale, BITS:tl.constexpr, E4M3:tl.constexpr, UNIT:tl.constexpr, ASM:tl.constexpr):
+def dequantize_kernel(units, out, O, I, KB:tl.constexpr, scale, BITS:tl.constexpr, E4M3:tl.constexpr,
+                      UNIT:tl.constexpr, ASM:tl.constexpr):
     tile, kb = tl.program_id(0), tl.program_id(1)
     unit = units + (tile*KB + kb)*(UNIT//4)
     lane, h = tl.arange(0, 32)[None, :], tl.arange(0, 2)[:, None]                        # (2, 32)
@@ -82,11 +91,13 @@ def dequantize_kernel(units, out, O, I, KB:tl.constexpr, scale, BITS:tl.constexp
     factor = (scale + 0.*lane if E4M3 else lane_scale(unit, lane, h, BITS).to(tl.float32)) + 0.*h
     for k in tl.static_range(4):
         t0, t1, t2, t3 = lane_table(unit, lane, h, k//2, BITS, E4M3)
-        w0, w1, w2, w3 = lookup8(s0 if k == 0 else s1 if k == 1 else s2 if k == 2 else s3, t0, t1, t2, t3, BITS, E4M3, ASM)
+        w0, w1, w2, w3 = lookup8(s0 if k == 0 else s1 if k == 1 else s2 if k == 2 else s3, t0, t1, t2, t3,
+                                 BITS, E4M3, ASM)
         for j in tl.static_range(4):
             w = w0 if j == 0 else w1 if j == 1 else w2 if j == 2 else w3
             lo, hi = (low_half(w)*factor).to(tl.float16), (low_half(w >> 16)*factor).to(tl.float16)
-            v = (lo.to(tl.int16, bitcast=True).to(tl.int32) & 0xffff) | (hi.to(tl.int16, bitcast=True).to(tl.int32) << 16)
+            v = ((lo.to(tl.int16, bitcast=True).to(tl.int32) & 0xffff)
+                 | (hi.to(tl.int16, bitcast=True).to(tl.int32) << 16))
             at = pairs + 4*(4*k + j)
             tl.store(out + row*(I//2) + at, v, mask=(row < O) & (2*at < I))
 
@@ -95,7 +106,8 @@ def triton_dequantize(
 )->torch.Tensor:  # (out, in) float16
     "Write the weights out."
     out = torch.empty(p.shape, dtype=torch.float16, device=p.data.device)
-    dequantize_kernel[p.data.shape[:2]](p.data.view(torch.int32), out.view(torch.int32), *p.shape, **kernel_args(p), num_warps=2)
+    dequantize_kernel[p.data.shape[:2]](p.data.view(torch.int32), out.view(torch.int32), *p.shape,
+                                        **kernel_args(p), num_warps=2)
     return out
 
 def dequantized_linear(x, p):

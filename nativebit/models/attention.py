@@ -58,8 +58,9 @@ def context_kl(
     logits_fn,                      # tokens (B, T) -> logits (B, T, V)
     tokens:Integer[Array, "B T"],   # any real text
 )->float:                           # nats, mean over B
-    "KL of the prediction from the last token alone to that from the full context; above 0.1 for a trained model, 0 with the bug."
-    full, alone = [jax.nn.log_softmax(logits_fn(t)[:, -1].astype(jnp.float32)) for t in (tokens, tokens[:, -1:])]
+    "KL of the prediction from the last token alone to that from all; trained models: above 0.1, the bug: 0."
+    full, alone = [jax.nn.log_softmax(logits_fn(t)[:, -1].astype(jnp.float32))
+                   for t in (tokens, tokens[:, -1:])]
     return float((jnp.exp(full)*(full - alone)).sum(-1).mean())
 
 # %% ../../nbs/05_models/01_attention.ipynb #4149497f

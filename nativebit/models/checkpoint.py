@@ -15,7 +15,8 @@ from pathlib import Path
 from dataclasses import replace
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np  # ml_dtypes: NumPy learns bfloat16
 from flax import nnx
-from ..config import MATRIX, Config, brought_tokenizer, config_from_dict, config_to_dict, found_tokenizer
+from ..config import (MATRIX, Config, brought_tokenizer, config_from_dict, config_to_dict,
+                              found_tokenizer)
 from ..utils.cli import UserError
 from ..utils.files import atomic_path, git_hash
 from ..utils.pytree import changes, leaf_names, with_leaves
@@ -46,52 +47,74 @@ def save_checkpoint(
     dtype=np.float32,      # of the weights; `ml_dtypes.bfloat16` halves the file
     **extra,               # more for meta.json
 )->Path:
-    "Write `model.safetensors` and `meta.json`; of several hosts the first one does. Raises `UserError` where the folder can't be written."
-    folder, cfg = Path(folder), cfg if quant_state else replace(cfg, quant=replace(cfg.quant, nativebit=False))
-    tensors = checkpoint_tensors(params, quant_state, dtype)   # all hosts take part in putting arrays together
+    """Write `model.safetensors` and `meta.json`; of several hosts the first one does.
+
+    Raises `UserError` where the folder can't be written."""
+    folder = Path(folder)
+    if not quant_state: cfg = replace(cfg, quant=replace(cfg.quant, nativebit=False))
+    tensors = checkpoint_tensors(params, quant_state, dtype)  # all hosts take part in putting arrays together
     if jax.process_index(): return folder
     cfg = brought_tokenizer(cfg, folder)
     with atomic_path(folder/'model.safetensors') as tmp:
-        save_arrays(tmp, tensors, {'format': 'nativebit', 'network': json.dumps(network_note(cfg))}, sealed=True)
-    with atomic_path(folder/'meta.json') as tmp: tmp.write_text(json.dumps(dict(config=config_to_dict(cfg), step=step, git_hash=git_hash(), **extra), indent=1))
+        save_arrays(tmp, tensors, {'format': 'nativebit', 'network': json.dumps(network_note(cfg))},
+                    sealed=True)
+    with atomic_path(folder/'meta.json') as tmp:
+        tmp.write_text(json.dumps(dict(config=config_to_dict(cfg), step=step, git_hash=git_hash(), **extra),
+                                  indent=1))
     return folder
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #c609a01d
 UNPACKED = 64   # an .npz file may hold so many times its size: weights hardly shrink
 
-NPY = re.compile(rb"\{'descr': '([<>]f[248]|[<>|][iu][1248]|\|b1)', 'fortran_order': (False|True), 'shape': \(([\d, ]{0,99})\), \}\s*")   # as NumPy writes the header of an array of numbers
+# as NumPy writes the header of an array of numbers
+NPY = re.compile(rb"\{'descr': '([<>]f[248]|[<>|][iu][1248]|\|b1)', 'fortran_order': (False|True), "
+                 rb"'shape': \(([\d, ]{0,99})\), \}\s*")
 
 def read_npy(
     data:bytes,   # of an .npy file
 )->np.ndarray:    # read-only
-    "An array of numbers. Raises `ValueError` where the bytes are something else, or not as many as its shape says."
+    """An array of numbers.
+
+    Raises `ValueError` where the bytes are something else, or not as many as its shape says."""
     width = 2 if data[6:7] == b'\x01' else 4   # of the header's length, which follows the version
     start = 8 + width + int.from_bytes(data[8:8+width], 'little')
     head = NPY.fullmatch(data[8+width:start])
-    if data[:6] != b'\x93NUMPY' or not head: raise ValueError("it holds something that is no array of numbers")
+    if data[:6] != b'\x93NUMPY' or not head:
+        raise ValueError("it holds something that is no array of numbers")
     dtype, shape = np.dtype(head[1].decode()), [int(n) for n in head[3].split(b',') if n.strip()]
-    if math.prod(shape)*dtype.itemsize != len(data) - start: raise ValueError(f"{len(data) - start:,} bytes stand where {str(shape)[:60]} of {dtype} should be")
+    if math.prod(shape)*dtype.itemsize != len(data) - start:
+        raise ValueError(f"{len(data) - start:,} bytes stand where {str(shape)[:60]} of {dtype} should be")
     return np.ndarray(shape, dtype, data, start, order='F' if head[2] == b'True' else 'C')
 
 def read_npz(path)->dict:
-    "The arrays of an .npz file. Raises `ValueError` where they would be absurdly large beside it, or are none."
+    """The arrays of an .npz file.
+
+    Raises `ValueError` where they would be absurdly large beside it, or are none."""
     with zipfile.ZipFile(path) as z:
         size, names = sum(x.file_size for x in z.infolist()), z.namelist()
-        if size > UNPACKED*path.stat().st_size: raise ValueError(f"it unpacks to {size:,} bytes, more than {UNPACKED} times its size")
+        if size > UNPACKED*path.stat().st_size:
+            raise ValueError(f"it unpacks to {size:,} bytes, more than {UNPACKED} times its size")
         if len({*names}) < len(names): raise ValueError("two of its arrays have one name")
-        if any(x.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for x in z.infolist()): raise ValueError("it is compressed in a way that NumPy does not use")
+        if any(x.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for x in z.infolist()):
+            raise ValueError("it is compressed in a way that NumPy does not use")
         return flax_names({x.filename.removesuffix('.npy'): read_npy(z.read(x)) for x in z.infolist()})
 
 def read_tensors(
     path,        # a .safetensors or .npz file
     **kw,        # as of `read_arrays`
 )->dict:         # {name: array}
-    "The arrays of a file by name. Raises `UserError` where it is missing, truncated, damaged, or of another kind."
+    """The arrays of a file by name.
+
+    Raises `UserError` where it is missing, truncated, damaged, or of another kind."""
     path = Path(path)
-    if not path.is_file(): raise UserError(f"no checkpoint at {path}; " + ("that run has not ended: go on with --resume, or nativebit kept makes one of its best state" if (path.parent/'log.jsonl').exists() else "check the path"))
+    if not path.is_file():
+        advice = "that run has not ended: go on with --resume, or nativebit kept makes one of its best state"
+        running = (path.parent/'log.jsonl').exists()
+        raise UserError(f"no checkpoint at {path}; {advice if running else 'check the path'}")
     if path.suffix != '.npz': return read_arrays(path, **kw)
     try: return read_npz(path)
-    except (ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as e:
+    except (ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError, NotImplementedError,
+            zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f"{path} is not a whole .npz file ({e}); copy or download it again") from e
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #cfe59e2b
@@ -110,14 +133,18 @@ def check_network(
     meta:dict,  # its meta.json
 ):
     "Raise `UserError` where meta.json describes another network than the arrays were written for."
-    if 'config' not in meta or not (note := file_header(path/'model.safetensors')[1].get('network')): return   # an older one, or of another program
+    # an older one, or of another program
+    if 'config' not in meta or not (note := file_header(path/'model.safetensors')[1].get('network')): return
     if other := changes(read_note(path, note), network_note(config_from_dict(meta['config']))):
-        raise UserError(f"{path/'meta.json'} is of another network than model.safetensors ({'; '.join(other)[:300]}); copy the checkpoint again")
+        raise UserError(f"{path/'meta.json'} is of another network than model.safetensors "
+                        f"({'; '.join(other)[:300]}); copy the checkpoint again")
 
 def read_note(path, note:str)->dict:
     "A note that `network_note` wrote. Raises `UserError` where it can't be read."
     try: return dict(json.loads(note))
-    except (ValueError, TypeError, RecursionError) as e: raise UserError(f"{path/'model.safetensors'} is damaged (what it says of its network can't be read); copy the checkpoint again") from e
+    except (ValueError, TypeError, RecursionError) as e:
+        raise UserError(f"{path/'model.safetensors'} is damaged (what it says of its network can't be read); "
+                        "copy the checkpoint again") from e
 
 def load_checkpoint(
     path,     # a folder of `save_checkpoint` or `convert`, or a .safetensors or .npz file
@@ -139,14 +166,17 @@ def mismatches(
     "Every name and shape that does not fit, the three kinds by turns."
     kinds = ([f"missing {n} {tuple(want[n].shape)}" for n in want if n not in tensors],
              [f"unexpected {n} {tuple(x.shape)}" for n,x in tensors.items() if n not in want],
-             [f"{n} is {tuple(x.shape)}, the network has {tuple(want[n].shape)}" for n,x in tensors.items() if n in want and x.shape != want[n].shape])
+             [f"{n} is {tuple(x.shape)}, the network has {tuple(want[n].shape)}"
+              for n,x in tensors.items() if n in want and x.shape != want[n].shape])
     return [s for some in zip_longest(*kinds) for s in some if s]
 
 def check_fit(tensors, want, says):
     "Raise `UserError` where something does not fit: its first six reasons, and what to do."
     bad = mismatches(tensors, want)
     more = f'; and {len(bad) - 6} more' if len(bad) > 6 else ''
-    if bad: raise UserError(f"{says} ({len(bad)} differences): {'; '.join(bad[:6])}{more}; --config takes the checkpoint's folder, too, and then has its shape")
+    if bad:
+        raise UserError(f"{says} ({len(bad)} differences): {'; '.join(bad[:6])}{more}; "
+                        "--config takes the checkpoint's folder, too, and then has its shape")
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #b6aa3740
 def fit_params(
@@ -156,12 +186,15 @@ def fit_params(
     "A network's parameters from a checkpoint. Raises `UserError` naming what does not fit."
     want = leaf_names(shapes)
     check_fit(tensors, want, "the checkpoint does not fit the network")
-    if odd := next((n for n in want if not jnp.issubdtype(tensors[n].dtype, np.floating)), None): raise UserError(f"{odd} of the checkpoint is {tensors[odd].dtype}, and weights are floating-point numbers; write that checkpoint again")
+    if odd := next((n for n in want if not jnp.issubdtype(tensors[n].dtype, np.floating)), None):
+        raise UserError(f"{odd} of the checkpoint is {tensors[odd].dtype}, "
+                        "and weights are floating-point numbers; write that checkpoint again")
     return with_leaves(shapes, {n: _placed(tensors[n], getattr(want[n], 'sharding', None)) for n in want})
 
 def _placed(x, sharding):
     "An array in float32, or each of its parts where it is to lie."
-    return jnp.asarray(x, jnp.float32) if sharding is None else jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x[part], np.float32))
+    if sharding is None: return jnp.asarray(x, jnp.float32)
+    return jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x[part], np.float32))
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #a1c0de31
 def check_books(
@@ -169,11 +202,16 @@ def check_books(
     cfg:Config,  # of the network
 ):
     "Raise `UserError` where a codebook is missing, of another shape, not finite or out of order."
-    check_fit(books, {n.replace('.weight', '.codebook'): matrix_stored(s, cfg.quant)['codebook'] for n,s in param_shapes(cfg.model) if re.search(MATRIX, n)}, "the checkpoint's codebooks do not fit")
+    check_fit(books, {n.replace('.weight', '.codebook'): matrix_stored(s, cfg.quant)['codebook']
+                      for n,s in param_shapes(cfg.model) if re.search(MATRIX, n)},
+              "the checkpoint's codebooks do not fit")
     for n,cb in books.items():
         cb = np.asarray(cb, np.float32)
-        if not np.isfinite(cb).all(): raise UserError(f"{n} of the checkpoint holds NaN or infinite entries; copy it again, or train it again with a lower --lr")
-        if (np.diff(cb, axis=1) < -1e-6*abs(cb).max(1, keepdims=True)).any(): raise UserError(f"the entries of {n} are not in ascending order; copy the checkpoint again")
+        if not np.isfinite(cb).all():
+            raise UserError(f"{n} of the checkpoint holds NaN or infinite entries; copy it again, "
+                            "or train it again with a lower --lr")
+        if (np.diff(cb, axis=1) < -1e-6*abs(cb).max(1, keepdims=True)).any():
+            raise UserError(f"the entries of {n} are not in ascending order; copy the checkpoint again")
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #68e722ff
 def start_codebooks(
@@ -183,7 +221,8 @@ def start_codebooks(
 ):               # tree of quantizer state
     "The quantizer state that belongs to latent weights. Raises `UserError` where given codebooks do not fit."
     full = nnx.merge_state(params, abstract_network(cfg.model, cfg.quant)[2])
-    return nnx.split_state(_with_codebooks(full, books, cfg) if books else start_params(full, cfg.quant), nnx.Param, QuantState)[1]
+    return nnx.split_state(_with_codebooks(full, books, cfg) if books else start_params(full, cfg.quant),
+                           nnx.Param, QuantState)[1]
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #e777e7ef
 def _with_codebooks(full, books, cfg):
@@ -191,20 +230,23 @@ def _with_codebooks(full, books, cfg):
     flat = leaf_names(full)
     for n,cb in books.items():
         p, cb = n.removesuffix('codebook'), jnp.asarray(cb)
-        flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, first_counts(cb, cfg.quant), cfg.quant).items()})
+        flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, first_counts(cb, cfg.quant),
+                                                   cfg.quant).items()})
     return with_leaves(full, flat)
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #89de2209
 def restore(
     tensors:dict,   # {name: array}, as of `load_checkpoint`
     cfg:Config,     # of the run
-    mesh=None,      # devices that share the arrays (04_distributed/01_sharding); each is given its parts alone
+    mesh=None,  # devices that share the arrays (04_distributed/01_sharding); each is given its parts alone
 )->tuple:           # (params, quant_state)
     "A network from a checkpoint; codebooks are the file's if it has any, else started from the weights."
     books = {n: x for n,x in tensors.items() if n.endswith('.codebook')} if cfg.quant.nativebit else {}
     if books: check_books(books, cfg)
-    params = fit_params({n: x for n,x in tensors.items() if n not in books}, shard_shapes(model_shapes(cfg), mesh, cfg.quant))
-    return params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params, books) if cfg.quant.nativebit else nnx.State({})
+    params = fit_params({n: x for n,x in tensors.items() if n not in books},
+                        shard_shapes(model_shapes(cfg), mesh, cfg.quant))
+    return (params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params, books)
+            if cfg.quant.nativebit else nnx.State({}))
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #87127a1a
 def load_network(
@@ -212,9 +254,15 @@ def load_network(
 )->tuple:        # (Config, params): weights for a float network, Q(w) where there are codebooks
     "The network that a checkpoint delivers. Raises `UserError` where it is none."
     tensors, meta = load_checkpoint(folder)
-    if 'config' not in meta: raise UserError(f"{folder} has no meta.json with a config; give the folder of a checkpoint (of a packed model folder: nativebit export --to nbpack makes one file; of somebody's model: nativebit convert)")
+    if 'config' not in meta:
+        raise UserError(f"{folder} has no meta.json with a config; give the folder of a checkpoint (of a "
+                        "packed model folder: nativebit export --to nbpack makes one file; "
+                        "of somebody's model: nativebit convert)")
     cfg = found_tokenizer(config_from_dict(meta['config']), folder)
-    if cfg.model.n_layers > len(tensors): raise UserError(f"{folder} says n_layers={cfg.model.n_layers:,} and holds {len(tensors)} tensors; copy the checkpoint again")
+    if cfg.model.n_layers > len(tensors):
+        raise UserError(f"{folder} says n_layers={cfg.model.n_layers:,} and holds {len(tensors)} tensors; "
+                        "copy the checkpoint again")
     books = {n: x for n,x in tensors.items() if n.endswith('.codebook')}
     if books or cfg.quant.nativebit: check_books(books, cfg)
-    return cfg, hard_params(fit_params({n: x for n,x in tensors.items() if n not in books}, model_shapes(cfg)), books, cfg.quant)
+    return (cfg, hard_params(fit_params({n: x for n,x in tensors.items() if n not in books},
+                                        model_shapes(cfg)), books, cfg.quant))

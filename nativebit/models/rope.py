@@ -18,7 +18,7 @@ def linear_scaled(
 def llama3_scaled(
     f:np.ndarray,     # frequencies, radians a position
     factor:float,     # of the slowest
-    low:float,        # pairs with fewer turns than this in the original context are slowed by the whole factor
+    low:float,  # pairs with fewer turns than this in the original context are slowed by the whole factor
     high:float,       # those with more than this not at all
     original:int,     # context that the network was first trained with
 )->np.ndarray:

@@ -49,29 +49,34 @@ def together(
 
 # %% ../../nbs/05_models/03_transformer.ipynb #c87de48d
 class Attention(nnx.Module):
-    "Causal self-attention with rotary positions; fewer key/value heads than query heads where the config says so."
+    "Causal self-attention with rotary positions; fewer key/value than query heads where the config says so."
     def __init__(self, cfg:ModelConfig, quant:QuantConfig, *, rngs):
         self.cfg = cfg
         D, heads, kv = cfg.d_model, cfg.n_heads*cfg.head_dim, cfg.kv_heads*cfg.head_dim
-        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std, bias=f'attn.{name}' in cfg.biases, rngs=rngs)
+        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std,
+                                                           bias=f'attn.{name}' in cfg.biases, rngs=rngs)
         self.q, self.k, self.v = dense('q', D, heads), dense('k', D, kv), dense('v', D, kv)
         self.o = dense('o', heads, D, .02/(2*cfg.n_layers)**.5)
-        self.q_norm, self.k_norm = [RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None for _ in range(2)]
+        self.q_norm, self.k_norm = [RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+                                    for _ in range(2)]
 
     def mix(self, x:Float[Array, "B T D"], attend=causal_attention)->Float[Array, "B T NH"]:
         "What the heads have gathered, before the output matrix."
-        q, k, v = [y.reshape(*x.shape[:2], -1, self.cfg.head_dim) for y in together(x, self.q, self.k, self.v)]
+        q, k, v = [y.reshape(*x.shape[:2], -1, self.cfg.head_dim)
+                   for y in together(x, self.q, self.k, self.v)]
         if self.cfg.qk_norm: q, k = self.q_norm(q), self.k_norm(k)
         turn = rotations(self.cfg, x.shape[1])   # constants of the compiled step
         return attend(rope(q, *turn), rope(k, *turn), v).reshape(*x.shape[:2], -1)
 
-    def __call__(self, x:Float[Array, "B T D"], attend=causal_attention)->Float[Array, "B T D"]: return self.o(self.mix(x, attend))
+    def __call__(self, x:Float[Array, "B T D"], attend=causal_attention)->Float[Array, "B T D"]:
+        return self.o(self.mix(x, attend))
 
 # %% ../../nbs/05_models/03_transformer.ipynb #ac812635
 class SwiGLU(nnx.Module):
     "down(silu(gate(x)) · up(x))"
     def __init__(self, cfg:ModelConfig, quant:QuantConfig, *, rngs):
-        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std, bias=f'mlp.{name}' in cfg.biases, rngs=rngs)
+        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std,
+                                                           bias=f'mlp.{name}' in cfg.biases, rngs=rngs)
         self.gate, self.up = dense('gate', cfg.d_model, cfg.d_ff), dense('up', cfg.d_model, cfg.d_ff)
         self.down = dense('down', cfg.d_ff, cfg.d_model, .02/(2*cfg.n_layers)**.5)
 
@@ -89,7 +94,8 @@ class Layer(nnx.Module):
         self.attn_norm, self.attn = RMSNorm(cfg.d_model, cfg.norm_eps), Attention(cfg, quant, rngs=rngs)
         self.mlp_norm, self.mlp = RMSNorm(cfg.d_model, cfg.norm_eps), SwiGLU(cfg, quant, rngs=rngs)
 
-    def __call__(self, x:Float[Array, "B T D"], attend=causal_attention, drop=lambda h: h)->Float[Array, "B T D"]:
+    def __call__(self, x:Float[Array, "B T D"], attend=causal_attention,
+                 drop=lambda h: h)->Float[Array, "B T D"]:
         x = x + drop(self.attn(self.attn_norm(x), attend))
         return x + drop(self.mlp(self.mlp_norm(x)))
 
@@ -117,7 +123,8 @@ def applied(
 ):
     "A layer's output."
     graph, variables = nnx.split(layer)
-    run = partial(_traced_once, graph, attend) if drop is None else lambda variables, x: nnx.merge(graph, variables)(x, attend, drop)
+    run = (partial(_traced_once, graph, attend) if drop is None
+           else lambda variables, x: nnx.merge(graph, variables)(x, attend, drop))
     return (jax.checkpoint(run) if remat else run)(variables, x)
 
 DEEP = 13   # layers from which on a loop over them is worth while
@@ -140,7 +147,8 @@ class NativeBitGPT(nnx.Module):
         quant:QuantConfig,            # the codebooks; `nativebit=False` for a float network
         *, rngs:nnx.Rngs,             # random keys
     ):
-        need(not quant.overrides, 'overrides', quant.overrides, "empty where a network is trained: all matrices have one geometry")
+        need(not quant.overrides, 'overrides', quant.overrides,
+             "empty where a network is trained: all matrices have one geometry")
         self.vocab_size = cfg.vocab_size
         self.embed = nnx.Param(.02*rngs.params.normal((cfg.vocab_size, cfg.d_model)))
         self.layers = nnx.List([Layer(cfg, quant, rngs=rngs) for _ in range(cfg.n_layers)])
@@ -152,7 +160,8 @@ class NativeBitGPT(nnx.Module):
         *, dtype=jnp.float32,  # of activations and products
         attend=causal_attention,  # attention over (B, T, N, H)
         drop=None,             # as of `dropout`
-        remat:bool=False,      # keep only each layer's input for the backward pass, and compute the layer again there
+        # keep only each layer's input for the backward pass, and compute the layer again there
+        remat:bool=False,
         hidden:bool=False,     # return what the last layer left, too
         loop:bool=False,       # `looped` if the network is deep and on one device: it compiles sooner; not for what is differentiated
     ):                         # logits (B, T, V), in the compute dtype; with `hidden` also (B, T, D)
@@ -164,7 +173,8 @@ class NativeBitGPT(nnx.Module):
         else:
             for layer in self.layers: x = applied(layer, x, attend, drop, remat)
         head = embed if self.head is None else table(self.head)
-        head = jnp.pad(head, ((0, -len(head) % 128), (0, 0)))   # matrix units like even sizes, and 50,257 is none
+        # matrix units like even sizes, and 50,257 is none
+        head = jnp.pad(head, ((0, -len(head) % 128), (0, 0)))
         logits = (self.norm(x) @ head.T)[..., :self.vocab_size]
         return (logits, x) if hidden else logits
 
@@ -185,7 +195,8 @@ def _cross_entropy(logits, targets):
 def _cross_entropy_grad(saved, g):
     logits, targets, total = saved
     here = jnp.arange(logits.shape[-1]) == targets[..., None]
-    return (g[..., None]*(jnp.exp(logits.astype(jnp.float32) - total[..., None]) - here)).astype(logits.dtype), None
+    back = g[..., None]*(jnp.exp(logits.astype(jnp.float32) - total[..., None]) - here)
+    return back.astype(logits.dtype), None
 
 cross_entropy.defvjp(_cross_entropy, _cross_entropy_grad)
 
@@ -196,11 +207,12 @@ def init_model(
     rngs=nnx.Rngs,  # what draws, given a key
 )->tuple:         # (params, quant_state): the latent weights, and what the optimizer never sees
     "A fresh network as two trees."
-    return nnx.split(NativeBitGPT(cfg.model, cfg.quant, rngs=rngs(named_key(seed, 'init'))), nnx.Param, QuantState)[1:]
+    return nnx.split(NativeBitGPT(cfg.model, cfg.quant,
+                                  rngs=rngs(named_key(seed, 'init'))), nnx.Param, QuantState)[1:]
 
 # %% ../../nbs/05_models/03_transformer.ipynb #bbec3add
 class NoNumbers:
-    "Stands for `nnx.Rngs` where nothing but shapes is asked for; drawing numbers takes most of the time of tracing a network."
+    "Stands for `nnx.Rngs` where only shapes are asked for: drawing numbers takes most of a tracing's time."
     def __init__(self, *_): self.params = self
     def normal(self, shape): return jnp.zeros(shape)
 
@@ -218,8 +230,9 @@ def forward_fn(
 ):                   # (params, tokens, quant_state=None, **what `NativeBitGPT` takes) -> logits
     "The network as a pure function; without `quant_state` it computes in float."
     def forward(params, tokens, quant_state=None, **kw):
-        graph = abstract_network(cfg.model, QuantConfig(nativebit=False) if quant_state is None else cfg.quant)[0]
-        return nnx.merge(graph, params, *([] if quant_state is None else [quant_state]))(tokens, **computing, **kw)
+        quant = QuantConfig(nativebit=False) if quant_state is None else cfg.quant
+        states = [params] if quant_state is None else [params, quant_state]
+        return nnx.merge(abstract_network(cfg.model, quant)[0], *states)(tokens, **computing, **kw)
     return forward
 
 # %% ../../nbs/05_models/03_transformer.ipynb #711789da
@@ -236,6 +249,9 @@ def size_table(
     "Parameter counts, matrices and embedding apart."
     def row(c):
         shapes = model_shapes(c)
-        total, matrices, embedding = count_params(shapes), count_params(shapes, MATRIX), count_params(shapes, '^(embed|head)$')
-        return dict(preset=c.name, total=total, matrices=matrices, embedding=embedding, other=total-matrices-embedding)
+        total = count_params(shapes)
+        matrices = count_params(shapes, MATRIX)
+        embedding = count_params(shapes, '^(embed|head)$')
+        return dict(preset=c.name, total=total, matrices=matrices, embedding=embedding,
+                    other=total-matrices-embedding)
     return [row(c) for c in configs]

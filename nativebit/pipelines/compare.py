@@ -49,7 +49,8 @@ class Network(NamedTuple):
 
 def source_network(source:Source)->Network:
     "A float model as a `Network`."
-    return Network(source.name, source.model, source.read, files_digest(sorted({x.path for x in source.held.values()})))
+    return Network(source.name, source.model, source.read,
+                   files_digest(sorted({x.path for x in source.held.values()})))
 
 def open_network(
     where,             # a packed folder, or whatever `open_model` takes
@@ -67,11 +68,13 @@ def check_networks(
     one:Network,  # the original
     others:list,  # of `Network`
 ):
-    "Raise `UserError` where a model is of another shape or vocabulary than the original, or two have the same name."
+    "Raise `UserError` where a model's shape or vocabulary is not the original's, or two have the same name."
     for n in others:
         theirs = asdict(n.model)
         differ = [f'{k} is {theirs[k]} and not {v}' for k,v in asdict(one.model).items() if theirs[k] != v]
-        if differ: raise UserError(f"{n.name} was not made from {one.name}: its {', its '.join(differ)}; give models that were made from {one.name}")
+        if differ:
+            raise UserError(f"{n.name} was not made from {one.name}: its {', its '.join(differ)}; "
+                            f"give models that were made from {one.name}")
     names = [n.name for n in others]
     twice = [n for n in names if names.count(n) > 1]
     if twice: raise UserError(f"two of the models are called {twice[0]}; rename one of their folders")
@@ -105,10 +108,12 @@ def losses(
     other:Reading,
 )->dict:             # tokens, original_ppl, ppl, increase (a fraction), kl in nats a token, top1
     "How far a network is from its original on a text."
-    both = [paired_losses(x, y, one.head, other.head, targets) for x,y,(_,targets,_) in zip(one.states, other.states, batches)]
+    both = [paired_losses(x, y, one.head, other.head, targets)
+            for x,y,(_,targets,_) in zip(one.states, other.states, batches)]
     parts = [[np.asarray(a)[mask] for a in p] for p,(_,_,mask) in zip(both, batches)]
     first, second, kl, same = [np.concatenate(a).astype(np.float64) for a in zip(*parts)]
-    return dict(tokens=len(kl), original_ppl=perplexity(first), ppl=perplexity(second), increase=math.expm1(min(second.mean() - first.mean(), 700)),
+    return dict(tokens=len(kl), original_ppl=perplexity(first), ppl=perplexity(second),
+                increase=math.expm1(min(second.mean() - first.mean(), 700)),
                 kl=float(kl.mean()), top1=float(same.mean()))
 
 # %% ../../nbs/13_pipelines/04_compare.ipynb #61e7da20
@@ -128,7 +133,8 @@ def measured(
     batches = text_batches(tokens, one.model.context_len)
     mine = reading(one, batches)
     if against: return losses(batches, reading(against, batches), mine)
-    nll = np.concatenate([np.asarray(window_losses(x, mine.head, t))[mask] for x,(_,t,mask) in zip(mine.states, batches)])
+    nll = np.concatenate([np.asarray(window_losses(x, mine.head, t))[mask]
+                          for x,(_,t,mask) in zip(mine.states, batches)])
     return dict(tokens=len(nll), ppl=perplexity(nll.astype(np.float64)))
 
 # %% ../../nbs/13_pipelines/04_compare.ipynb #26e02f8f
@@ -141,7 +147,9 @@ def check_rows(
     for r in rows:
         for kind,now in digests.items():
             name, before = r[kind], r[f'{kind}_digest']
-            if now.get(name, before) != before: raise UserError(f"{out} holds a row of another {kind} that was called {name}; give --out another file, or the {kind} another name")
+            if now.get(name, before) != before:
+                raise UserError(f"{out} holds a row of another {kind} that was called {name}; "
+                                f"give --out another file, or the {kind} another name")
 
 # %% ../../nbs/13_pipelines/04_compare.ipynb #3c03016a
 def tokens_digest(tokens)->str: return hashlib.sha256(np.asarray(tokens, '<u4').tobytes()).hexdigest()[:16]
@@ -153,13 +161,15 @@ def new_rows(
     done,          # (text, model) of the rows that there are
 ):                 # yields rows
     "Rows that are still to be made, text by text."
-    with tqdm(total=len(texts)*len(others), desc='rows', unit='row', initial=len(done), disable=None, leave=False) as bar:
+    with tqdm(total=len(texts)*len(others), desc='rows', unit='row', initial=len(done), disable=None,
+              leave=False) as bar:
         for text,tokens in texts.items():
             missing = [n for n in others if (text, n.name) not in done]
             batches = text_batches(tokens, one.model.context_len)
             own = reading(one, batches) if missing else None
             for n in missing:
-                yield dict(text=text, model=n.name, **losses(batches, own, reading(n, batches)), text_digest=tokens_digest(tokens), model_digest=n.digest)
+                yield dict(text=text, model=n.name, **losses(batches, own, reading(n, batches)),
+                           text_digest=tokens_digest(tokens), model_digest=n.digest)
                 bar.update()
 
 def compare_texts(
@@ -173,12 +183,15 @@ def compare_texts(
     "What other models lose against their original. Raises `UserError` for whatever can't be done."
     need(max_tokens is None or max_tokens > 0, 'max_tokens', max_tokens, "at least 1")
     source = open_model(original, context_len)
-    one, others, tokenizer = source_network(source), [open_network(o, context_len) for o in others], source_tokenizer(source)
+    one, others, tokenizer = (source_network(source), [open_network(o, context_len) for o in others],
+                              source_tokenizer(source))
     check_networks(one, others)
     tokens = {name: text_tokens(dataset, tokenizer, max_tokens) for name,dataset in texts.items()}
-    setup = dict(original=one.name, original_digest=one.digest, context_len=one.model.context_len, max_tokens=max_tokens)
+    setup = dict(original=one.name, original_digest=one.digest, context_len=one.model.context_len,
+                 max_tokens=max_tokens)
     rows = begin_rows(out, run_header('compare', setup, texts=texts)) if out else []
-    check_rows(rows, dict(text={n: tokens_digest(t) for n,t in tokens.items()}, model={n.name: n.digest for n in others}), out)
+    check_rows(rows, dict(text={n: tokens_digest(t) for n,t in tokens.items()},
+                          model={n.name: n.digest for n in others}), out)
     done = {(r['text'], r['model']): r for r in rows}
     wanted = [(t, n.name) for t in tokens for n in others]
     for r in new_rows(one, others, tokens, {k for k in wanted if k in done}):
@@ -191,17 +204,24 @@ def loss_table(
     rows:list,  # as of `compare_texts`
 )->str:
     "Rows as a Markdown table."
-    return as_markdown([{'text': r['text'], 'model': r['model'], 'tokens': r['tokens'], 'perplexity of the original': r['original_ppl'], 'perplexity': r['ppl'],
-                         'increase, %': 100.*r['increase'], 'KL, nats a token': r['kl'], 'same next token, %': 100*r['top1']} for r in rows])
+    return as_markdown([{'text': r['text'], 'model': r['model'], 'tokens': r['tokens'],
+                         'perplexity of the original': r['original_ppl'], 'perplexity': r['ppl'],
+                         'increase, %': 100.*r['increase'], 'KL, nats a token': r['kl'],
+                         'same next token, %': 100*r['top1']} for r in rows])
 
 # %% ../../nbs/13_pipelines/04_compare.ipynb #59e3a1a0
 def main(
-    original:str,             # the float model: a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
-    other:Param('models that were made from it: folders of nativebit quantize, or whatever the original may be', nargs='+'),
-    texts:str=None,           # what to read, each with a name: "wiki=text:wiki.txt code=python:FOLDER"; also wikitext-2, wikitext-103, openwebtext, stdlib (their test splits)
-    out:str=None,             # .jsonl file that keeps each row; given again, rows already in it are not made again
+    # the float model: a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
+    original:str,
+    other:Param('models that were made from it: folders of nativebit quantize, '
+                'or whatever the original may be', nargs='+'),
+    # what to read, each with a name: "wiki=text:wiki.txt code=python:FOLDER"; also wikitext-2, wikitext-103,
+    # openwebtext, stdlib (their test splits)
+    texts:str=None,
+    out:str=None,  # .jsonl file that keeps each row; given again, rows already in it are not made again
     max_tokens:int=65536,     # predicted of each text, from its beginning
     context_len:int=None,     # tokens a window; by default what the model takes, 2048 at most
 ):
-    "What models lose against their original on any texts: perplexity, KL divergence in nats a token, how often both name the same next token."
-    print(loss_table(compare_texts(original, other, named_texts(texts), out, max_tokens=max_tokens, context_len=context_len)))
+    "What models lose against their original on texts: perplexity, KL in nats a token, same next token."
+    print(loss_table(compare_texts(original, other, named_texts(texts), out, max_tokens=max_tokens,
+                                   context_len=context_len)))

@@ -11,7 +11,8 @@ from ..evaluation.results_file import add_row, as_markdown, begin_rows, run_head
 from .model import load
 
 # %% ../../nbs/13_pipelines/09_evaluate.ipynb #205467d0
-COLUMNS = dict(model='model', bits_per_weight='bits a weight', tokens='tokens', ppl='perplexity', original_ppl='perplexity of the original', increase='increase, %',
+COLUMNS = dict(model='model', bits_per_weight='bits a weight', tokens='tokens', ppl='perplexity',
+               original_ppl='perplexity of the original', increase='increase, %',
                kl='KL, nats a token', top1='same next token, %')
 
 def row_table(
@@ -30,20 +31,29 @@ def evaluated(
 )->dict:
     "The row of a model. Raises `UserError` for whatever can't be done."
     m = load(where, context_len)
-    return dict(model=m.name, kind=m.kind, bits_per_weight=m.bits_per_weight, **m.evaluate(data, against, max_tokens))
+    return dict(model=m.name, kind=m.kind, bits_per_weight=m.bits_per_weight,
+                **m.evaluate(data, against, max_tokens))
 
 # %% ../../nbs/13_pipelines/09_evaluate.ipynb #b331badb
 def main(
-    model:str,              # a run's name, a checkpoint, a packed folder or file, a folder of the hub's kind, a .gguf file, or a name on the hub
-    data:str=None,          # text:FILES or python:FOLDER, read whole; or wikitext-2, wikitext-103, openwebtext, stdlib (their test splits)
-    against:str=None,       # the model that it was made from: also KL divergence, same next token, increase of perplexity
+    # a run's name, a checkpoint, a packed folder or file, a folder of the hub's kind, a .gguf file,
+    # or a name on the hub
+    model:str,
+    # text:FILES or python:FOLDER, read whole; or wikitext-2, wikitext-103, openwebtext, stdlib
+    # (their test splits)
+    data:str=None,
+    # the model that it was made from: also KL divergence, same next token, increase of perplexity
+    against:str=None,
     out:str=None,           # add the row to this .jsonl file
     max_tokens:int=65536,   # predicted of the text, from its beginning
     context_len:int=None,   # tokens a window; by default what the model takes, 2048 at most
 ):
     "The perplexity of any model on a text, and what it lost against the one that it was made from."
-    if not data: raise UserError("say what to read: --data text:FILES, python:FOLDER or a dataset such as wikitext-2")
-    if out: begin_rows(out, run_header('evaluate', dict(data=data, against=against, max_tokens=max_tokens, context_len=context_len)))
+    if not data:
+        raise UserError("say what to read: --data text:FILES, python:FOLDER or a dataset such as wikitext-2")
+    if out:
+        begin_rows(out, run_header('evaluate', dict(data=data, against=against, max_tokens=max_tokens,
+                                                    context_len=context_len)))
     row = evaluated(model, data, against, max_tokens, context_len)
     if out: add_row(out, **row)
     print(row_table(row))

@@ -13,7 +13,9 @@ from .model import load
 
 # %% ../../nbs/13_pipelines/08_generate.ipynb #e965a0bd
 def main(
-    model:str,               # a run's name, a checkpoint, a packed folder or file, a folder of the hub's kind, a .gguf file, or a name on the hub
+    # a run's name, a checkpoint, a packed folder or file, a folder of the hub's kind, a .gguf file,
+    # or a name on the hub
+    model:str,
     packed:bool=False,       # in JAX, matrices packed in memory; else they are looked up once, at the start
     prompt:str=None,         # what to continue; by default what is piped in
     max_tokens:int=200,      # how many tokens to add
@@ -24,10 +26,11 @@ def main(
     dtype:str=None,          # in JAX: float32 or bfloat16; by default float32 on a CPU, else bfloat16
     benchmark:bool=False,    # in JAX; print the speed afterwards
 ):
-    "Continue a text with any model, by the fastest decoder of this machine: PyTorch's on an NVIDIA GPU, else JAX's."
+    "Continue a text with any model, by the fastest decoder here: PyTorch's on an NVIDIA GPU, else JAX's."
     check_options(max_tokens, temperature, top_k, top_p, dtype, seed=seed)
     m, how = load(model), dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    if packed and not m.quantized: raise UserError(f"{model} is a float model, and --packed is for one with codebooks; leave it out")
+    if packed and not m.quantized:
+        raise UserError(f"{model} is a float model, and --packed is for one with codebooks; leave it out")
     if packed or dtype or benchmark: m.decoder = jax_decoder(m.pack, packed, dtype)
     text = read_prompt(prompt)
     for piece in m.generate(text, max_tokens, stream=True, **how): print(piece, end='', flush=True)
@@ -35,4 +38,5 @@ def main(
     if not benchmark: return
     from nativebit.inference.generate import decode_speed, speed_line
     ids = [int(i) for i in m.tokenizer.encode(text)] or [m.tokenizer.eot]
-    print(speed_line(decode_speed(*m.decoder.args, ids, max(64, max_tokens), **m.decoder.keywords, **how), packed))
+    print(speed_line(decode_speed(*m.decoder.args, ids, max(64, max_tokens), **m.decoder.keywords, **how),
+                     packed))

@@ -23,7 +23,8 @@ from ..models.transformer import cross_entropy, model_shapes
 
 # %% ../../nbs/13_pipelines/02_layerwise.ipynb #4953e948
 @lru_cache
-def layer_tree(model:ModelConfig): return model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
+def layer_tree(model:ModelConfig):
+    return model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
 
 def read_layer(model:ModelConfig, read, i:int):
     "A layer of a network as a tree of its parameters, float32."
@@ -47,8 +48,10 @@ def _calibrated(model, read, quant, batches, load, store):
         plan = layer_plan(model, quant, i)
         if (packed := load(i) if plan else {}) is None:
             params, moments = read_layer(model, read, i), {}
-            for x in xs: moments = jax.tree.map(jnp.add, moments, run(params, x)[1]) if moments else run(params, x)[1]
-            store(i, packed := packed_layer(*quantize_layer(leaf_names(params), moments, dict(plan), feedback=True), plan))
+            for x in xs:
+                moments = jax.tree.map(jnp.add, moments, run(params, x)[1]) if moments else run(params, x)[1]
+            store(i, packed := packed_layer(
+                *quantize_layer(leaf_names(params), moments, dict(plan), feedback=True), plan))
         yield packed
         hard = {f'layers.{i}.{n}': w for n,w in layer_matrices(model, packed, plan).items()}
         params = read_layer(model, lambda n: hard[n] if n in hard else read(n), i)
@@ -63,7 +66,8 @@ def calibrated_layers(
     store=lambda i, packed: None,
 ):                       # iterator of packed layers, as of `packed_layer`
     "Quantize a network by GPTQ, layer by layer, with one of them in memory."
-    return tqdm(_calibrated(model, read, quant, batches, load, store), 'gptq', model.n_layers, unit='layer', leave=False)
+    return tqdm(_calibrated(model, read, quant, batches, load, store), 'gptq', model.n_layers, unit='layer',
+                leave=False)
 
 # %% ../../nbs/13_pipelines/02_layerwise.ipynb #965c06e1
 def hidden_states(
@@ -76,7 +80,8 @@ def hidden_states(
     xs = embedded(read, windows)
     for i in tqdm(range(model.n_layers), desc, unit='layer', disable=None, leave=False):
         params = read_layer(model, read, i)
-        for k,x in enumerate(xs): xs[k] = layer_fn(model)(params, x)   # in place: one copy of all texts, not two
+        # in place: one copy of all texts, not two
+        for k,x in enumerate(xs): xs[k] = layer_fn(model)(params, x)
     norm = jnp.asarray(read('norm.weight'), jnp.float32)
     for k,x in enumerate(xs): xs[k] = rms_norm(x, norm, model.norm_eps)
     return xs
@@ -88,7 +93,8 @@ def paired_losses(x, y, head_x, head_y, targets):
     def window(parts):
         one, other, t = parts[0] @ head_x.T, parts[1] @ head_y.T, parts[2]
         p, q = jax.nn.log_softmax(one), jax.nn.log_softmax(other)
-        return cross_entropy(one, t), cross_entropy(other, t), (jnp.exp(p)*(p - q)).sum(-1), one.argmax(-1) == other.argmax(-1)
+        return (cross_entropy(one, t), cross_entropy(other, t), (jnp.exp(p)*(p - q)).sum(-1),
+                one.argmax(-1) == other.argmax(-1))
     return jax.lax.map(window, (x, y, targets))
 
 def compare_models(
@@ -100,11 +106,14 @@ def compare_models(
 )->dict:               # original_ppl, ppl of the other, kl in nats, top1, tokens
     "How far a network is from the one it was made of."
     batches = list(eval_batches(tokens, model.context_len, batch_size, max_tokens))
-    xs, ys = [hidden_states(model, read, [b[0] for b in batches], desc) for read,desc in ((one, 'original'), (other, 'quantized'))]
+    xs, ys = [hidden_states(model, read, [b[0] for b in batches], desc)
+              for read,desc in ((one, 'original'), (other, 'quantized'))]
     heads = [jnp.asarray(read('embed' if model.tied else 'head'), jnp.float32) for read in (one, other)]
-    parts = [[np.asarray(a)[mask] for a in paired_losses(x, y, *heads, targets)] for x,y,(_,targets,mask) in zip(xs, ys, batches)]
+    parts = [[np.asarray(a)[mask] for a in paired_losses(x, y, *heads, targets)]
+             for x,y,(_,targets,mask) in zip(xs, ys, batches)]
     first, second, kl, same = [np.concatenate(a).astype(np.float64) for a in zip(*parts)]
-    return dict(original_ppl=math.exp(first.mean()), ppl=math.exp(second.mean()), kl=float(kl.mean()), top1=float(same.mean()), tokens=len(kl))
+    return dict(original_ppl=math.exp(first.mean()), ppl=math.exp(second.mean()), kl=float(kl.mean()),
+                top1=float(same.mean()), tokens=len(kl))
 
 def lowered_compare(
     model:ModelConfig,

@@ -27,16 +27,24 @@ from .opening import opened
 # %% ../../nbs/13_pipelines/07_model.ipynb #e657b1dd
 def save_file_of(pack:Pack, out:Path)->Path:
     "A quantized network as one packed file. Raises `UserError` for a float one."
-    if not pack.quantized: raise UserError(f"{pack.path} is a float model, and a packed file holds codebooks; quantize it first, or give save the name of a folder")
+    if not pack.quantized:
+        raise UserError(f"{pack.path} is a float model, and a packed file holds codebooks; "
+                        "quantize it first, or give save the name of a folder")
     if out.exists(): raise UserError(f"{out} exists; delete it, or choose another name")
     if is_packed(pack.path): return export_nbpack(open_folder(pack.path), out)
-    note, cfg = pack.meta.get('tokenizer') or tokenizer_note(pack.config), brought_tokenizer(pack.config, out.parent)
+    note = pack.meta.get('tokenizer') or tokenizer_note(pack.config)
+    cfg = brought_tokenizer(pack.config, out.parent)
     return write_pack(out, dict(pack.tensors), cfg, tokenizer=note)
 
 def save_folder_of(pack:Pack, out:Path)->Path:
     "A copy of a model's folder, whole or not at all. Raises `UserError` for what is one file."
-    if not pack.path.is_dir(): raise UserError(f"{pack.path} is one file; " + ("give save a name that ends in .safetensors" if pack.quantized else f"nativebit convert {pack.path} --out {out} makes a checkpoint of it"))
-    with whole_folder(out) as tmp: shutil.copytree(pack.path, tmp, dirs_exist_ok=True, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns('state', '.*'))
+    if not pack.path.is_dir():
+        raise UserError(f"{pack.path} is one file; "
+                        + ("give save a name that ends in .safetensors" if pack.quantized
+                           else f"nativebit convert {pack.path} --out {out} makes a checkpoint of it"))
+    with whole_folder(out) as tmp:
+        shutil.copytree(pack.path, tmp, dirs_exist_ok=True, copy_function=shutil.copyfile,
+                        ignore=shutil.ignore_patterns('state', '.*'))
     return out
 
 # %% ../../nbs/13_pipelines/07_model.ipynb #e6c33421
@@ -67,7 +75,8 @@ class Model:
     def decoder(self): return fastest(self.pack)
     def __repr__(self):
         m = self.config.model
-        return f"Model({self.name}: a {self.kind}, {m.n_layers} layers of {m.d_model}, {self.bits_per_weight:.3f} bits a weight)"
+        return (f"Model({self.name}: a {self.kind}, {m.n_layers} layers of {m.d_model}, "
+                f"{self.bits_per_weight:.3f} bits a weight)")
 
     def read(self, name:str)->np.ndarray:
         "An array by our name, such as 'layers.0.attn.q.weight', in float32."
@@ -93,14 +102,17 @@ class Model:
     ):                          # the prompt and what follows it
         "Continue a text."
         check_options(max_tokens, temperature, top_k, top_p, seed=seed)
-        pieces = text_stream(self.decoder, self.tokenizer, prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        pieces = text_stream(self.decoder, self.tokenizer, prompt, max_tokens, temperature=temperature,
+                             top_k=top_k, top_p=top_p, seed=seed)
         return pieces if stream else ''.join(pieces)
 
     def evaluate(self,
         data:str,               # text:FILES, python:FOLDER or a dataset's name
         against=None,           # the model that this one was made from, or where it is
         max_tokens:int=65536,   # to predict, from the text's beginning; None: all
-    )->dict:                    # as of `measured`: tokens, ppl; with `against` original_ppl, increase (a fraction), kl in nats a token, top1
+    # as of `measured`: tokens, ppl; with `against` original_ppl, increase (a fraction), kl in nats a token,
+    # top1
+    )->dict:
         "Perplexity on a text; with `against` what was lost, too."
         from nativebit.data.texts import tokens_to_read
         from nativebit.pipelines.compare import measured
@@ -126,7 +138,9 @@ def load(
 def tokenizer_of(module):
     "The transformers tokenizer of a module that was loaded by name; None where it can't be had."
     from transformers import AutoTokenizer
-    try: return AutoTokenizer.from_pretrained(module.name_or_path, trust_remote_code=False) if module.name_or_path else None
+    try:
+        return (AutoTokenizer.from_pretrained(module.name_or_path, trust_remote_code=False)
+                if module.name_or_path else None)
     except (OSError, ValueError, ImportError): return None
 
 def saved_module(
@@ -142,25 +156,35 @@ def saved_module(
 def float_model(where):
     "A model that can be quantized. Raises `UserError` for one that is ours."
     kind = kind_of(where)
-    if kind in ('run', 'checkpoint'): raise UserError(f"{where} is a checkpoint of nativebit; find codebooks for it with nativebit pack {existing_run(where) or where} --posthoc gptq --out FILE, or train them: nativebit train --init-from {existing_run(where) or where} --recipe qat")
-    if kind.startswith('packed'): raise UserError(f"{where} is packed already; give the float model that it was made from")
+    if kind in ('run', 'checkpoint'):
+        raise UserError(f"{where} is a checkpoint of nativebit; find codebooks for it with nativebit pack "
+                        f"{existing_run(where) or where} --posthoc gptq --out FILE, or train them: "
+                        f"nativebit train --init-from {existing_run(where) or where} --recipe qat")
+    if kind.startswith('packed'):
+        raise UserError(f"{where} is packed already; give the float model that it was made from")
     return where
 
 def quantize(
-    where,                 # a folder of the hub's kind, a .gguf file, a name on the hub, or a transformers model
+    where,  # a folder of the hub's kind, a .gguf file, a name on the hub, or a transformers model
     geometry:str='int8',   # how codebooks are stored: int8 (3.625 bits a weight), lut-b (3.125), 2bit …
     method:str='kmeans',   # rtn, kmeans, gptq or qat
-    data:str=None,         # text:FILES, python:FOLDER or a dataset's name; gptq and qat read it, and `rows` compares on its test split
-    out=None,              # packed folder to write, where a stopped run goes on; None: a temporary one, which `save` copies
+    # text:FILES, python:FOLDER or a dataset's name; gptq and qat read it, and `rows` compares on its test
+    # split
+    data:str=None,
+    # packed folder to write, where a stopped run goes on; None: a temporary one, which `save` copies
+    out=None,
     *, tokenizer=None,     # transformers tokenizer of a transformers model; None: the one it was loaded with
-    overrides=(),          # what some matrices get instead: {'layers.0.*': 'float', '*.down': '4bit'}; the first pattern that matches wins
+    # what some matrices get instead: {'layers.0.*': 'float', '*.down': '4bit'}; the first pattern that
+    # matches wins
+    overrides=(),
     **settings,            # context_len, calibration_tokens, test_tokens; and of qat the training run's
 )->Model:                  # its `rows` are the table of what was lost
     "Quantize a model. Raises `UserError` for whatever can't be done."
     from nativebit.pipelines.quantize import check_request, quantize as write_packed
     check_request(method, geometry, data, overrides=overrides)
     home, live = TemporaryDirectory(prefix='nativebit-'), hasattr(where, 'save_pretrained')
-    source = saved_module(where, Path(home.name)/type(where).__name__, tokenizer) if live else float_model(where)
+    source = (saved_module(where, Path(home.name)/type(where).__name__, tokenizer) if live
+              else float_model(where))
     made = Path(out or Path(home.name)/f'{Path(source).name}-{geometry}')
     rows = write_packed(source, made, method, geometry, data, overrides=overrides, **settings)
     if live: shutil.rmtree(source)

@@ -43,7 +43,9 @@ def file_tokenizer(
 ):
     "The tokenizer.json that came with a model. Raises `UserError` where none did."
     path = next((p for p in files() if p.name == 'tokenizer.json'), None)
-    if path is None: raise UserError(f"{name} has no tokenizer.json, which its text is made with; AutoTokenizer.from_pretrained(MODEL).save_pretrained({str(name)!r}) writes one")
+    if path is None:
+        raise UserError(f"{name} has no tokenizer.json, which its text is made with; "
+                        f"AutoTokenizer.from_pretrained(MODEL).save_pretrained({str(name)!r}) writes one")
     return load_tokenizer(vocab_size, str(path))
 
 # %% ../../nbs/13_pipelines/05_opening.ipynb #2963adc6
@@ -53,14 +55,16 @@ def shorter(
 )->Config:
     "A config with shorter windows. Raises `UserError` for longer ones."
     most = cfg.model.context_len
-    need(context_len is None or 1 <= context_len <= most, 'context_len', context_len, f"between 1 and {most}, which this network reads at once")
+    need(context_len is None or 1 <= context_len <= most, 'context_len', context_len,
+         f"between 1 and {most}, which this network reads at once")
     return cfg if context_len is None else override(cfg, context_len=context_len)
 
 def from_folder(path, context_len=None)->tuple:
     "A packed folder as (`Pack`, tokenizer)."
     folder = open_folder(path)
     cfg, tensors = pack_of(folder, context_len, exact=True)
-    return Pack(Path(path), cfg, {}, tensors), partial(file_tokenizer, path, cfg.model.vocab_size, lambda: [*Path(path).glob('tokenizer.json')])
+    return (Pack(Path(path), cfg, {}, tensors),
+            partial(file_tokenizer, path, cfg.model.vocab_size, lambda: [*Path(path).glob('tokenizer.json')]))
 
 def from_file(path, context_len=None)->tuple:
     "A packed file as (`Pack`, tokenizer)."
@@ -73,7 +77,8 @@ def from_checkpoint(path, context_len=None)->tuple:
     from nativebit.models.checkpoint import check_fit, load_checkpoint
     from nativebit.models.transformer import model_shapes
     tensors, meta = load_checkpoint(path)
-    if 'config' not in meta: raise UserError(f"{path} has no meta.json with a config; give the folder of a checkpoint")
+    if 'config' not in meta:
+        raise UserError(f"{path} has no meta.json with a config; give the folder of a checkpoint")
     cfg = found_tokenizer(config_from_dict(meta['config']), path)
     if cfg.quant.nativebit: tensors = pack_tensors(*checkpoint_network(path), 'float32')
     else: check_fit(tensors, leaf_names(model_shapes(cfg)), f"the weights in {path} do not fit their config")
@@ -84,9 +89,11 @@ def from_source(where, context_len=None)->tuple:
     "A folder of the hub's kind, or a GGUF file, as (`Pack`, tokenizer)."
     source = open_model(where, context_len)
     cfg = Config(source.name, source.model, QuantConfig(nativebit=False))
-    return Pack(Path(where), cfg, {}, Arrays(source.names, source.read)), partial(file_tokenizer, source.name, source.model.vocab_size, lambda: source.files)
+    return (Pack(Path(where), cfg, {}, Arrays(source.names, source.read)),
+            partial(file_tokenizer, source.name, source.model.vocab_size, lambda: source.files))
 
-OPEN = {'packed folder': from_folder, 'packed file': from_file, 'checkpoint': from_checkpoint, 'hub folder': from_source, 'gguf': from_source}
+OPEN = {'packed folder': from_folder, 'packed file': from_file, 'checkpoint': from_checkpoint,
+        'hub folder': from_source, 'gguf': from_source}
 
 # %% ../../nbs/13_pipelines/05_opening.ipynb #5f3aa258
 def from_hub(
@@ -102,7 +109,9 @@ def from_hub(
 def installed(where):
     "Say which package opening a model needs."
     try: yield
-    except ImportError as e: raise UserError(f"{where} is opened with {e.name}, which is not installed: pip install -e '.[train]'") from e
+    except ImportError as e:
+        raise UserError(f"{where} is opened with {e.name}, which is not installed: "
+                        "pip install -e '.[train]'") from e
 
 class Opened(NamedTuple):
     "A model that has been opened."
@@ -116,9 +125,11 @@ def opened(
     context_len=None,  # tokens a window; None: what the model takes, 2048 at most
 )->Opened:
     "Open a model. Raises `UserError` where there is none, or it is damaged."
-    kind, path = kind_of(where), Path(where).expanduser().absolute()   # arrays are read later, perhaps from elsewhere
+    # arrays are read later, perhaps from elsewhere
+    kind, path = kind_of(where), Path(where).expanduser().absolute()
     name = path.name if kind not in ('run', 'hub name') else str(where)
     with installed(where):
-        if kind == 'run': return Opened(name, kind, *from_checkpoint(existing_run(where).absolute(), context_len))
+        if kind == 'run':
+            return Opened(name, kind, *from_checkpoint(existing_run(where).absolute(), context_len))
         if kind == 'hub name': path = from_hub(str(where))
         return Opened(name, kind, *OPEN[folder_kind(path) if kind == 'hub name' else kind](path, context_len))

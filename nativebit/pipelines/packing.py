@@ -57,10 +57,12 @@ def _packed_matrices(latent, entries, plan):
     out = {}
     for n,quant in plan:
         w, (codes, scale) = latent[n], encode_codebook(entries[n], quant.codebook_dtype)
-        idx, P = assign(to_blocks(w, quant.block_shape), decode_codebook(codes, scale)), n.removesuffix('weight')
+        idx = assign(to_blocks(w, quant.block_shape), decode_codebook(codes, scale))
+        P = n.removesuffix('weight')
         out |= {f'{P}words': pack_words(idx.reshape(-1), index_width(quant.n_entries)), f'{P}codebook': codes}
         if scale is not None: out[f'{P}scale'] = scale.reshape(-1)
-        out[f'{P}most'] = jnp.where(jnp.isfinite(w).all(), abs(w).max(), jnp.nan)   # XLA's maximum may pass NaN over
+        # XLA's maximum may pass NaN over
+        out[f'{P}most'] = jnp.where(jnp.isfinite(w).all(), abs(w).max(), jnp.nan)
     return out
 
 _pack_jit = jax.jit(_packed_matrices, static_argnames='plan')
@@ -79,8 +81,12 @@ def check_range(
     codes, scale, # of its codebooks
 ):
     "Raise `UserError` for weights that no codebook, or not this kind, can hold."
-    if not np.isfinite(most): raise UserError(f"{name} holds NaN or infinite numbers; check the model, or download it again")
-    if most and not in_range(codes, scale): raise UserError(f"{name} holds numbers up to {most:.3g}, out of the range of {codes.dtype} codebooks{'' if scale is None else ' with float16 scales'}; --geometry lut-b has a float32 scale")
+    if not np.isfinite(most):
+        raise UserError(f"{name} holds NaN or infinite numbers; check the model, or download it again")
+    if most and not in_range(codes, scale):
+        raise UserError(f"{name} holds numbers up to {most:.3g}, out of the range of {codes.dtype} "
+                        f"codebooks{'' if scale is None else ' with float16 scales'}; "
+                        "--geometry lut-b has a float32 scale")
 
 def fetched(
     arrays:dict,   # of `_packed_matrices`, on the device
@@ -105,8 +111,10 @@ def lowered_packing(
     quant:QuantConfig,  # of all layers
 ):                      # traced; `.compile()` compiles it
     "What `packed_layer` runs, before there are weights."
-    plan, shapes, f32 = layer_plan(model, quant, 0), layer_shapes(model), partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    return _pack_jit.lower({n: f32(shapes[n]) for n,_ in plan}, {n: f32(matrix_stored(shapes[n], q)['codebook'].shape) for n,q in plan}, plan)
+    plan, shapes, f32 = (layer_plan(model, quant, 0), layer_shapes(model),
+                         partial(jax.ShapeDtypeStruct, dtype=jnp.float32))
+    return _pack_jit.lower({n: f32(shapes[n]) for n,_ in plan},
+                           {n: f32(matrix_stored(shapes[n], q)['codebook'].shape) for n,q in plan}, plan)
 
 def layer_matrices(
     model:ModelConfig,
@@ -116,13 +124,14 @@ def layer_matrices(
     "The matrices of a packed layer, looked up."
     shapes = layer_shapes(model)
     part = lambda n, k: packed.get(n.replace('weight', k))
-    return {n: unpack_matrix(part(n, 'words'), part(n, 'codebook'), part(n, 'scale'), shapes[n], quant.block_shape) for n,quant in plan}
+    return {n: unpack_matrix(part(n, 'words'), part(n, 'codebook'), part(n, 'scale'), shapes[n],
+                             quant.block_shape) for n,quant in plan}
 
 # %% ../../nbs/13_pipelines/01_packing.ipynb #67dc907b
 def ahead(
     items,  # any iterable
 ):          # iterator of the same items
-    "The items of an iterable, the first made from now on, each other while the caller uses the one before it, in a thread."
+    "The items of an iterable, made in a thread: the first from now on, each while the one before is used."
     items, end, pool = iter(items), object(), ThreadPoolExecutor(1)
     def rest(coming):
         with pool:
@@ -143,8 +152,10 @@ def _packed_layers(model, read, quant, method, load, store):
     plans = [layer_plan(model, quant, i) for i in range(model.n_layers)]
     stored = ((i, load(i) if plan else {}) for i,plan in enumerate(plans))   # {}: the layer stays in float
     arrays = ((i, packed, layer_arrays(model, read, i) if packed is None else None) for i,packed in stored)
-    begun = ((i, packed, _quantized({n: arrays[n] for n,_ in plans[i]}, plans[i], method) if packed is None else None) for i,packed,arrays in ahead(arrays))
-    done = ((i, arrays is not None, packed if arrays is None else fetched(arrays, f'layers.{i}.')) for i,packed,arrays in ahead(begun))
+    begun = ((i, packed, _quantized({n: arrays[n] for n,_ in plans[i]}, plans[i], method) if packed is None
+              else None) for i,packed,arrays in ahead(arrays))
+    done = ((i, arrays is not None, packed if arrays is None else fetched(arrays, f'layers.{i}.'))
+            for i,packed,arrays in ahead(begun))
     for i,new,packed in ahead(done):
         if new: store(i, packed)
         yield packed
@@ -158,4 +169,5 @@ def packed_layers(
     store=lambda i, packed: None,
 ):                       # iterator of packed layers, as of `packed_layer`
     "Quantize a network layer by layer, with four of them in memory; it begins at once."
-    return tqdm(ahead(_packed_layers(model, read, quant, method, load, store)), method, model.n_layers, unit='layer', leave=False)
+    return tqdm(ahead(_packed_layers(model, read, quant, method, load, store)), method, model.n_layers,
+                unit='layer', leave=False)

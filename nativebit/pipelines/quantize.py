@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 import jax, ml_dtypes, numpy as np
 from fastcore.script import Param
-from ..config import GEOMETRIES, IN_FLOAT, Config, QuantConfig, TrainConfig, config_from_dict, get_config, override
+from ..config import (GEOMETRIES, IN_FLOAT, Config, QuantConfig, TrainConfig, config_from_dict,
+                              get_config, override)
 from ..utils.cli import suggest, UserError, also_flags
 from ..interop.convert import convert, open_model, source_tokenizer
 from ..interop.export import folder_reader, pack_of
@@ -30,12 +31,14 @@ from ..formats.size import layer_shapes
 from ..interop.gguf import GGUFFile
 from ..formats.hf_folder import VERSION, is_packed, open_folder, save_folder, stored_linear
 from ..evaluation.results_file import as_markdown
-from .packing import ahead, lowered_packing, packed_layer, packed_layers   # what needs a network is imported where it is used: k-means is done sooner than those imports
+# what needs a network is imported where it is used: k-means is done sooner than those imports
+from .packing import ahead, lowered_packing, packed_layer, packed_layers
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #529fa819
 def weights_stamps(source)->dict:
     "`stamps` of the files that hold a model's weights."
-    return stamps([source.reader.path] if isinstance(source.reader, GGUFFile) else weight_files(source.reader.folder))
+    return stamps([source.reader.path] if isinstance(source.reader, GGUFFile)
+                  else weight_files(source.reader.folder))
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #5a5371dd
 def all_finite(
@@ -51,8 +54,10 @@ def folder_quant(
 )->tuple:               # (the same by the folder's names, modules that stay in float)
     "What a folder's config.json says of geometries."
     names = hf_names(model)
-    own = {names[f'{n}.weight'].removesuffix('.weight'): g for n in matrix_names(model) if (g := quant.override_of(n))}
-    pairs = tuple(('*' + P.removeprefix('model.'), g) for P,g in own.items() if g != IN_FLOAT)   # with the prefix or without, as `transformers` saves it
+    own = {names[f'{n}.weight'].removesuffix('.weight'): g
+           for n in matrix_names(model) if (g := quant.override_of(n))}
+    # with the prefix or without, as `transformers` saves it
+    pairs = tuple(('*' + P.removeprefix('model.'), g) for P,g in own.items() if g != IN_FLOAT)
     return replace(quant, overrides=pairs), ('lm_head', *(P for P,g in own.items() if g == IN_FLOAT))
 
 def folder_tensors(
@@ -64,7 +69,9 @@ def folder_tensors(
     names = hf_names(model)
     def half(n):
         x = read(n)
-        if not all_finite(half := x if x.dtype.itemsize == 2 else x.astype(ml_dtypes.bfloat16)): raise UserError(f"{n} holds NaN, infinite or too large numbers; check the model, or download it again")
+        if not all_finite(half := x if x.dtype.itemsize == 2 else x.astype(ml_dtypes.bfloat16)):
+            raise UserError(f"{n} holds NaN, infinite or too large numbers; check the model, "
+                            "or download it again")
         return half
     for n in [n for n in names if not n.startswith('layers.')]: yield names[n], half(n)
     for i,packed in enumerate(layers):
@@ -89,7 +96,9 @@ def begin_compiling(cfg, geometry:str, **settings):
     from nativebit.pipelines.layerwise import lowered_compare
     from nativebit.train.loop import compiling, in_background
     cfg = qat_config(cfg, geometry, **settings)
-    if compiling(cfg): in_background(lambda: [program.compile() for program in (*lowered_compare(cfg.model, (8, cfg.model.context_len)), lowered_packing(cfg.model, cfg.quant))])
+    if compiling(cfg):
+        in_background(lambda: [program.compile() for program in (
+            *lowered_compare(cfg.model, (8, cfg.model.context_len)), lowered_packing(cfg.model, cfg.quant))])
 
 def checkpoint_layers(
     tensors:dict,  # {name: array} of a quantized checkpoint: latent weights and codebooks
@@ -98,14 +107,18 @@ def checkpoint_layers(
     "The layers of a quantized checkpoint, packed."
     for i in range(model.n_layers):
         plan = layer_plan(model, quant, i)
-        latent, books = ({n: tensors[f'layers.{i}.{n}'.replace('weight', k)] for n,_ in plan} for k in ('weight', 'codebook'))
+        latent, books = ({n: tensors[f'layers.{i}.{n}'.replace('weight', k)] for n,_ in plan}
+                         for k in ('weight', 'codebook'))
         yield packed_layer(latent, books, plan)
 
 @contextmanager
 def whole_checkpoint(folder):
     "Say where the trained checkpoint is when something fails behind the training."
     try: yield
-    except UserError as e: raise UserError(f"{e}; the training is not lost: its checkpoint is whole in {folder}, the same command goes on from there, and nativebit pack {folder} --out FILE packs it alone") from e
+    except UserError as e:
+        raise UserError(f"{e}; the training is not lost: its checkpoint is whole in {folder}, "
+                        "the same command goes on from there, "
+                        f"and nativebit pack {folder} --out FILE packs it alone") from e
 
 def trained(
     source,        # the model, as of `open_model`
@@ -125,7 +138,7 @@ def trained(
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #4c44101a
 def folder_bits(folder)->float:
-    "Bits a weight of a matrix takes in a folder, on average: indices, codebooks, scales, and those of a float where it is one."
+    "Bits that a matrix's weight takes in a folder, on average: of indices, codebooks, scales, or of a float."
     cfg, tensors = pack_of(folder, exact=True)
     return Pack(folder.path, cfg, {}, tensors).bits_per_weight
 
@@ -138,44 +151,59 @@ def report(
     "Rows of the table: the original and what was made of it."
     folder = open_folder(out)
     size = lambda files: sum(Path(f).stat().st_size for f in files)
-    name = 'original, dequantized' if isinstance(source.reader, GGUFFile) else 'original'   # what a GGUF file has lost is lost
-    rows = [dict(model=name, bits_per_weight=8.*np.dtype(source.read('layers.0.attn.q.weight').dtype).itemsize, bytes=source.nbytes),
-            dict(model=method, bits_per_weight=folder_bits(folder), bytes=size(Path(out).glob('*.safetensors')))]
+    # what a GGUF file has lost is lost
+    name = 'original, dequantized' if isinstance(source.reader, GGUFFile) else 'original'
+    theirs = np.dtype(source.read('layers.0.attn.q.weight').dtype)
+    rows = [dict(model=name, bits_per_weight=8.*theirs.itemsize, bytes=source.nbytes),
+            dict(model=method, bits_per_weight=folder_bits(folder),
+                 bytes=size(Path(out).glob('*.safetensors')))]
     if matrices: rows = [dict(r, matrices=m) for r,m in zip(rows, ('all float', matrices))]
     if tokens is None: return rows
     from nativebit.pipelines.layerwise import compare_models
     got = compare_models(source.model, source.read, folder_reader(folder, source.model), tokens, test_tokens)
-    return [{**rows[0], 'ppl': got['original_ppl'], 'kl': 0., 'top1': 1.}, {**rows[1], **{k: got[k] for k in ('ppl', 'kl', 'top1')}}]
+    return [{**rows[0], 'ppl': got['original_ppl'], 'kl': 0., 'top1': 1.},
+            {**rows[1], **{k: got[k] for k in ('ppl', 'kl', 'top1')}}]
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #cb1f84e2
 METHODS = ('rtn', 'kmeans', 'gptq', 'qat')
 
 def check_request(method:str, geometry:str, data, settings=(), overrides=()):
-    "Raise `UserError` for a method or geometry that there is not, a method without what it reads, or settings that it would ignore."
+    "Raise `UserError` for an unknown method or geometry, data that are missing, settings that are ignored."
     for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES)):
         if name not in known: raise UserError(suggest(kind, name, list(known)))
-    if overrides and method == 'qat': raise UserError("qat trains all matrices with one geometry; leave --override out, or use rtn, kmeans or gptq")
-    if method in ('gptq', 'qat') and not data: raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")
-    if settings and method != 'qat': raise UserError(f"--{next(iter(settings)).replace('_', '-')} is for the training run of qat, and {method} does not train; leave it out")
+    if overrides and method == 'qat':
+        raise UserError("qat trains all matrices with one geometry; leave --override out, or use rtn, "
+                        "kmeans or gptq")
+    if method in ('gptq', 'qat') and not data:
+        raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")
+    if settings and method != 'qat':
+        raise UserError(f"--{next(iter(settings)).replace('_', '-')} is for the training run of qat, "
+                        f"and {method} does not train; leave it out")
 
 def usable(out)->Path:
     "A folder that may be written. Raises `UserError` for one that holds something else."
     out = Path(out).absolute()
-    going_on = is_packed(out) and out.with_name(f'{out.name}.work').exists()   # stopped before its table was there
-    if out.exists() and not going_on and not (out.is_dir() and not any(out.iterdir())): raise UserError(f"{out} exists; delete it or choose another --out")
+    # stopped before its table was there
+    going_on = is_packed(out) and out.with_name(f'{out.name}.work').exists()
+    if out.exists() and not going_on and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists; delete it or choose another --out")
     return out
 
 def read_data(data, tokenizer)->tuple:
     "The splits of a dataset, and which one it is. Raises `UserError` where there is nothing for the table."
     tokens, meta = prepare(data, tokenizer)
-    if len(tokens['test']) < 2: raise UserError(f"the test split of {data} is empty, and the table is of it; use more text")
+    if len(tokens['test']) < 2:
+        raise UserError(f"the test split of {data} is empty, and the table is of it; use more text")
     return tokens, {k: meta[k] for k in ('source', 'tokenizer')}
 
 def calibrated(cfg, source, data, tokenizer, tokens:int):
-    "`calibrated_layers` of a model, but for where they are kept; the text is read now. Raises `UserError` where there is too little of it."
+    """`calibrated_layers` of a model, but for where they are kept; the text is read now.
+
+    Raises `UserError` where there is too little of it."""
     from nativebit.pipelines.layerwise import calibrated_layers
     from nativebit.ptq.baselines import calibration_text
-    return partial(calibrated_layers, source.model, source.read, cfg.quant, calibration_text(cfg, data, tokenizer, tokens))
+    return partial(calibrated_layers, source.model, source.read, cfg.quant,
+                   calibration_text(cfg, data, tokenizer, tokens))
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #5eb259da
 def quantize(
@@ -187,7 +215,7 @@ def quantize(
     *, context_len=None,         # tokens a window; None: what the model takes, 2048 at most
     calibration_tokens=131072,   # that gptq reads, or qat that starts from it
     test_tokens=65536,           # compared on; None: the whole test split
-    overrides=(),                # {pattern: another geometry, or 'float'} of matrices by name, as of `override_pairs`
+    overrides=(),  # {pattern: another geometry, or 'float'} of matrices by name, as of `override_pairs`
     **settings,                  # of the training run of qat; by default the recipe's
 )->list:                         # rows of the table
     "Quantize a model into a folder that transformers loads. Raises `UserError` for whatever can't be done."
@@ -199,42 +227,67 @@ def quantize(
     if method == 'qat': begin_compiling(cfg, geometry, **reading, **settings)
     tokenizer = source_tokenizer(source) if data else None
     tokens, text = read_data(data, tokenizer) if data else ({}, None)
-    layers_by = calibrated(cfg, source, data, tokenizer, calibration_tokens) if method == 'gptq' else partial(packed_layers, source.model, source.read, quant, method)
-    reads = {} if method in ('rtn', 'kmeans') else dict(text=text, calibration_tokens=calibration_tokens, **settings)
+    layers_by = (calibrated(cfg, source, data, tokenizer, calibration_tokens) if method == 'gptq'
+                 else partial(packed_layers, source.model, source.read, quant, method))
+    reads = ({} if method in ('rtn', 'kmeans')
+             else dict(text=text, calibration_tokens=calibration_tokens, **settings))
     if quant.overrides: reads['overrides'] = [*map(list, quant.overrides)]
-    setup = dict(weights=weights_stamps(source), method=method, geometry=geometry, context_len=context_len, version=VERSION, **reads)
+    setup = dict(weights=weights_stamps(source), method=method, geometry=geometry, context_len=context_len,
+                 version=VERSION, **reads)
     work = out.with_name(f'{out.name}.work')
     with one_writer(out, work/'.lock'):
         begin_work(work, setup)
-        if method == 'qat': read, layers = trained(source, work, geometry, dataset=data, **reading, **settings)
-        else: read, layers = source.read, layers_by(load=partial(stored_layer, work), store=partial(store_layer, work))
+        if method == 'qat':
+            read, layers = trained(source, work, geometry, dataset=data, **reading, **settings)
+        else:
+            read = source.read
+            layers = layers_by(load=partial(stored_layer, work), store=partial(store_layer, work))
         with whole_checkpoint(work/'qat') if method == 'qat' else nullcontext():
             theirs, in_float = folder_quant(source.model, quant)
-            save_folder(out, source.config, theirs, folder_tensors(source.model, read, layers), source.files, not_converted=in_float)
-            rows = report(source, out, method, tokens.get('test'), test_tokens, matrix_counts(source.model, geometry, quant))
-        about = dict(model=str(where), command=shlex.join(['python', '-m', 'nativebit', 'quantize', *sys.argv[1:]]), git_hash=git_hash(), device=jax.devices()[0].device_kind, data=data, test_tokens=test_tokens)
-        with atomic_path(out/'quantize.json') as tmp: tmp.write_text(json.dumps({**about, **setup, 'rows': rows}, indent=1))
+            save_folder(out, source.config, theirs, folder_tensors(source.model, read, layers), source.files,
+                        not_converted=in_float)
+            rows = report(source, out, method, tokens.get('test'), test_tokens,
+                          matrix_counts(source.model, geometry, quant))
+        about = dict(
+            model=str(where), command=shlex.join(['python', '-m', 'nativebit', 'quantize', *sys.argv[1:]]),
+            git_hash=git_hash(), device=jax.devices()[0].device_kind, data=data, test_tokens=test_tokens)
+        with atomic_path(out/'quantize.json') as tmp:
+            tmp.write_text(json.dumps({**about, **setup, 'rows': rows}, indent=1))
         if method == 'qat': shutil.copyfile(work/'qat'/'log.jsonl', out/'qat.jsonl')
         end_work(work)
         return rows
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #181065e9
-@also_flags(QuantConfig, TrainConfig, without=('n_entries', 'block_shape', 'codebook_dtype', 'nativebit', 'overrides', 'dataset', 'tokenizer', 'calibration_tokens', 'test_tokens'))
+@also_flags(QuantConfig, TrainConfig,
+            without=('n_entries', 'block_shape', 'codebook_dtype', 'nativebit', 'overrides', 'dataset',
+                     'tokenizer', 'calibration_tokens', 'test_tokens'))
 def main(
-    model:str,                      # a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
+    model:str,  # a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
     out:str=None,                   # folder to write
     method:str='kmeans',            # rtn, kmeans, gptq or qat
-    geometry:str='int8',            # int8 (3.625 bits a weight), lut-b (3.125), published (5.0), 2bit (2.375), 4bit (5.125), int8-256 or int8-row
-    data:str=None,                  # text:FILES, python:FOLDER, wikitext-2, wikitext-103 or openwebtext; gptq and qat read its training split, the table is of its test split
+    # int8 (3.625 bits a weight), lut-b (3.125), published (5.0), 2bit (2.375), 4bit (5.125), int8-256 or
+    # int8-row
+    geometry:str='int8',
+    # text:FILES, python:FOLDER, wikitext-2, wikitext-103 or openwebtext; gptq and qat read its training
+    # split, the table is of its test split
+    data:str=None,
     calibration_tokens:int=131072,  # that gptq reads, or qat with --start gptq
     test_tokens:int=65536,          # that the table is of
     context_len:int=None,           # tokens a window; by default what the model takes, 2048 at most
-    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit'; given several times, the first pattern that matches wins", action='append')=None,
-    **settings,                     # fields of `QuantConfig` and `TrainConfig`, for the training run of qat; the recipe's by default
+    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit'; "
+                   "given several times, the first pattern that matches wins", action='append')=None,
+    # fields of `QuantConfig` and `TrainConfig`, for the training run of qat; the recipe's by default
+    **settings,
 ):
-    "Quantize a model of the Llama family into a folder that transformers loads. Stopped, the same command goes on."
+    """Quantize a model of the Llama family into a folder that transformers loads.
+
+    Stopped, the same command goes on."""
     if not out: raise UserError("say where to write: --out FOLDER")
-    try: rows = quantize(model, out, method, geometry, data, calibration_tokens=calibration_tokens, test_tokens=test_tokens, context_len=context_len, overrides=override or (), **settings)
-    except KeyboardInterrupt: print(f"stopped; what is done is in {out}.work, and the same command goes on", file=sys.stderr); raise
+    try:
+        rows = quantize(model, out, method, geometry, data, calibration_tokens=calibration_tokens,
+                        test_tokens=test_tokens, context_len=context_len, overrides=override or (),
+                        **settings)
+    except KeyboardInterrupt:
+        print(f"stopped; what is done is in {out}.work, and the same command goes on", file=sys.stderr); raise
     print(as_markdown(rows))
     print(f"in {out}; load it with: import nativebit.hf, then AutoModelForCausalLM.from_pretrained({out!r})")

@@ -30,7 +30,7 @@ def held_as(
     method:str,         # a key of `METHODS` or `CALIBRATED`
     quant:QuantConfig,  # geometry
 )->QuantConfig:
-    "The geometry whose storage holds a method's entries: normal-float's are its own table's, and no narrow type has them."
+    "The geometry that stores a method's entries: no narrow type has those of normal-float's table."
     return replace(quant, codebook_dtype='float32') if method in BLOCK_BITS else quant
 
 def method_bits(
@@ -51,10 +51,12 @@ def posthoc_weight(
     method:str,             # a key of `METHODS`
 )->Float[Array, "O I"]:
     "A matrix with each weight replaced by its nearest entry."
-    return hard_weight(w, METHODS[method](to_blocks(w, quant.block_shape), quant.n_entries), held_as(method, quant))
+    return hard_weight(w, METHODS[method](to_blocks(w, quant.block_shape), quant.n_entries),
+                       held_as(method, quant))
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #400953fd
-CALIBRATED = {'hkmeans': dict(feedback=False), 'gptq-plain': dict(rounds=0), 'gptq': {}}   # arguments of `gptq_params`
+# arguments of `gptq_params`
+CALIBRATED = {'hkmeans': dict(feedback=False), 'gptq-plain': dict(rounds=0), 'gptq': {}}
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #53b86048
 def posthoc_books(
@@ -64,12 +66,17 @@ def posthoc_books(
     *, cfg=None,        # the network, for the calibrated ones
     calibration=None,   # their batches of tokens, each (B, T) int
 )->tuple:               # (tree of latent weights, {'layers.0.attn.q.codebook': (G, K), …})
-    "Codebooks for a trained network, without training. Raises `UserError` for an unknown method, or one without its calibration."
-    if method not in (*METHODS, *CALIBRATED): raise UserError(suggest('method', method, [*METHODS, *CALIBRATED]))
-    if method in CALIBRATED and calibration is None: raise UserError(f"{method} needs text to calibrate on: give cfg and calibration")
+    """Codebooks for a trained network, without training.
+
+    Raises `UserError` for an unknown method, or one without its calibration."""
+    if method not in (*METHODS, *CALIBRATED):
+        raise UserError(suggest('method', method, [*METHODS, *CALIBRATED]))
+    if method in CALIBRATED and calibration is None:
+        raise UserError(f"{method} needs text to calibrate on: give cfg and calibration")
     if method in CALIBRATED: return gptq_params(cfg, params, calibration, quant, **CALIBRATED[method])
     book = lambda w: METHODS[method](to_blocks(w, quant.block_shape), quant.n_entries)
-    return params, {n.replace('.weight', '.codebook'): book(w) for n,w in leaf_names(params).items() if re.search(MATRIX, n)}
+    return (params, {n.replace('.weight', '.codebook'): book(w)
+                     for n,w in leaf_names(params).items() if re.search(MATRIX, n)})
 
 def posthoc_params(
     params,             # tree of float weights
@@ -112,8 +119,10 @@ def evaluate_row(
     max_tokens=None,   # of each split; None: all
 )->dict:               # val_ppl, test_ppl, kl, kl_p99, top1
     "What a row of a results table says of a network; divergences are on the test split."
-    ppl = {s: evaluate_ppl(cfg, params, tokens[s], tokenizer, max_tokens=max_tokens)['ppl'] for s in ('valid', 'test')}
-    return dict(val_ppl=ppl['valid'], test_ppl=ppl['test'], **compare(cfg, teacher, params, tokens['test'], max_tokens=max_tokens))
+    ppl = {s: evaluate_ppl(cfg, params, tokens[s], tokenizer, max_tokens=max_tokens)['ppl']
+           for s in ('valid', 'test')}
+    return dict(val_ppl=ppl['valid'], test_ppl=ppl['test'],
+                **compare(cfg, teacher, params, tokens['test'], max_tokens=max_tokens))
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #de04d9a3
 def posthoc_row(
@@ -127,8 +136,12 @@ def posthoc_row(
     calibration=None,  # batches of tokens, for the methods that look at inputs
 )->dict:               # method, perplexities, divergences, bits_per_weight, bytes
     "Quantize by one method and evaluate."
-    new, bits = (params, 16.) if method == 'float' else (posthoc_params(params, quant, method, cfg=cfg, calibration=calibration), network_bits(params, quant, method))
-    return dict(method=method, **evaluate_row(cfg, params, new, tokens, tokenizer, max_tokens), bits_per_weight=bits, bytes=network_bytes(params, bits))
+    if method == 'float': new, bits = params, 16.
+    else:
+        new = posthoc_params(params, quant, method, cfg=cfg, calibration=calibration)
+        bits = network_bits(params, quant, method)
+    return dict(method=method, **evaluate_row(cfg, params, new, tokens, tokenizer, max_tokens),
+                bits_per_weight=bits, bytes=network_bytes(params, bits))
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #768a6320
 def posthoc_table(
@@ -142,7 +155,8 @@ def posthoc_table(
     calibration=None,  # batches of tokens, for the methods that look at inputs
 )->list:               # rows, as of `posthoc_row`
     "The float network and its post-hoc versions, one row each."
-    return [posthoc_row(cfg, params, quant, m, tokens, tokenizer, max_tokens, calibration) for m in ('float', *methods)]
+    return [posthoc_row(cfg, params, quant, m, tokens, tokenizer, max_tokens, calibration)
+            for m in ('float', *methods)]
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #10ea647e
 def load_float(ckpt)->tuple:
@@ -157,7 +171,12 @@ def calibration_text(
     tokenizer,      # as of `load_tokenizer`
     n_tokens:int,   # how many, rounded up to batches of 8 windows
 )->list:            # of (8, T) tokens
-    "Windows of a dataset's training split, in an order that never changes. Raises `UserError` where there is not one."
+    """Windows of a dataset's training split, in an order that never changes.
+
+    Raises `UserError` where there is not one."""
     tokens, T = prepare(dataset, tokenizer)[0]['train'], cfg.model.context_len
-    if len(tokens) <= T: raise UserError(f"the training split of {dataset} has {len(tokens)} tokens, too few to calibrate on (one window is {T}); use more text")
-    return calibration_batches(replace(cfg, train=replace(cfg.train, calibration_tokens=n_tokens, batch_size=8, accumulate=1, seed=0)), tokens)
+    if len(tokens) <= T:
+        raise UserError(f"the training split of {dataset} has {len(tokens)} tokens, "
+                        f"too few to calibrate on (one window is {T}); use more text")
+    train = replace(cfg.train, calibration_tokens=n_tokens, batch_size=8, accumulate=1, seed=0)
+    return calibration_batches(replace(cfg, train=train), tokens)

@@ -24,9 +24,10 @@ def rtn_codebook(
 def nf_table(
     n_entries:int,  # K
 )->Float[Array, "K"]:
-    "Quantiles of the normal distribution between -1 and 1, one of them zero: QLoRA's NF4 for any number of entries."
+    "Quantiles of the normal distribution in -1 … 1, one of them zero: QLoRA's NF4 for any number of entries."
     end = 1 - (1/(n_entries-1) + 1/n_entries)/4
-    half = lambda n: [NormalDist().inv_cdf(p)/NormalDist().inv_cdf(end) for p in np.linspace(end, .5, n+1)[:-1]]
+    half = lambda n: [NormalDist().inv_cdf(p)/NormalDist().inv_cdf(end)
+                      for p in np.linspace(end, .5, n+1)[:-1]]
     return jnp.array([-x for x in half(n_entries - 1 - n_entries//2)] + [0.] + half(n_entries//2)[::-1])
 
 # %% ../../nbs/07_ptq/02_from_weights.ipynb #5a25bed1

@@ -13,7 +13,8 @@ from dataclasses import replace
 from flax import nnx
 from jaxtyping import Array, Float
 from ..models.attention import exactly
-from ..quant.codebook import LLOYD_STEPS, assign, dequantize, init_codebook, lloyd, project, hard_weight
+from ..quant.codebook import (LLOYD_STEPS, assign, dequantize, init_codebook, lloyd, project,
+                                      hard_weight)
 from ..quant.blocks import from_blocks, to_blocks, block_of
 from ..config import Config, ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
@@ -73,14 +74,15 @@ def gptq_weight(
     u = jax.scipy.linalg.block_diag(feedback_factor(h), jnp.eye(pad))
     def slab(w, s):
         here = jax.lax.dynamic_slice(u, (s*bi, 0), (bi, n*bi))
-        new, err = _round_slab(jax.lax.dynamic_slice(w, (0, s*bi), (o, bi)), books[:, s], jax.lax.dynamic_slice(here, (0, s*bi), (bi, bi)))
+        new, err = _round_slab(jax.lax.dynamic_slice(w, (0, s*bi), (o, bi)), books[:, s],
+                               jax.lax.dynamic_slice(here, (0, s*bi), (bi, bi)))
         w = w - err @ jnp.where(jnp.arange(n*bi) >= (s+1)*bi, here, 0)
         return jax.lax.dynamic_update_slice(w, new, (0, s*bi)), None
     return jax.lax.scan(slab, jnp.pad(w, ((0, 0), (0, pad))), jnp.arange(n))[0][:, :i]
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #21610656
 def _refit_strip(h, ridge, strip):
-    "New entries (n·K,) of one row of blocks, from choices (bo, n, bi), weights (bo, n, bi) and old entries (n, K)."
+    "New entries (n·K,) of a row of blocks, from choices and weights (bo, n, bi) and old entries (n, K)."
     idx, w, old = strip
     s = jax.nn.one_hot(idx, old.shape[1])   # a choice of -1 is a row of zeros: filling
     a = jnp.einsum('oaik,aibj,objl->akbl', s, h, s).reshape(old.size, -1)
@@ -102,10 +104,13 @@ def refit_codebook(
     (bo, bi), (o, i), k = block_of(quant.block_shape, w.shape), w.shape, cb.shape[1]
     fill = ((0, -o % bo), (0, -i % bi))
     strips = lambda x, value: jnp.pad(x, fill, constant_values=value).reshape(-(-o//bo), bo, -1, bi)
-    idx = from_blocks(assign(to_blocks(latent, quant.block_shape), cb), w.shape, quant.block_shape).astype(jnp.int32)
+    idx = from_blocks(assign(to_blocks(latent, quant.block_shape),
+                             cb), w.shape, quant.block_shape).astype(jnp.int32)
     h = jnp.pad(damped(h), (0, -i % bi)).reshape(-(-i//bi), bi, -1, bi)
     at_once = max(1, 2**24//(bo*h.shape[0]*k*i))   # strips whose largest product takes 64 MB
-    new = jax.lax.map(partial(_refit_strip, h, ridge), (strips(idx, -1), strips(w, 0), cb.reshape(-(-o//bo), -1, k)), batch_size=min(at_once, -(-o//bo)))
+    new = jax.lax.map(partial(_refit_strip, h, ridge),
+                      (strips(idx, -1), strips(w, 0), cb.reshape(-(-o//bo), -1, k)),
+                      batch_size=min(at_once, -(-o//bo)))
     return project(jnp.sort(new.reshape(-1, k), 1), quant.codebook_dtype)
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #1301f012
@@ -138,8 +143,10 @@ def second_moments(
         x = x + layer.attn.o(h)
         m = layer.mlp_norm(x)
         f = layer.mlp.hidden(m)
-        given = {'attn.q': a, 'attn.k': a, 'attn.v': a, 'attn.o': h, 'mlp.gate': m, 'mlp.up': m, 'mlp.down': f}
-        return x + layer.mlp.down(f), {f'{n}.weight': jnp.einsum('bti,btj->ij', x, x) for n,x in given.items()}
+        given = {'attn.q': a, 'attn.k': a, 'attn.v': a, 'attn.o': h, 'mlp.gate': m, 'mlp.up': m,
+                 'mlp.down': f}
+        return (x + layer.mlp.down(f),
+                {f'{n}.weight': jnp.einsum('bti,btj->ij', x, x) for n,x in given.items()})
     return run
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #a11b0f5e
@@ -152,7 +159,8 @@ def quantize_layer(
 )->tuple:               # (latent weights, codebooks), by name
     "Codebooks and latent weights of one layer's matrices."
     flat = leaf_names(params)
-    one = lambda w, h, quant: gptq_matrix(w, h, quant, rounds) if feedback else (w, weighted_codebook(w, h, quant))
+    one = lambda w, h, quant: (gptq_matrix(w, h, quant, rounds) if feedback
+                               else (w, weighted_codebook(w, h, quant)))
     both = {n: exactly(one)(flat[n], moments[n], quant) for n,quant in quants.items()}
     return {n: w for n,(w, _) in both.items()}, {n: cb for n,(_, cb) in both.items()}
 
@@ -165,10 +173,13 @@ def gptq_params(
     *, feedback:bool=True,  # GPTQ; False: weighted k-means only
     rounds:int=ROUNDS,      # how many times GPTQ's entries are refitted
 )->tuple:                   # (tree of latent weights, {'layers.0.attn.q.codebook': (G, K), …})
-    "Quantize a network layer by layer, by what its inputs say of the errors. Q(latent) is the quantized network."
+    """Quantize a network layer by layer, by what its inputs say of the errors.
+
+    Q(latent) is the quantized network."""
     run, flat, codebooks = second_moments(cfg.model), leaf_names(params), {}
     xs = [flat['embed'][jnp.asarray(b)] for b in batches]
-    for i in tqdm(range(cfg.model.n_layers), 'gptq' if feedback else 'weighted k-means', leave=False, disable=None):
+    for i in tqdm(range(cfg.model.n_layers), 'gptq' if feedback else 'weighted k-means', leave=False,
+                  disable=None):
         layer = params['layers'][i]
         moments = jax.tree.map(lambda *h: sum(h), *[run(layer, x)[1] for x in xs])
         latent, books = quantize_layer(layer, moments, dict.fromkeys(moments, quant), feedback, rounds)
@@ -185,10 +196,13 @@ def lowered_gptq(
     batch:tuple,        # of calibration tokens: windows, tokens
 ):                      # yields programs, traced; `.compile()` compiles them
     "What `gptq_params` runs, before there are weights."
-    f32, layer = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
+    f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    layer = model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
     yield second_moments(model).lower(layer, f32((*batch, model.d_model)))
     for shape in {x.shape: 0 for n,x in leaf_names(layer).items() if x.ndim == 2}:
         w, h = f32(shape), f32(shape[1:]*2)
         cb = jax.eval_shape(lambda w, h: weighted_codebook(w, h, quant), w, h)
-        for run,args in ((weighted_codebook, (w, h)), (gptq_weight, (w, h, cb)), (refit_codebook, (w, h, w, cb))): yield exactly(run.lower)(*args, quant)
+        for run,args in ((weighted_codebook, (w, h)), (gptq_weight, (w, h, cb)),
+                         (refit_codebook, (w, h, w, cb))):
+            yield exactly(run.lower)(*args, quant)
         yield hard_weight.lower(w, cb, quant)

@@ -20,7 +20,7 @@ def posthoc_network(
     cfg:Config, params,  # a float network
     start:str,           # 'quantile', 'kmeans' or 'gptq'
     geometry=None,       # a key of `GEOMETRIES`; None: the config's own
-)->tuple:                # (Config, tree of evaluated weights, {'layers.0.attn.q.codebook': float32 codebooks, …})
+)->tuple:  # (Config, tree of evaluated weights, {'layers.0.attn.q.codebook': float32 codebooks, …})
     "Codebooks for a float network, without training."
     from nativebit.ptq.gptq import gptq_params
     from nativebit.quant.codebook import hard_params
@@ -28,13 +28,16 @@ def posthoc_network(
     from nativebit.utils.pytree import leaf_names
     cfg = override(cfg, nativebit=True, start=start, geometry=geometry)
     if start == 'gptq': params, books = gptq_params(cfg, params, calibration(cfg), cfg.quant)
-    else: books = {n.replace('.weight', '.codebook'): start_layer(w, cfg.quant)['codebook'] for n,w in leaf_names(params).items() if re.search(MATRIX, n)}
+    else:
+        books = {n.replace('.weight', '.codebook'): start_layer(w, cfg.quant)['codebook']
+                 for n,w in leaf_names(params).items() if re.search(MATRIX, n)}
     return cfg, hard_params(params, books, cfg.quant), books
 
 def calibration(cfg:Config):
     "The text that GPTQ reads: windows of the training split that the config names."
     from nativebit.ptq.baselines import calibration_text
-    return calibration_text(cfg, cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer), cfg.train.calibration_tokens)
+    return calibration_text(cfg, cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer),
+                            cfg.train.calibration_tokens)
 
 # %% ../../nbs/07_ptq/04_pack.ipynb #214a05cb
 def checkpoint_network(
@@ -42,18 +45,23 @@ def checkpoint_network(
     posthoc=None,   # for a float one: 'quantile', 'kmeans' or 'gptq'
     geometry=None,  # with `posthoc`
 )->tuple:           # (Config, {name: evaluated weights}, {'layers.0.attn.q': (codes, scale), …})
-    "What there is to pack of a checkpoint. Raises `UserError` for a float one without `posthoc`, and a quantized one with it."
+    """What there is to pack of a checkpoint.
+
+    Raises `UserError` for a float one without `posthoc`, and a quantized one with it."""
     from nativebit.models.checkpoint import load_checkpoint, load_network
     from nativebit.quant.codebook import stored_codebook
     from nativebit.utils.pytree import leaf_names
     cfg, params = load_network(ckpt)
-    if cfg.quant.nativebit and (posthoc or geometry): raise UserError(f"{ckpt} has codebooks already; leave --posthoc and --geometry out")
+    if cfg.quant.nativebit and (posthoc or geometry):
+        raise UserError(f"{ckpt} has codebooks already; leave --posthoc and --geometry out")
     if not cfg.quant.nativebit and not posthoc:
-        raise UserError(f"{ckpt} is a float checkpoint; train codebooks with nativebit train --init-from {ckpt}, "
+        raise UserError(f"{ckpt} is a float checkpoint; "
+                        f"train codebooks with nativebit train --init-from {ckpt}, "
                         "or find some now with --posthoc gptq (or kmeans)")
     if posthoc: cfg, params, books = posthoc_network(cfg, params, posthoc, geometry)
     else: books = {n: x for n,x in load_checkpoint(ckpt)[0].items() if n.endswith('.codebook')}
-    books = {n.removesuffix('.codebook'): stored_codebook(cb, cfg.quant.codebook_dtype) for n,cb in books.items()}
+    books = {n.removesuffix('.codebook'): stored_codebook(cb, cfg.quant.codebook_dtype)
+             for n,cb in books.items()}
     return cfg, {n: np.asarray(x) for n,x in leaf_names(params).items()}, books
 
 # %% ../../nbs/07_ptq/04_pack.ipynb #7f243d7b
@@ -69,19 +77,25 @@ def pack_checkpoint(
 
 # %% ../../nbs/07_ptq/04_pack.ipynb #951c850c
 def main(
-    what:str,               # checkpoint folder to pack; with --inspect a packed file, with --estimate a preset
+    what:str,  # checkpoint folder to pack; with --inspect a packed file, with --estimate a preset
     out:str=None,           # file to write, such as model.nbpack.safetensors
     embed:str='bfloat16',   # embedding: bfloat16, int8 (a scale a row) or float32 (then the norms too)
     posthoc:str=None,       # for a float checkpoint: find codebooks now, by gptq, kmeans or quantile
-    geometry:str=None,      # with --posthoc or --estimate: published, int8, lut-b, int8-256, int8-row, 2bit or 4bit; int8 by default
+    # with --posthoc or --estimate: published, int8, lut-b, int8-256, int8-row, 2bit or 4bit; int8 by default
+    geometry:str=None,
     force:bool=False,       # replace --out if it is there
     inspect:bool=False,     # only print the ledger of a packed file
     estimate:bool=False,    # only print the ledger that a preset's file would have, such as tpu-2b
 ):
     "Pack a quantized checkpoint into one file, and print what it is made of."
-    if inspect + estimate + bool(out) != 1: raise UserError("give one of: CHECKPOINT --out FILE, --inspect FILE, --estimate PRESET")
+    if inspect + estimate + bool(out) != 1:
+        raise UserError("give one of: CHECKPOINT --out FILE, --inspect FILE, --estimate PRESET")
     need(embed in FLOATS, 'embed', embed, f"one of {', '.join(FLOATS)}")
-    if estimate: return print(ledger_text(estimate_ledger(cfg := get_config(what, geometry=geometry or 'int8'), embed, tokenizer_note(cfg))))
+    if estimate:
+        return print(ledger_text(estimate_ledger(cfg := get_config(what, geometry=geometry or 'int8'), embed,
+                                                 tokenizer_note(cfg))))
     if inspect: return print(ledger_text(file_ledger(what)))
-    if Path(out).exists() and not force: raise UserError(f"{out} exists; add --force to replace it, or choose another --out")
-    print(ledger_text(file_ledger(pack_checkpoint(what, out, embed, posthoc=posthoc, geometry=geometry or ('int8' if posthoc else None)))))
+    if Path(out).exists() and not force:
+        raise UserError(f"{out} exists; add --force to replace it, or choose another --out")
+    print(ledger_text(file_ledger(pack_checkpoint(what, out, embed, posthoc=posthoc,
+                                                  geometry=geometry or ('int8' if posthoc else None)))))

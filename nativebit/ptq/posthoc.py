@@ -64,24 +64,33 @@ def sweep_rows(
 def main(
     ckpt:str='data/stdlib',        # float checkpoint folder
     methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq
-    geometry:str='int8',           # comma-separated: published, int8, lut-b, int8-256, int8-row, 2bit, 4bit; or all
+    geometry:str='int8',  # comma-separated: published, int8, lut-b, int8-256, int8-row, 2bit, 4bit; or all
     bits:str='',                   # comma-separated index bits, such as 2,3,4; the geometry's own by default
-    dataset:str='stdlib',          # evaluated on: stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER or text:FILES
+    # evaluated on: stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER or text:FILES
+    dataset:str='stdlib',
     max_tokens:int=None,           # of each split; all by default
-    calibration:str=None,          # dataset whose training split hkmeans, gptq-plain and gptq read; by default the one of --dataset
+    # dataset whose training split hkmeans, gptq-plain and gptq read; by default the one of --dataset
+    calibration:str=None,
     calibration_tokens:int=32768,  # how many of its tokens
-    out:str=None,                  # .jsonl file that keeps each row; given again, rows already in it are not made again
+    out:str=None,  # .jsonl file that keeps each row; given again, rows already in it are not made again
 ):
     "Quantize a trained network without training it, and compare with the float one."
     need(max_tokens is None or max_tokens > 0, 'max_tokens', max_tokens, "at least 1")
-    start, names, quants = time.time(), chosen('method', methods, (*METHODS, *CALIBRATED)), chosen_geometries(geometry, bits)
     need(calibration_tokens >= 1, 'calibration_tokens', calibration_tokens, "at least 1")
-    if calibration and not {*names} & {*CALIBRATED}: raise UserError(f"--calibration changes nothing for {methods}, which read no text; leave it out, or add one of {', '.join(CALIBRATED)}")
-    setup = dict(ckpt=ckpt, weights=weights_digest(ckpt), dataset=dataset, max_tokens=max_tokens, calibration=calibration or dataset, calibration_tokens=calibration_tokens)
+    start = time.time()
+    names = chosen('method', methods, (*METHODS, *CALIBRATED))
+    quants = chosen_geometries(geometry, bits)
+    if calibration and not {*names} & {*CALIBRATED}:
+        raise UserError(f"--calibration changes nothing for {methods}, which read no text; "
+                        f"leave it out, or add one of {', '.join(CALIBRATED)}")
+    setup = dict(ckpt=ckpt, weights=weights_digest(ckpt), dataset=dataset, max_tokens=max_tokens,
+                 calibration=calibration or dataset, calibration_tokens=calibration_tokens)
     cfg, params = load_float(ckpt)
     tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
     tokens = prepare(dataset, tok)[0]
-    text = calibration_text(cfg, setup['calibration'], tok, calibration_tokens) if {*names} & {*CALIBRATED} else None
+    text = (calibration_text(cfg, setup['calibration'], tok, calibration_tokens) if {*names} & {*CALIBRATED}
+            else None)
     row = lambda quant, method: posthoc_row(cfg, params, quant, method, tokens, tok, max_tokens, text)
-    rows = sweep_rows([('float', '', None), *((m, g, q) for q,g in quants.items() for m in names)], row, setup, out)
+    rows = sweep_rows([('float', '', None), *((m, g, q) for q,g in quants.items() for m in names)], row,
+                      setup, out)
     print(as_markdown(rows), '', f"{len(rows)} rows in {time.time()-start:.0f} s", sep='\n')

@@ -93,7 +93,8 @@ def decode_attention_kernel(q, k, v, cos, sin, keys, values, at, y, q_batch, k_b
         a = tl.load(keys + row + half[None, :], mask=s < pos, other=0.).to(tl.float32)  # (TILE, H/2)
         b = tl.load(keys + row + HALF + half[None, :], mask=s < pos, other=0.).to(tl.float32)
         w = tl.load(values + row + full[None, :], mask=s < pos, other=0.).to(tl.float32)
-        z = tl.where(s0 + tl.arange(0, TILE) < pos, tl.sum(a*qa[None, :] + b*qb[None, :], 1)*scale, float('-inf'))
+        z = tl.where(s0 + tl.arange(0, TILE) < pos, tl.sum(a*qa[None, :] + b*qb[None, :], 1)*scale,
+                     float('-inf'))
         high = tl.maximum(top, tl.max(z, 0))
         p, old = tl.exp(z - high), tl.exp(top - high)
         total, acc, top = total*old + tl.sum(p, 0), acc*old + tl.sum(p[:, None]*w, 0), high
@@ -111,16 +112,19 @@ def triton_attention(
 )->Tensor:         # (B, 1, N, H)
     "`cached_attention` for one token, in one kernel."
     (B, _, N, H), y = q.shape, q.new_empty(q.shape[0], 1, q.shape[2], q.shape[3])
-    decode_attention_kernel[N, B](q, k, v, cos, sin, keys, values, at, y, q.stride(0), k.stride(0), v.stride(0), keys.shape[1], H**-.5,
+    decode_attention_kernel[N, B](q, k, v, cos, sin, keys, values, at, y, q.stride(0), k.stride(0),
+                                  v.stride(0), keys.shape[1], H**-.5,
                                   GROUP=N//k.shape[2], HALF=H//2, TILE=tile, num_warps=warps)
     return y
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #6884229d
 @torch.library.custom_op('nativebit::decode_attention', mutates_args=('keys', 'values'))
-def decode_attention(q:Tensor, k:Tensor, v:Tensor, cos:Tensor, sin:Tensor, keys:Tensor, values:Tensor, at:Tensor)->Tensor:
+def decode_attention(q:Tensor, k:Tensor, v:Tensor, cos:Tensor, sin:Tensor, keys:Tensor, values:Tensor,
+                     at:Tensor)->Tensor:
     "Attention of one new token over the cache, which it is written into; arguments as of `cached_attention`."
     H, packed_heads = q.shape[-1], all(x.stride(2) == x.shape[3] and x.stride(3) == 1 for x in (q, k, v))
-    if q.is_cuda and packed_heads and H & (H-1) == 0 and H >= 16: return triton_attention(q, k, v, cos, sin, keys, values, at)
+    if q.is_cuda and packed_heads and H & (H-1) == 0 and H >= 16:
+        return triton_attention(q, k, v, cos, sin, keys, values, at)
     return cached_attention(q, k, v, cos, sin, keys, values, at).contiguous()
 
 @decode_attention.register_fake

@@ -31,7 +31,8 @@ def random_parts(
     (bo, bi), bits = block_of(quant.block_shape, shape), index_width(quant.n_entries)
     G = -(-shape[0]//bo) * -(-shape[1]//bi)
     words = torch.randint(-2**31, 2**31, (G, bo*bi//32, bits), dtype=torch.int32, device=device)
-    codes, scale = encode_codebook(.02*torch.randn(G, quant.n_entries, device=device).sort(1).values, quant.codebook_dtype)
+    codes, scale = encode_codebook(.02*torch.randn(G, quant.n_entries, device=device).sort(1).values,
+                                   quant.codebook_dtype)
     return words, codes, None if scale is None else scale.reshape(-1), shape
 
 def random_network(
@@ -41,7 +42,8 @@ def random_network(
 )->NativeBitGPT:
     "A packed network that says nothing sensible."
     shapes = dict(param_shapes(cfg.model))
-    make = lambda names: stack_packed([random_parts(shapes[f'{n}.weight'], cfg.quant, device) for n in names], cfg.quant.block_shape)
+    make = lambda names: stack_packed([random_parts(shapes[f'{n}.weight'], cfg.quant, device) for n in names],
+                                      cfg.quant.block_shape)
     def floats(name, shape):
         if len(shape) == 1: return torch.ones(shape, dtype=dtype), None
         x = torch.randint(-127, 128, shape, dtype=torch.int8, device=device)
@@ -54,7 +56,8 @@ def dequantized(
     dtype=torch.bfloat16,  # of the weights and activations
 )->NativeBitGPT:
     "The same network, every matrix and table looked up."
-    other = copy.deepcopy(model, {id(m): m.dense(dtype) for m in model.modules() if isinstance(m, PackedLinear)})
+    other = copy.deepcopy(model,
+                          {id(m): m.dense(dtype) for m in model.modules() if isinstance(m, PackedLinear)})
     other.dtype = dtype
     for layer in other.layers: layer.fused = None
     for m in other.modules():
@@ -63,13 +66,15 @@ def dequantized(
         table, scale = getattr(model, name), getattr(model, f'{name}_scale')
         if table is None: continue
         table = table if scale is None else table.float()*scale[:, None]
-        setattr(other, name, nn.Parameter(table.to(dtype), requires_grad=False)); setattr(other, f'{name}_scale', None)
+        setattr(other, name, nn.Parameter(table.to(dtype), requires_grad=False))
+        setattr(other, f'{name}_scale', None)
     return other
 
 def bytes_per_token(model:NativeBitGPT)->int:
     "Bytes of weights a decode step reads."
     matrices = sum(m.nbytes for m in model.modules() if isinstance(m, Stacked))
-    floats = sum(p.nbytes for n,p in model.named_parameters() if not n.startswith('embed' if model.head is not None else 'head'))
+    floats = sum(p.nbytes for n,p in model.named_parameters()
+                 if not n.startswith('embed' if model.head is not None else 'head'))
     return matrices + floats
 
 # %% ../../nbs/11_pytorch/06_benchmark.ipynb #35740c64
@@ -83,18 +88,22 @@ def decode_speed(
     m = decoder.model.cfg
     need(n_tokens >= 8, 'max_tokens', n_tokens, "at least 8 for a benchmark")
     room = m.context_len - n_tokens
-    need(1 <= context <= room, 'context', context, f"from 1 to {room}, so that {n_tokens} more tokens fit the {m.context_len} of the network")
+    need(1 <= context <= room, 'context', context,
+         f"from 1 to {room}, so that {n_tokens} more tokens fit the {m.context_len} of the network")
     ids = torch.randint(0, m.vocab_size, (context,), generator=torch.Generator().manual_seed(0)).tolist()
     times = [time.perf_counter(), *(time.perf_counter() for _ in generate(decoder, ids, n_tokens, **how))]
     gaps = [b-a for a,b in zip(times, times[1:])]
     ms, size = 1000*statistics.median(gaps[5:]), bytes_per_token(decoder.model)
-    return dict(ms=round(ms, 4), tokens_per_s=round(1000/ms, 1), bytes_per_token=size, gb_per_s=round(size/ms/1e6, 2), start_s=round(gaps[0], 1))
+    return dict(ms=round(ms, 4), tokens_per_s=round(1000/ms, 1), bytes_per_token=size,
+                gb_per_s=round(size/ms/1e6, 2), start_s=round(gaps[0], 1))
 
-def device_name(device)->str: return torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else 'CPU'
+def device_name(device)->str:
+    return torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else 'CPU'
 
 def speed_line(row:dict)->str:
     "One line for the terminal."
-    return (f"{row['end_to_end']}: {row['tokens_per_s']} tokens/s, {row['ms']} ms a token; {row['bytes_per_token']/1e6:.2f} MB of weights a token, "
+    return (f"{row['end_to_end']}: {row['tokens_per_s']} tokens/s, {row['ms']} ms a token; "
+            f"{row['bytes_per_token']/1e6:.2f} MB of weights a token, "
             f"{row['gb_per_s']} GB/s, {row['context']} tokens of context, on {row['device']}")
 
 # %% ../../nbs/11_pytorch/06_benchmark.ipynb #debf64f1
@@ -107,10 +116,12 @@ def run_benchmark(
 )->list:                 # two records
     "Speed of a network, and of the same in dense bfloat16."
     packed, rows = any(isinstance(m, PackedLinear) for m in model.modules()), []
-    for label,net in ((f"{name} {'packed' if packed else 'looked up'}", lambda: model), (f'{name} dense bfloat16', lambda: dequantized(model))):
+    for label,net in ((f"{name} {'packed' if packed else 'looked up'}", lambda: model),
+                      (f'{name} dense bfloat16', lambda: dequantized(model))):
         torch.compiler.reset()
         decoder = Decoder(net(), **how)
-        place = dict(context=context, dtype=str(decoder.model.dtype)[6:], **how, one_launch=decoder.plan is not None, device=device_name(decoder.at.device))
+        place = dict(context=context, dtype=str(decoder.model.dtype)[6:], **how,
+                     one_launch=decoder.plan is not None, device=device_name(decoder.at.device))
         row = dict(end_to_end=label, **decode_speed(decoder, context, n_tokens), **place)
         print(speed_line(row), flush=True)
         if out:

@@ -16,7 +16,7 @@ from ..kernels.megakernel import token_plan
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #085c6a0a
 def likeliest(logits:Float[Tensor, "V"])->Integer[Tensor, ""]:
-    "The index of the largest, in two steps: one reduction over a vocabulary keeps one processor busy and the others waiting."
+    "The index of the largest, in two steps: one reduction over a vocabulary would keep one processor busy."
     rows = F.pad(logits, (0, -len(logits)%128), value=-torch.inf).view(128, -1)
     best, where = rows.max(-1)
     row = best.argmax()
@@ -26,7 +26,8 @@ def choose(
     logits:Float[Tensor, "V"],
     noise:Float[Tensor, "V"],  # exponential, fresh for each token
     temperature:float,         # 0: the likeliest token
-    top_k:int, top_p:float,    # keep the top_k likeliest (0: all), and of them those that hold top_p of the probability
+    # keep the top_k likeliest (0: all), and of them those that hold top_p of the probability
+    top_k:int, top_p:float,
 )->Integer[Tensor, ""]:
     "Draw a token."
     if temperature == 0: return likeliest(logits)
@@ -74,22 +75,26 @@ class Decoder:
         *, compile:bool=False,   # with torch.compile
         graph:bool=False,        # replay a CUDA graph
         backend:str='inductor',  # of torch.compile
-        one_launch:bool=True,    # take a token through all layers in one launch, where they fit (09_kernels/07_megakernel)
+        # take a token through all layers in one launch, where they fit (09_kernels/07_megakernel)
+        one_launch:bool=True,
     ):
         device = model.embed.device
         for layer in model.layers: layer.fuse(model.dtype)
         self.model, self.cache, self.graph, self.steps = model, model.empty_cache(), graph, {}
         self.plan = token_plan(model, self.cache) if one_launch else None
-        self.token, self.at = torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        self.token, self.at = (torch.zeros(1, 1, dtype=torch.long, device=device),
+                               torch.zeros(1, dtype=torch.long, device=device))
         self.noise, self.draws = torch.ones(model.cfg.vocab_size, device=device), torch.Generator(device)
         self.host = torch.zeros(1, 1, dtype=torch.long, pin_memory=device.type == 'cuda')
-        self.run = torch.compile(decode_step, backend=backend, fullgraph=True, dynamic=False) if compile else decode_step
+        self.run = (torch.compile(decode_step, backend=backend, fullgraph=True, dynamic=False) if compile
+                    else decode_step)
 
     def prepared(self, how):
         "The step for these options, recorded where it should be."
         if how not in self.steps:
             self.at.zero_()
-            step = partial(self.run, self.model, self.cache, self.plan is not None, self.token, self.at, self.noise, *how)
+            step = partial(self.run, self.model, self.cache, self.plan is not None, self.token, self.at,
+                           self.noise, *how)
             self.steps[how] = recorded(step) if self.graph else step
         return self.steps[how]
 
@@ -102,7 +107,8 @@ class Decoder:
         self.prepared(how)
         tokens, at = torch.tensor([ids], device=self.at.device), torch.arange(len(ids), device=self.at.device)
         self.fresh_noise(how)
-        self.token.fill_(choose(self.model.scores(self.model.hidden(tokens, self.cache, at)[0, -1]), self.noise, *how))
+        self.token.fill_(choose(self.model.scores(self.model.hidden(tokens, self.cache, at)[0, -1]),
+                                self.noise, *how))
         self.at.fill_(len(ids))
 
     @torch.no_grad()
@@ -130,7 +136,8 @@ def generate(
     stop=(),              # tokens that end the text
 ):                        # yields tokens, each as soon as it is there
     "Continue a text."
-    how, T, ids, at = (float(temperature), top_k, float(top_p)), decoder.model.cfg.context_len, list(ids), None
+    how, T, ids, at = ((float(temperature), top_k, float(top_p)), decoder.model.cfg.context_len, list(ids),
+                       None)
     decoder.draws.manual_seed(seed)
     for i in range(n_tokens):
         if at is None or at == T:

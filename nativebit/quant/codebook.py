@@ -77,11 +77,12 @@ def _rank(b, t):
     return pos
 
 def _sorted_lloyd(b, cb, steps):
-    "Lloyd on sorted blocks: an entry's weights lie side by side, and their sum is the difference of two running sums."
+    "Lloyd on sorted blocks, where an entry's weights lie side by side and two running sums give theirs."
     b = jnp.sort(b, axis=1)
     total = jnp.pad(jnp.cumsum(b, 1), ((0, 0), (1, 0)))
     def step(_, cb):
-        at = jnp.pad(jnp.pad(_rank(b, thresholds(cb)), ((0, 0), (1, 0))), ((0, 0), (0, 1)), constant_values=b.shape[1])
+        at = jnp.pad(jnp.pad(_rank(b, thresholds(cb)), ((0, 0), (1, 0))), ((0, 0), (0, 1)),
+                     constant_values=b.shape[1])
         counts, sums = jnp.diff(at), jnp.diff(jnp.take_along_axis(total, at, 1))
         return jnp.where(counts > 0, sums/jnp.maximum(counts, 1), cb)
     return jax.lax.fori_loop(0, steps, step, cb)
@@ -97,8 +98,10 @@ def lloyd(
     def step(_, cb):
         counts, sums = cluster_stats(b, assign(b, cb), cb.shape[1], weight)
         return jnp.where(counts > 0, sums/jnp.where(counts > 0, counts, 1), cb)
-    if weight is None: cb, steps = _sorted_lloyd(b, cb, steps-1), min(steps, 1)   # the last step sums the weights themselves
-    return jax.lax.cummax(jax.lax.fori_loop(0, steps, step, cb), axis=1)          # means of equal weights can differ in the last bit
+    # the last step sums the weights themselves
+    if weight is None: cb, steps = _sorted_lloyd(b, cb, steps-1), min(steps, 1)
+    # means of equal weights can differ in the last bit
+    return jax.lax.cummax(jax.lax.fori_loop(0, steps, step, cb), axis=1)
 
 # %% ../../nbs/01_quant/02_codebook.ipynb #a40f84c2
 LLOYD_STEPS = 100  # enough to converge on blocks of a few hundred weights
@@ -126,8 +129,9 @@ def round_to(
     x:Float[Array, "..."],  # float32
     mantissa:int,           # bits of the narrower type's mantissa
     min_exponent:int,       # exponent of its smallest normal number
-)->Float[Array, "..."]:     # float32 numbers that the narrower type holds exactly, as long as they are not too large for it
-    "Round to the nearest number of a narrower floating-point type, on a tie to the even one, by float32 arithmetic alone."
+# float32 numbers that the narrower type holds exactly, as long as they are not too large for it
+)->Float[Array, "..."]:
+    "Round to a narrower floating-point type's nearest number, ties to even, by float32 arithmetic alone."
     step = jnp.maximum(exponent(x), min_exponent) - mantissa
     return jnp.round(x*power_of_two(-step))*power_of_two(step)
 
@@ -164,10 +168,11 @@ SCALE_DTYPE = dict(int8=jnp.float16, float8_e4m3=jnp.float32)
 def encode_codebook(
     cb:Float[Array, "G K"],   # codebooks of one matrix
     codebook_dtype:str,       # a key of `CODE_DTYPE`
-)->tuple:                     # codes (G, K), scale: (G, 1) float16 for int8, (1, 1) float32 for float8_e4m3, else None
+)->tuple:  # codes (G, K), scale: (G, 1) float16 for int8, (1, 1) float32 for float8_e4m3, else None
     "What storage holds of the codebooks of one matrix."
     codes, scale = rounded_codebook(cb, codebook_dtype)
-    return codes.astype(CODE_DTYPE[codebook_dtype]), None if scale is None else scale.astype(SCALE_DTYPE[codebook_dtype])
+    return (codes.astype(CODE_DTYPE[codebook_dtype]),
+            None if scale is None else scale.astype(SCALE_DTYPE[codebook_dtype]))
 
 # %% ../../nbs/01_quant/02_codebook.ipynb #5d1010c3
 def decode_codebook(codes, scale)->Float[Array, "G K"]:
@@ -195,7 +200,9 @@ def bits_per_weight(
     quant:QuantConfig,  # the geometry
     shape:tuple=None,   # of one matrix, (out, in); None: one that divides evenly and is large
 )->float:
-    "Index, codebook and scale bits of a matrix, over its number of weights. An index counts ⌈log₂K⌉ bits; files have 2, 3, 4 or 8 (`02_formats/01_bitpacking`)."
+    """Index, codebook and scale bits of a matrix, over its number of weights.
+
+    An index counts ⌈log₂K⌉ bits; files have 2, 3, 4 or 8 (`02_formats/01_bitpacking`)."""
     o, i = shape or [4096*(s or 1) for s in quant.block_shape]
     bo, bi = block_of(quant.block_shape, (o, i))
     blocks = -(-o//bo) * -(-i//bi)
@@ -240,4 +247,5 @@ def hard_params(
 ):                      # the same tree, each weight that has codebooks its Q(w)
     "`hard_weight` of a whole network."
     flat, of = leaf_names(params), lambda n: n.removesuffix('codebook') + 'weight'
-    return with_leaves(params, flat | {of(n): hard_weight(flat[of(n)], jnp.asarray(cb), quant) for n,cb in books.items()})
+    return with_leaves(params, flat | {of(n): hard_weight(flat[of(n)], jnp.asarray(cb), quant)
+                                       for n,cb in books.items()})

@@ -18,4 +18,5 @@ def compute_quant_reg(
 )->Float[Array, ""]:
     "Squared distance of all weights from their entries, over the number of quantized matrices."
     layers = quantized_layers(params).values()
-    return sum(((w - stop_gradient(hard_weight(w, cb, quant)))**2).sum() for w,cb in layers)/max(1, len(layers))
+    total = sum(((w - stop_gradient(hard_weight(w, cb, quant)))**2).sum() for w,cb in layers)
+    return total/max(1, len(layers))

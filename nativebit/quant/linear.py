@@ -14,7 +14,8 @@ from flax import nnx
 from jax.lax import stop_gradient
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
-from .codebook import assign, cluster_stats, dequantize, init_codebook, kmeans_codebook, project, thresholds, block_shape_of, hard_weight, quantized_layers
+from .codebook import (assign, cluster_stats, dequantize, init_codebook, kmeans_codebook,
+                                      project, thresholds, block_shape_of, hard_weight, quantized_layers)
 from .blocks import to_blocks
 from ..config import QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
@@ -23,7 +24,8 @@ from .codebook_gradient import adam_entries, codebook_gradient
 from .ste import quant_delta
 
 # %% ../../nbs/01_quant/07_linear.ipynb #1deaa8d9
-def first_counts(cb, quant)->EMAState: return EMAState(*[jnp.zeros_like(cb)]*2) if quant.codebook_lr else ema_init(cb)
+def first_counts(cb, quant)->EMAState:
+    return EMAState(*[jnp.zeros_like(cb)]*2) if quant.codebook_lr else ema_init(cb)
 
 @partial(jax.jit, static_argnames='quant')
 def start_layer(
@@ -43,7 +45,8 @@ def layer_state(
     quant:QuantConfig,       # geometry
 )->dict:                     # codebook, counts, sums, delta
     "A layer's quantizer state, its delta fresh."
-    return dict(codebook=cb, counts=ema.counts, sums=ema.sums, delta=quant_delta(w, hard_weight(w, cb, quant)))
+    return dict(codebook=cb, counts=ema.counts, sums=ema.sums,
+                delta=quant_delta(w, hard_weight(w, cb, quant)))
 
 # %% ../../nbs/01_quant/07_linear.ipynb #40493806
 @partial(jax.jit, static_argnames='quant')
@@ -90,12 +93,13 @@ def gathered(x):
 def split_batch(
     x,  # (B, …)
 ):      # the same values
-    "A batch split over all devices of the mesh in use; without a mesh, or where it does not divide, the batch."
+    "A batch split over the devices of the mesh in use; with no mesh, or where it can't be cut, the batch."
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or x.shape[0] % mesh.size else _laid_out(x, mesh.axis_names)
 
 # %% ../../nbs/01_quant/07_linear.ipynb #a6e62b8d
-class QuantState(nnx.Variable): "Quantizer state of a layer: codebook, EMA counts and sums, cached delta. The optimizer never sees it."
+class QuantState(nnx.Variable):
+    "Quantizer state of a layer: codebook, EMA counts and sums, cached delta. The optimizer never sees it."
 
 class NativeBitDense(nnx.Module):
     "A linear layer whose weight is drawn to its codebooks: y = x (w + sg(δ))ᵀ."
@@ -116,7 +120,8 @@ class NativeBitDense(nnx.Module):
         "What the forward pass multiplies with; its gradient is the latent weight's."
         return self.weight[...] if self.delta is None else self.weight[...] + stop_gradient(self.delta[...])
 
-    def biased(self, y:Float[Array, "... O"])->Float[Array, "... O"]: return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+    def biased(self, y:Float[Array, "... O"])->Float[Array, "... O"]:
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
     def __call__(self,
         x:Float[Array, "... I"],  # inputs, in the compute dtype
@@ -124,11 +129,12 @@ class NativeBitDense(nnx.Module):
 
 # %% ../../nbs/01_quant/07_linear.ipynb #9ae624f1
 def _each_layer(params, f, extra={}):
-    "Replace in each quantized layer of a tree the leaves that `f(leaves of the layer, and what `extra` has of it)` returns."
+    "Replace in each quantized layer of a tree what `f(its leaves, and what `extra` has of it)` returns."
     flat, shapes = leaf_names(params), {}
     for p in quantized_layers(params):
         layer = {n[len(p):]: x for n,x in (flat | extra).items() if n.startswith(p)}
-        shapes.setdefault(layer['weight'].shape, {})[p] = {n: x for n,x in layer.items() if isinstance(x, jax.Array)}
+        arrays = {n: x for n,x in layer.items() if isinstance(x, jax.Array)}
+        shapes.setdefault(layer['weight'].shape, {})[p] = arrays
     for layers in shapes.values():
         out = jax.vmap(f)(jax.tree.map(lambda *x: jnp.stack(x), *layers.values()))
         for i,p in enumerate(layers): flat.update({p+n: x[i] for n,x in out.items()})
@@ -148,18 +154,22 @@ def requantize_params(
     quant:QuantConfig,  # geometry, decay, and which EMA
 ):                      # the same tree, codebooks moved and deltas fresh
     "One codebook update of every layer."
-    return _each_layer(params, lambda l: requantize_layer(l['weight'], l['codebook'], EMAState(l['counts'], l['sums']), quant))
+    moved = lambda l: requantize_layer(l['weight'], l['codebook'], EMAState(l['counts'], l['sums']), quant)
+    return _each_layer(params, moved)
 
 def learn_params(
-    params,             # a tree with `weight`, `codebook`, `counts`, `sums`, `delta` leaves, weights already updated
+    params,  # a tree with `weight`, `codebook`, `counts`, `sums`, `delta` leaves, weights already updated
     old, grads,         # trees of the weights before, and of their gradients
     quant:QuantConfig,  # geometry
     lr, t,              # of the entries; steps taken, from 1
 ):                      # the same tree, entries moved and deltas fresh
     "One gradient step on the entries of every layer."
-    old, grads = [{n: x for n,x in leaf_names(tree).items() if n.endswith('.weight')} for tree in (old, grads)]
-    extra = {n.removesuffix('weight')+k: x for k,tree in (('old', old), ('grad', grads)) for n,x in tree.items()}
-    return _each_layer(params, lambda l: learn_layer(l['old'], l['weight'], l['grad'], l, quant, lr, t), extra)
+    old, grads = [{n: x for n,x in leaf_names(tree).items() if n.endswith('.weight')}
+                  for tree in (old, grads)]
+    extra = {n.removesuffix('weight')+k: x for k,tree in (('old', old), ('grad', grads))
+             for n,x in tree.items()}
+    return _each_layer(params, lambda l: learn_layer(l['old'], l['weight'], l['grad'], l, quant, lr, t),
+                       extra)
 
 # %% ../../nbs/01_quant/07_linear.ipynb #a290614b
 @partial(jax.jit, static_argnames='quant')
@@ -180,7 +190,8 @@ def layer_diagnostics(
     w:Float[Array, "O I"],   # latent weights
     cb:Float[Array, "G K"],  # codebooks
     quant:QuantConfig|None=None,  # geometry; None: row blocks, float32 entries
-)->tuple:                    # squared error, squared weights, utilization a block (G,), dead entries, number of weights near a threshold
+# squared error, squared weights, utilization a block (G,), dead entries, number of weights near a threshold
+)->tuple:
     "What `compute_quant_diagnostics` adds up."
     b = to_blocks(w, block_shape_of(w, cb, quant))
     p = project(cb, quant.codebook_dtype) if quant else cb
@@ -188,18 +199,21 @@ def layer_diagnostics(
     share = cluster_stats(b, idx, cb.shape[1])[0]/b.shape[1]
     entropy = -jnp.where(share > 0, share*jnp.log(jnp.maximum(share, 1e-9)), 0).sum(1)
     near = jnp.abs(b[..., None] - thresholds(p)[:, None]) < .05*jnp.diff(p)[:, None]   # in the middle tenth
-    return ((dequantize(idx, p) - b)**2).sum(), (b**2).sum(), jnp.exp(entropy)/cb.shape[1], share == 0, near.sum()
+    return (((dequantize(idx, p) - b)**2).sum(), (b**2).sum(), jnp.exp(entropy)/cb.shape[1], share == 0,
+            near.sum())
 
 # %% ../../nbs/01_quant/07_linear.ipynb #8dfa0164
 def compute_quant_diagnostics(
     params,                  # a tree with `weight` and `codebook` leaves
     quant:QuantConfig|None=None,  # geometry; None: row blocks, float32 entries
-)->dict:                     # quant_error_rms, codebook_utilization, dead_entries_frac, near_threshold_frac: scalars
+)->dict:  # quant_error_rms, codebook_utilization, dead_entries_frac, near_threshold_frac: scalars
     "Quantization error relative to the RMS of the weights, and how the entries are used."
     layers = quantized_layers(params).values()
     err, sq, used, dead, near = zip(*[layer_diagnostics(w, cb, quant) for w,cb in layers])
-    return dict(quant_error_rms=jnp.sqrt(sum(err)/sum(sq)), near_threshold_frac=sum(near)/sum(w.size for w,_ in layers),
-                codebook_utilization=jnp.concatenate(used).mean(), dead_entries_frac=jnp.concatenate([d.ravel() for d in dead]).mean())
+    return dict(quant_error_rms=jnp.sqrt(sum(err)/sum(sq)),
+                near_threshold_frac=sum(near)/sum(w.size for w,_ in layers),
+                codebook_utilization=jnp.concatenate(used).mean(),
+                dead_entries_frac=jnp.concatenate([d.ravel() for d in dead]).mean())
 
 def lowered_diagnostics(
     params,                  # as of `compute_quant_diagnostics`, or its shapes

@@ -28,18 +28,26 @@ from .benchmark import step_flops
 from .step import _compiled_step, first_state, state_shapes, structure
 
 # %% ../../nbs/08_train/08_aot.ipynb #eba86f6a
-SLICES = {'v5e-8': 'v5e:2x4', 'v6e-8': 'v6e:2x4', 'v6e-16': 'v6e:4x4', 'v5p-8': 'v5:2x2x1', 'tpu7x-4': 'tpu7x:2x2x1'}
+SLICES = {'v5e-8': 'v5e:2x4', 'v6e-8': 'v6e:2x4', 'v6e-16': 'v6e:4x4', 'v5p-8': 'v5:2x2x1',
+          'tpu7x-4': 'tpu7x:2x2x1'}
 
 def tpu_devices(
     topology:str,  # 'v6e:2x4', or a name of `SLICES`
 )->list:           # devices that can be compiled for, not used
-    "The devices of a TPU slice that need not exist. Raises `UserError` where there is no such slice, or no compiler for it."
-    if find_spec('libtpu') is None: raise UserError("the TPU compiler is not installed: pip install -e '.[tpu]'")
-    os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v6e-8', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0',
-                      ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_MIN_LOG_LEVEL='3', TPU_STDERR_LOG_LEVEL='3')   # no TPU, no questions to its host, no chatter
-    try: return topologies.get_topology_desc(platform='tpu', topology_name=SLICES.get(topology, topology)).devices
+    """The devices of a TPU slice that need not exist.
+
+    Raises `UserError` where there is no such slice, or no compiler for it."""
+    if find_spec('libtpu') is None:
+        raise UserError("the TPU compiler is not installed: pip install -e '.[tpu]'")
+    os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v6e-8', TPU_WORKER_HOSTNAMES='localhost',
+                      TPU_WORKER_ID='0',   # no TPU, no questions to its host, no chatter
+                      ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_MIN_LOG_LEVEL='3', TPU_STDERR_LOG_LEVEL='3')
+    try:
+        return topologies.get_topology_desc(platform='tpu',
+                                            topology_name=SLICES.get(topology, topology)).devices
     except jax.errors.JaxRuntimeError as e:
-        raise UserError(f"no TPU slice {topology!r}: give kind and grid, such as v6e:4x4, or one of {', '.join(SLICES)}") from e
+        raise UserError(f"no TPU slice {topology!r}: give kind and grid, such as v6e:4x4, "
+                        f"or one of {', '.join(SLICES)}") from e
 
 # %% ../../nbs/08_train/08_aot.ipynb #0f2d68b0
 UNITS = dict(B=1, K=2**10, M=2**20, G=2**30, T=2**40)
@@ -62,7 +70,8 @@ def device_memory(
     except jax.errors.JaxRuntimeError as e: return refusal(e)[1]
 
 # %% ../../nbs/08_train/08_aot.ipynb #974d8e4f
-PEAK = {'TPU v4': 275., 'TPU v5 lite': 197., 'TPU v5': 459., 'TPU v6 lite': 918., 'TPU7x': 1153.5}   # TFLOP/s a device; a TPU7x chip is two
+# TFLOP/s a device; a TPU7x chip is two
+PEAK = {'TPU v4': 275., 'TPU v5 lite': 197., 'TPU v5': 459., 'TPU v6 lite': 918., 'TPU7x': 1153.5}
 
 # %% ../../nbs/08_train/08_aot.ipynb #aa25fc4f
 def product_flops(
@@ -72,7 +81,8 @@ def product_flops(
     def flops(eqn):
         if eqn.primitive.name != 'dot_general': return 0
         (contracted, _), _ = eqn.params['dimension_numbers']
-        return 2*math.prod(eqn.outvars[0].aval.shape)*math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        terms = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        return 2*math.prod(eqn.outvars[0].aval.shape)*terms
     inner = lambda eqn: sum(product_flops(j) for j in jaxprs_in_params(eqn.params))
     return sum(flops(e) + e.params.get('length', 1)*inner(e) for e in getattr(jaxpr, 'jaxpr', jaxpr).eqns)
 
@@ -86,17 +96,23 @@ def programs(
     mesh,        # as of `mesh_from`
 )->dict:         # name -> (compiled function, its arguments, bytes held beside them)
     "What a run executes, as functions and the shapes they are called with."
-    (B, T), spread = (cfg.train.batch_size, cfg.model.context_len), lambda *axes: NamedSharding(mesh, P(*axes))
+    B, T = cfg.train.batch_size, cfg.model.context_len
+    spread = lambda *axes: NamedSharding(mesh, P(*axes))
     tokens = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=spread(*axes))
     state = shard_shapes(state_shapes(cfg), mesh, cfg.quant)
     teacher = state.params if cfg.train.distill_weight else None
-    number, key = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread()) for x in jax.eval_shape(lambda: (jnp.float32(0), jax.random.key(0)))]
-    held = on_device((state, teacher)) - (0 if cfg.quant.nativebit else on_device(state.params))   # a float run validates the weights it has
-    out = {'train step': (_compiled_step(structure(cfg)), (state, tokens((B, T+1), mesh.axis_names), teacher, number, number, key, number), 0),
+    number, key = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread())
+                   for x in jax.eval_shape(lambda: (jnp.float32(0), jax.random.key(0)))]
+    # a float run validates the weights it has
+    held = on_device((state, teacher)) - (0 if cfg.quant.nativebit else on_device(state.params))
+    batch = tokens((B, T+1), mesh.axis_names)
+    out = {'train step': (_compiled_step(structure(cfg)),
+                          (state, batch, teacher, number, number, key, number), 0),
            'validation': (_nll(cfg.model), (state.params, tokens((B, T)), tokens((B, T))), held)}
     if not cfg.quant.nativebit: return out
     full = nnx.merge_state(state.params, state.quant_state)
-    return {**out, 'requantizing': (requantize_params, (full, cfg.quant), on_device((state.opt_state, teacher))),
+    return {**out,
+            'requantizing': (requantize_params, (full, cfg.quant), on_device((state.opt_state, teacher))),
             'Q(w)': (quantized_params, (full, cfg.quant), on_device((state.opt_state, teacher)))}
 
 # %% ../../nbs/08_train/08_aot.ipynb #c1fa4341
@@ -108,7 +124,8 @@ def first_programs(
     state = shard_shapes(state_shapes(cfg), mesh, cfg.quant)
     program = lambda f, *args: (placing(f, mesh, cfg.quant, *args), args, 0)
     out = {'whole state': program(partial(first_state, cfg), state.params, state.quant_state)}
-    return out if not cfg.quant.nativebit else {**out, 'codebooks': program(partial(start_codebooks, cfg), state.params)}
+    return (out if not cfg.quant.nativebit
+            else {**out, 'codebooks': program(partial(start_codebooks, cfg), state.params)})
 
 # %% ../../nbs/08_train/08_aot.ipynb #e2443349
 def measure(
@@ -116,20 +133,26 @@ def measure(
     args,        # laid out shapes, static arguments among them
     held,        # bytes there besides
     mesh,        # in use while it runs
-)->dict:         # bytes a device: arguments, temporaries, total; products' operations of all devices; seconds to compile
+# bytes a device: arguments, temporaries, total; products' operations of all devices; seconds to compile
+)->dict:
     "Compile a program and report what it needs. One that is refused has a total, and no more."
     start = time.time()
     with use_mesh(mesh):
         traced = f.trace(*args)
         try: m = traced.lower().compile().memory_analysis()
-        except jax.errors.JaxRuntimeError as e: return dict(total=held + refusal(e)[0], flops=product_flops(traced.jaxpr), refused=True, compile_s=round(time.time()-start, 1))
+        except jax.errors.JaxRuntimeError as e:
+            return dict(total=held + refusal(e)[0], flops=product_flops(traced.jaxpr), refused=True,
+                        compile_s=round(time.time()-start, 1))
     result = m.output_size_in_bytes - m.alias_size_in_bytes
     total = held + m.argument_size_in_bytes + result + m.temp_size_in_bytes + m.generated_code_size_in_bytes
-    return dict(arguments=m.argument_size_in_bytes, temporaries=m.temp_size_in_bytes, results=result, code=m.generated_code_size_in_bytes, held=held,
+    return dict(arguments=m.argument_size_in_bytes, temporaries=m.temp_size_in_bytes, results=result,
+                code=m.generated_code_size_in_bytes, held=held,
                 total=total, flops=product_flops(traced.jaxpr), compile_s=round(time.time()-start, 1))
 
 # %% ../../nbs/08_train/08_aot.ipynb #9b261cfd
-MFU = dict(published=.09, assumed=.40)   # of the published run: 2 h for 5,000 steps; and what tpu-medium's step reaches on one H100, rounded down (08_train/07_benchmark)
+# of the published run: 2 h for 5,000 steps; and what tpu-medium's step reaches on one H100, rounded down
+# (08_train/07_benchmark)
+MFU = dict(published=.09, assumed=.40)
 
 def hours(
     cfg:Config,   # the run
@@ -149,7 +172,8 @@ def knob(
     "The setting that saves most and costs least."
     t = cfg.train
     if not t.remat: return "recompute layers in the backward pass with --remat 1"
-    if t.batch_size % (2*t.accumulate*n) == 0: return f"compute a step in more parts with --accumulate {2*t.accumulate}"
+    if t.batch_size % (2*t.accumulate*n) == 0:
+        return f"compute a step in more parts with --accumulate {2*t.accumulate}"
     if t.distill_weight: return "leave out the teacher with --recipe published, or take a larger slice"
     return "take a larger slice, or a smaller --context-len or model"
 
@@ -160,17 +184,20 @@ def check(
     mesh:str=None, # as for `mesh_from`
     start:bool=False,  # what a run begins with, too
 )->dict:           # a row for data/results/aot.jsonl
-    "Compile a run's programs for a slice; `headroom` is the share of its memory that the largest leaves free."
+    "Compile a run's programs for a slice; `headroom`: the share of its memory that the largest leaves free."
     devices = tpu_devices(topology)
     grid = mesh_from(mesh, devices) or mesh_from('1,1', devices)
     check_batch(cfg, grid)
     limit, kind, n = device_memory(devices[0]), devices[0].device_kind, len(devices)
-    parts = {name: measure(*p, grid) for name,p in {**programs(cfg, grid), **(first_programs(cfg, grid) if start else {})}.items()}
+    parts = {name: measure(*p, grid)
+             for name,p in {**programs(cfg, grid), **(first_programs(cfg, grid) if start else {})}.items()}
     worst = max(p['total'] for p in parts.values())
     t = cfg.train
     mode = 'float' if not cfg.quant.nativebit else 'qat, teacher' if t.distill_weight else 'qat'
-    return dict(topology=topology, devices=n, kind=kind, config=cfg.name, mode=mode, mesh=list(grid.devices.shape), batch_size=t.batch_size, accumulate=t.accumulate,
-                remat=t.remat, device_memory=int(limit), programs=parts, headroom=round(1-worst/limit, 3), fits=worst <= limit,
+    return dict(topology=topology, devices=n, kind=kind, config=cfg.name, mode=mode,
+                mesh=list(grid.devices.shape), batch_size=t.batch_size, accumulate=t.accumulate,
+                remat=t.remat, device_memory=int(limit), programs=parts, headroom=round(1-worst/limit, 3),
+                fits=worst <= limit,
                 flops_device=parts['train step']['flops']//n, useful_flops_device=step_flops(cfg)//n)
 
 # %% ../../nbs/08_train/08_aot.ipynb #a3a74493
@@ -181,21 +208,31 @@ def as_text(
 )->str:
     "What `check` found, for a terminal."
     gib, kind, n = (lambda b: '' if b is None else f'{b/2**30:8.2f}'), row['kind'], row['devices']
-    lines = [f"{row['config']} ({row['mode']}), batch {row['batch_size']} in {row['accumulate']} part(s), remat {row['remat']}, on {row['topology']}: {n} × {kind}, mesh {row['mesh']}",
-             f"{'GiB a device':14}{'arguments':>10}{'temporary':>10}{'results':>10}{'held':>10}{'total':>10}{'of':>10}"]
+    lines = [f"{row['config']} ({row['mode']}), batch {row['batch_size']} in {row['accumulate']} part(s), "
+             f"remat {row['remat']}, on {row['topology']}: {n} × {kind}, mesh {row['mesh']}",
+             f"{'GiB a device':14}{'arguments':>10}{'temporary':>10}{'results':>10}{'held':>10}"
+             f"{'total':>10}{'of':>10}"]
     columns = ('arguments', 'temporaries', 'results', 'held', 'total')
-    lines += [f"{name:14}" + ''.join(f"{gib(p.get(c)):>10}" for c in columns) + f"{gib(row['device_memory']):>10}" for name,p in row['programs'].items()]
-    lines += [f"matrix products: {row['flops_device']/1e12:.1f} TFLOP a step and device, {row['useful_flops_device']/1e12:.1f} of them useful (without recomputing, causal attention)",
-              f"{cfg.train.max_steps} steps take at least {row['flops_device']*cfg.train.max_steps/PEAK[kind]/1e12/3600:.2f} h (all products at {PEAK[kind]:.0f} TFLOP/s a device), and at an MFU of"]
-    lines += [f"  {m:4.0%} ({name}): {hours(cfg, kind, n, m, cfg.train.max_steps):6.2f} h, {3600*hours(cfg, kind, n, m, 1):.2f} s a step" for name,m in mfus.items()]
+    lines += [f"{name:14}" + ''.join(f"{gib(p.get(c)):>10}" for c in columns)
+              + f"{gib(row['device_memory']):>10}" for name,p in row['programs'].items()]
+    lines += [f"matrix products: {row['flops_device']/1e12:.1f} TFLOP a step and device, "
+              f"{row['useful_flops_device']/1e12:.1f} of them useful (without recomputing, causal attention)",
+              f"{cfg.train.max_steps} steps take at least "
+              f"{row['flops_device']*cfg.train.max_steps/PEAK[kind]/1e12/3600:.2f} h (all products at "
+              f"{PEAK[kind]:.0f} TFLOP/s a device), and at an MFU of"]
+    lines += [f"  {m:4.0%} ({name}): {hours(cfg, kind, n, m, cfg.train.max_steps):6.2f} h, "
+              f"{3600*hours(cfg, kind, n, m, 1):.2f} s a step" for name,m in mfus.items()]
     lines += ["  (assumed: constant speed, no time for compiling, validation, saving and requantizing)"]
-    close = "; that is little, an optimized program may need some per cent more: compile with --level O2 to be sure" if row['headroom'] < .1 else ''
-    return '\n'.join(lines + [f"fits: the largest program leaves {row['headroom']:.0%} free{close}" if row['fits'] else f"does not fit: {knob(cfg, n)}"])
+    close = ("; that is little, an optimized program may need some per cent more: "
+             "compile with --level O2 to be sure" if row['headroom'] < .1 else '')
+    return '\n'.join(lines + [f"fits: the largest program leaves {row['headroom']:.0%} free{close}"
+                              if row['fits'] else f"does not fit: {knob(cfg, n)}"])
 
 # %% ../../nbs/08_train/08_aot.ipynb #fb36ec1d
 def main(
     config:str='tpu-2b',          # preset
-    topology:str='v6e:2x4',       # kind and grid, as v5e:2x4, v6e:4x4, v5:2x2x1 or tpu7x:2x2x1; or v5e-8, v6e-8, v6e-16, v5p-8, tpu7x-4
+    # kind and grid, as v5e:2x4, v6e:4x4, v5:2x2x1 or tpu7x:2x2x1; or v5e-8, v6e-8, v6e-16, v5p-8, tpu7x-4
+    topology:str='v6e:2x4',
     batch_size:int=64,            # windows a step
     accumulate:int=1,             # micro-batches a step is computed in
     remat:bool_arg=True,          # 1: recompute layers in the backward pass; 0: keep everything
@@ -208,18 +245,24 @@ def main(
     mesh:str=None,                # devices as 'data,fsdp'
     start:bool=False,             # compile what a run begins with, too
     mfu:float=None,               # a share of the peak to assume besides
-    level:str='O0',               # of the compiler's optimization: O0 (fast; memory within a tenth) to O3 (an hour or more)
+    # of the compiler's optimization: O0 (fast; memory within a tenth) to O3 (an hour or more)
+    level:str='O0',
     out:str=None,                 # append the row to this .jsonl file
 ):
-    "Compile a run for a TPU slice that is not there: does it fit, what does it compute, how long would it take?"
+    "Compile a run for a TPU slice that is not there: does it fit, what does it compute, in how long?"
     need(level in ('O0', 'O1', 'O2', 'O3'), 'level', level, "O0, O1, O2 or O3")
-    for name,value in dict(platforms='cpu', optimization_level=level, enable_compilation_cache=False).items(): jax.config.update(f'jax_{name}', value)
-    given = dict(geometry=geometry, context_len=context_len, n_layers=n_layers, max_steps=max_steps or (20000 if no_nativebit else 5000))
+    for name,value in dict(platforms='cpu', optimization_level=level, enable_compilation_cache=False).items():
+        jax.config.update(f'jax_{name}', value)
+    given = dict(geometry=geometry, context_len=context_len, n_layers=n_layers,
+                 max_steps=max_steps or (20000 if no_nativebit else 5000))
     given = {k: v for k,v in given.items() if v is not None}
     if not no_nativebit: given['recipe'] = recipe
-    cfg = get_config(config, batch_size=batch_size, accumulate=accumulate, remat=bool(remat), nativebit=not no_nativebit, **given)
+    cfg = get_config(config, batch_size=batch_size, accumulate=accumulate, remat=bool(remat),
+                     nativebit=not no_nativebit, **given)
     row = check(cfg, topology, mesh, start)
     print(as_text(row, cfg, MFU if mfu is None else {**MFU, 'given': mfu}))
     if out:
-        with Path(out).open('a') as f: f.write(json.dumps(dict(row, n_layers=cfg.model.n_layers, geometry=geometry, level=level, jax=jax.__version__, libtpu=version('libtpu'))) + '\n')
+        with Path(out).open('a') as f:
+            f.write(json.dumps(dict(row, n_layers=cfg.model.n_layers, geometry=geometry, level=level,
+                                    jax=jax.__version__, libtpu=version('libtpu'))) + '\n')
     if not row['fits']: raise SystemExit(1)

@@ -47,12 +47,14 @@ def time_step(
     "Time a run's steps, codebook updates included, on random tokens."
     step, ops, state = make_step(cfg), make_quant_ops(cfg.quant), [jax.tree.map(jnp.copy, first_state(cfg))]
     teacher = jax.tree.map(jnp.copy, state[0].params) if cfg.train.distill_weight else None
-    tokens = np.random.default_rng(0).integers(0, cfg.model.vocab_size, (8, cfg.train.batch_size, cfg.model.context_len+1), np.int32)
+    tokens = np.random.default_rng(0).integers(0, cfg.model.vocab_size,
+                                               (8, cfg.train.batch_size, cfg.model.context_len+1), np.int32)
     def run(i): state[0] = quantize_now(step(state[0], tokens[i % 8], i, teacher)[0], i+1, cfg, ops)
     times = windows(run, lambda: jax.block_until_ready(state[0]), steps, n)
     ms, peak = statistics.median(times), (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
     return dict(ms=round(ms, 2), ms_spread=[round(min(times), 2), round(max(times), 2)],
-                tokens_per_s=round(1000*cfg.train.batch_size*cfg.model.context_len/ms), tflops=round(step_flops(cfg)/ms/1e9, 1), peak_gib=round(peak/2**30, 1))
+                tokens_per_s=round(1000*cfg.train.batch_size*cfg.model.context_len/ms),
+                tflops=round(step_flops(cfg)/ms/1e9, 1), peak_gib=round(peak/2**30, 1))
 
 # %% ../../nbs/08_train/07_benchmark.ipynb #fd348393
 MODES = dict(float=dict(nativebit=False), qat={}, distill=dict(distill_weight=1.))
@@ -76,11 +78,14 @@ def main(
     if out:
         with open_log(out): pass   # found out before anything is timed
     if mode not in MODES: raise UserError(f"unknown mode {mode!r}: choose from {', '.join(MODES)}")
-    if attention == 'cudnn' and jax.default_backend() != 'gpu': raise UserError("--attention cudnn needs an NVIDIA GPU; use --attention reference")
+    if attention == 'cudnn' and jax.default_backend() != 'gpu':
+        raise UserError("--attention cudnn needs an NVIDIA GPU; use --attention reference")
     options = dict(accumulate=accumulate, remat=remat, requantize_every=requantize_every)
-    cfg = get_config(config, batch_size=batch_size, geometry=geometry, attention=attention, compute_dtype=compute_dtype, **options, **MODES[mode])
+    cfg = get_config(config, batch_size=batch_size, geometry=geometry, attention=attention,
+                     compute_dtype=compute_dtype, **options, **MODES[mode])
     given = {k: v for k,v in options.items() if v is True or v > 1}
-    row = dict(step=mode, config=config, batch=batch_size, options=' '.join(filter(None, ['' if mode == 'float' else geometry, *(f'{k}={v}' for k,v in given.items())])),
+    row = dict(step=mode, config=config, batch=batch_size, options=' '.join(
+        filter(None, ['' if mode == 'float' else geometry, *(f'{k}={v}' for k,v in given.items())])),
                **time_step(cfg, steps, windows), device=jax.devices()[0].device_kind, jax=jax.__version__)
     print(json.dumps(row))
     if out:

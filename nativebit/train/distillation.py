@@ -15,7 +15,7 @@ def distillation(
     teacher_logits:Float[Array, "*B V"],
     logits:Float[Array, "*B V"],        # the student's
 )->Float[Array, "*B"]:                  # nats, float32
-    "KL(teacher ‖ student) at every position; its gradient (for the student alone) is the difference of the probabilities."
+    "KL(teacher ‖ student) at every position; its gradient, the student's, is a difference of softmaxes."
     return _distillation(teacher_logits, logits)[0]
 
 def _log_probs(logits, total): return logits.astype(jnp.float32) - total

@@ -27,10 +27,14 @@ def check_start(
     "Raise `UserError` where a run can't begin like this."
     t, books = cfg.train, any(n.endswith('.codebook') for n in tensors)
     if t.attention == 'cudnn' and (jax.default_backend() != 'gpu' or t.compute_dtype != 'bfloat16'):
-        raise UserError("--attention cudnn needs an NVIDIA GPU and --compute-dtype bfloat16; use --attention reference")
+        raise UserError("--attention cudnn needs an NVIDIA GPU and --compute-dtype bfloat16; "
+                        "use --attention reference")
     if cfg.quant.nativebit and cfg.quant.start == 'gptq' and (not init_from or books or t.delay_quant_steps):
-        raise UserError("--start gptq needs a trained float checkpoint with --init-from, and no --delay-quant-steps")
-    if cfg.quant.nativebit and cfg.quant.codebook_lr and t.delay_quant_steps: raise UserError("entries learned by gradient need codebooks from the first step; leave out --delay-quant-steps, or give --codebook-lr 0")
+        raise UserError("--start gptq needs a trained float checkpoint with --init-from, "
+                        "and no --delay-quant-steps")
+    if cfg.quant.nativebit and cfg.quant.codebook_lr and t.delay_quant_steps:
+        raise UserError("entries learned by gradient need codebooks from the first step; "
+                        "leave out --delay-quant-steps, or give --codebook-lr 0")
 
 # %% ../../nbs/08_train/03_init.ipynb #d995e0a7
 def load_teacher(
@@ -41,35 +45,44 @@ def load_teacher(
     "The network to learn from. Raises `UserError` where there is none, or it has codebooks or another shape."
     path = cfg.train.teacher or init_from
     if not cfg.train.distill_weight: return None
-    if not path: raise UserError("--distill-weight needs a teacher: give a trained float checkpoint with --init-from, or another with --teacher")
+    if not path:
+        raise UserError("--distill-weight needs a teacher: give a trained float checkpoint with --init-from, "
+                        "or another with --teacher")
     tensors = load_checkpoint(path)[0]
-    if any(n.endswith('.codebook') for n in tensors): raise UserError(f"{path} is quantized already; --distill-weight needs a float checkpoint as the teacher")
+    if any(n.endswith('.codebook') for n in tensors):
+        raise UserError(f"{path} is quantized already; "
+                        "--distill-weight needs a float checkpoint as the teacher")
     try: return fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant))
     except UserError as e: raise UserError(f"{path} can't be the teacher: {e}") from e
 
 # %% ../../nbs/08_train/03_init.ipynb #882c1fa0
 def random_network(cfg, mesh=None)->tuple:
-    "(params, quant_state) to start from scratch with. On a mesh all codebooks of one shape are started at once: hundreds of matrices compile slowly."
+    """(params, quant_state) to start from scratch with.
+
+    On a mesh all codebooks of one shape are started at once: hundreds of matrices compile slowly."""
     if mesh is None: return init_model(cfg, seed=cfg.train.seed)
     shapes, plain = model_shapes(cfg), replace(cfg, quant=replace(cfg.quant, nativebit=False))
     where = {x.shape: s for x,s in zip(*map(jax.tree.leaves, (shapes, shardings(shapes, mesh, cfg.quant))))}
     params, empty = init_model(plain, seed=cfg.train.seed, rngs=partial(PlacedRngs, where=where))
-    params = shard_state(params, mesh, cfg.quant)                          # norms too, and whatever has the shape of another
-    return params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params) if cfg.quant.nativebit else empty
+    params = shard_state(params, mesh, cfg.quant)  # norms too, and whatever has the shape of another
+    return (params,
+            built(partial(start_codebooks, cfg), mesh, cfg.quant, params) if cfg.quant.nativebit else empty)
 
 # %% ../../nbs/08_train/03_init.ipynb #86a72516
 def init_state(
     cfg:Config,      # the run
     init_from=None,  # checkpoint to start from: a folder, .safetensors or .npz; None: random weights
     tokens=None,     # of the training split, for `start='gptq'`
-    mesh=None,       # devices that share the state (04_distributed/01_sharding); none of them ever holds all of it
+    mesh=None,  # devices that share the state (04_distributed/01_sharding); none of them ever holds all of it
 )->tuple:            # (TrainState, teacher)
     "A fresh or loaded network, and (with `distill_weight`) the float weights to learn from."
     teacher = load_teacher(cfg, init_from, mesh)   # before the start is read: a host need not hold both
     tensors = load_checkpoint(init_from)[0] if init_from else {}
     check_start(cfg, init_from, tensors)
     if cfg.quant.nativebit and cfg.quant.start == 'gptq':
-        params, books = gptq_params(cfg, fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant)), calibration_batches(cfg, tokens), cfg.quant)
+        params, books = gptq_params(cfg,
+                                    fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant)),
+                                    calibration_batches(cfg, tokens), cfg.quant)
         quant_state = start_codebooks(cfg, params, books)
     else: params, quant_state = restore(tensors, cfg, mesh) if init_from else random_network(cfg, mesh)
     state = built(partial(first_state, cfg), mesh, cfg.quant, params, quant_state)

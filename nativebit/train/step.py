@@ -18,9 +18,11 @@ from ..models.attention import ATTENTION
 from ..quant.commitment import compute_quant_reg
 from ..config import MATRIX, Config, QuantConfig
 from ..utils.pytree import leaf_names, named_key, with_leaves
-from ..quant.linear import QuantState, float_params, learn_params, quantized_params, requantize_params, start_params
+from ..quant.linear import (QuantState, float_params, learn_params, quantized_params,
+                                    requantize_params, start_params)
 from .distillation import distillation, hidden_distance
-from ..models.transformer import abstract_network, cross_entropy, dropout, forward_fn, init_model, model_shapes
+from ..models.transformer import (abstract_network, cross_entropy, dropout, forward_fn, init_model,
+                                          model_shapes)
 
 # %% ../../nbs/08_train/02_step.ipynb #d88a7c20
 class TrainState(NamedTuple):
@@ -34,17 +36,21 @@ class TrainState(NamedTuple):
 def lr_schedule(cfg:Config):
     "Learning rate by step: linear warm-up, then cosine to `lr_end` of the peak."
     t = cfg.train
-    return optax.warmup_cosine_decay_schedule(0. if t.warmup_steps else t.lr, t.lr, min(t.warmup_steps, t.max_steps-1), t.max_steps, t.lr*t.lr_end)
+    return optax.warmup_cosine_decay_schedule(0. if t.warmup_steps else t.lr, t.lr,
+                                              min(t.warmup_steps, t.max_steps-1), t.max_steps, t.lr*t.lr_end)
 
 # %% ../../nbs/08_train/02_step.ipynb #44a92fb0
 def make_optimizer(
     cfg:Config,  # the run
     params,      # tree of latent weights, to tell matrices from the rest
 )->optax.GradientTransformation:
-    "Clipped AdamW for a learning rate of 1; weight decay on the matrices only. The step scales it by `lr_schedule`."
+    """Clipped AdamW for a learning rate of 1; weight decay on the matrices only.
+
+    The step scales it by `lr_schedule`."""
     t, flat = cfg.train, leaf_names(params)
     decay = with_leaves(params, {n: n.endswith('.weight') and x.ndim == 2 for n,x in flat.items()})
-    return optax.chain(optax.clip_by_global_norm(t.clip_norm), optax.adamw(1., b1=.9, b2=t.beta2, weight_decay=t.weight_decay, mask=decay))
+    return optax.chain(optax.clip_by_global_norm(t.clip_norm),
+                       optax.adamw(1., b1=.9, b2=t.beta2, weight_decay=t.weight_decay, mask=decay))
 
 # %% ../../nbs/08_train/02_step.ipynb #dd24eb84
 def first_state(
@@ -57,19 +63,22 @@ def first_state(
     return TrainState(params, quant_state, make_optimizer(cfg, params).init(params), jnp.int32(0))
 
 # %% ../../nbs/08_train/02_step.ipynb #67662e9f
-def state_shapes(cfg:Config)->TrainState: return jax.eval_shape(partial(first_state, cfg), *abstract_network(cfg.model, cfg.quant)[1:])
+def state_shapes(cfg:Config)->TrainState:
+    return jax.eval_shape(partial(first_state, cfg), *abstract_network(cfg.model, cfg.quant)[1:])
 
 # %% ../../nbs/08_train/02_step.ipynb #340dccfb
 def lambda_at(cfg:Config, step):
-    "λ of the commitment loss: by default linear from 0 over the first quarter of the run; 0 while training is in float."
+    "λ of the commitment loss: by default linear from 0 over a quarter of the run; 0 in the float phase."
     t, done = cfg.train, step/cfg.train.max_steps
-    share = dict(warmup=jnp.minimum(1., 4*done), constant=1., anneal=1 - done, ramp=done)[t.quant_reg_schedule]
+    share = dict(warmup=jnp.minimum(1.,
+                                    4*done), constant=1., anneal=1 - done, ramp=done)[t.quant_reg_schedule]
     return t.quant_reg_weight*share*(step >= t.delay_quant_steps)
 
 # %% ../../nbs/08_train/02_step.ipynb #5db3703e
 def freeze_rest(params):
     "Parameters in which only the matrices have a gradient."
-    return with_leaves(params, {n: x if re.search(MATRIX, n) else jax.lax.stop_gradient(x) for n,x in leaf_names(params).items()})
+    return with_leaves(params, {n: x if re.search(MATRIX, n) else jax.lax.stop_gradient(x)
+                                for n,x in leaf_names(params).items()})
 
 # %% ../../nbs/08_train/02_step.ipynb #51a7de13
 def loss_fn(
@@ -85,19 +94,23 @@ def loss_fn(
     x, y, d, heat = batch[:, :-1], batch[:, 1:], cfg.train.distill_weight, cfg.train.distill_temperature
     if cfg.train.matrices_only: params = freeze_rest(params)
     drop = dropout(key, cfg.train.dropout, 2*cfg.model.n_layers + 1)
-    logits, hidden = forward(params, x, quant_state if cfg.quant.nativebit else None, drop=drop, remat=cfg.train.remat, hidden=True)
+    logits, hidden = forward(params, x, quant_state if cfg.quant.nativebit else None, drop=drop,
+                             remat=cfg.train.remat, hidden=True)
     ce, kl, apart = cross_entropy(logits, y).mean(), 0., 0.
     if teacher is not None:
         aim, aim_hidden = jax.lax.stop_gradient(forward(teacher, x, hidden=True, loop=True))
-        kl, apart = distillation(aim/heat, logits/heat).mean()*heat**2, hidden_distance(aim_hidden, hidden).mean()
+        kl = distillation(aim/heat, logits/heat).mean()*heat**2
+        apart = hidden_distance(aim_hidden, hidden).mean()
     loss = (1-d)*ce + d*kl + (cfg.train.match_weight*apart if cfg.train.match_weight else 0.)
     return loss, dict(loss=ce, distill=kl, match=apart)
 
 # %% ../../nbs/08_train/02_step.ipynb #4927af44
 def structure(cfg:Config)->Config:
-    "The part of a config that decides what is compiled: runs that differ elsewhere share their compiled functions."
+    "The part of a config that decides what is compiled: runs that differ elsewhere share compiled functions."
     t = cfg.train
-    same = dict(lr=1., lr_end=1., settle=0., quant_reg_schedule='constant', max_steps=1, warmup_steps=0, seed=0, dataset='stdlib', log_every=1, val_every=1, val_batches=1, delay_quant_steps=0, test_tokens=None, tokenizer='',
+    same = dict(lr=1., lr_end=1., settle=0., quant_reg_schedule='constant', max_steps=1, warmup_steps=0,
+                seed=0, dataset='stdlib', log_every=1, val_every=1, val_batches=1, delay_quant_steps=0,
+                test_tokens=None, tokenizer='',
                 calibration_tokens=1, save_every=1, keep=1, teacher='')
     train = replace(t, **same, quant_reg_weight=float(t.quant_reg_weight > 0))
     return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), train)
@@ -127,13 +140,16 @@ def gradients(
 ):               # (gradient of `loss_fn`, gradient of λ · commitment or None without one, metrics)
     "The gradients of the two parts of the loss: the weights follow both, learned entries the first alone."
     task, metrics = batch_gradients(params, quant_state, batch, key, teacher, cfg, forward)
-    if not cfg.quant.nativebit or not cfg.train.quant_reg_weight: return task, None, dict(metrics, quant_reg=0.)
+    if not cfg.quant.nativebit or not cfg.train.quant_reg_weight:
+        return task, None, dict(metrics, quant_reg=0.)
     params, task = jax.lax.optimization_barrier((params, task))
-    reg, pull = jax.value_and_grad(lambda p: compute_quant_reg(nnx.merge_state(p, quant_state), cfg.quant))(params)
+    commitment = lambda p: compute_quant_reg(nnx.merge_state(p, quant_state), cfg.quant)
+    reg, pull = jax.value_and_grad(commitment)(params)
     return task, jax.tree.map(lambda r: lam*r, pull), dict(metrics, quant_reg=reg)
 
 # %% ../../nbs/08_train/02_step.ipynb #b962517b
-def _with_quant(state, merged): return state._replace(quant_state=nnx.split_state(merged, nnx.Param, QuantState)[1])
+def _with_quant(state, merged):
+    return state._replace(quant_state=nnx.split_state(merged, nnx.Param, QuantState)[1])
 
 def learn_codebooks(state, old, task, quant, lr):
     "The state with entries moved by the task's gradient at the weights `old`."
@@ -147,21 +163,25 @@ def _compiled_step(cfg):
     opt = make_optimizer(cfg, model_shapes(cfg))
     @partial(jax.jit, donate_argnums=0)
     def step(state, batch, teacher, lr, lam, key, move):
-        task, pull, metrics = gradients(state.params, state.quant_state, batch, lam, key, teacher, cfg, forward)
+        task, pull, metrics = gradients(state.params, state.quant_state, batch, lam, key, teacher, cfg,
+                                        forward)
         grads = task if pull is None else jax.tree.map(jnp.add, task, pull)
         updates, opt_state = opt.update(grads, state.opt_state, state.params)
-        rates = with_leaves(updates, {n: lr*move if re.search(MATRIX, n) else lr for n in leaf_names(updates)})
+        rates = with_leaves(updates,
+                            {n: lr*move if re.search(MATRIX, n) else lr for n in leaf_names(updates)})
         params = jax.tree.map(lambda p, u, r: p + r*u, state.params, updates, rates)
         new = TrainState(params, state.quant_state, opt_state, state.step+1)
-        if cfg.quant.nativebit and cfg.quant.codebook_lr: new = learn_codebooks(new, state.params, task, cfg.quant, lr)
+        if cfg.quant.nativebit and cfg.quant.codebook_lr:
+            new = learn_codebooks(new, state.params, task, cfg.quant, lr)
         return new, dict(metrics, grad_norm=optax.global_norm(grads))
     return step
 
 # %% ../../nbs/08_train/02_step.ipynb #832ccfff
 def step_numbers(cfg:Config):
-    "What of a run changes from step to step: step number from 0 -> (learning rate, λ, random key, 0 once the matrices rest)."
+    "What changes in a run: step number from 0 -> (learning rate, λ, random key, 0 once the matrices rest)."
     lr, key, t = lr_schedule(cfg), named_key(cfg.train.seed, 'dropout'), cfg.train
-    return lambda i: (lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i), float(i < (1 - t.settle)*t.max_steps))
+    return lambda i: (lr(i), lambda_at(cfg, i), jax.random.fold_in(key, i),
+                      float(i < (1 - t.settle)*t.max_steps))
 
 def make_step(
     cfg:Config,  # the run
@@ -191,14 +211,15 @@ def make_quant_ops(
     quant:QuantConfig,  # of the run
 )->dict:                # name -> (state -> state)
     "The quantizer's steps: `start`, `requantize`, and `off`, which makes every layer compute in float."
-    return dict(start=_quant_op(partial(start_params, quant=quant)), requantize=_quant_op(partial(requantize_params, quant=quant)), off=_quant_op(float_params))
+    return dict(start=_quant_op(partial(start_params, quant=quant)),
+                requantize=_quant_op(partial(requantize_params, quant=quant)), off=_quant_op(float_params))
 
 # %% ../../nbs/08_train/02_step.ipynb #53de374b
 def eval_params(
     state:TrainState,  # of the run
     cfg:Config,        # the run
 ):                     # weights for a float network
-    "The network a run would deliver now: Q(w) where it is quantized, the latent weights where not yet or never."
+    "The network a run would deliver now: Q(w) where it is quantized, the latent weights where not (yet)."
     if not cfg.quant.nativebit or state.step < cfg.train.delay_quant_steps: return state.params
     full = quantized_params(nnx.merge_state(state.params, state.quant_state), cfg.quant)
     return nnx.split_state(full, nnx.Param, QuantState)[0]
@@ -209,4 +230,5 @@ def quantize_now(state, step, cfg, ops):
     since = step - cfg.train.delay_quant_steps
     if not cfg.quant.nativebit or since < 0: return state
     if since == 0 and cfg.train.delay_quant_steps: return ops['start'](state)
-    return ops['requantize'](state) if since % cfg.quant.requantize_every == 0 and not cfg.quant.codebook_lr else state
+    return (ops['requantize'](state) if since % cfg.quant.requantize_every == 0 and not cfg.quant.codebook_lr
+            else state)

@@ -15,22 +15,29 @@ from fastcore.docments import docments
 from fastcore.script import Param, anno_parser, bool_arg
 
 # %% ../../nbs/00_utils/01_cli.ipynb #5cd3e57f
-class UserError(Exception): "A mistake in what the user gave us; its message is one sentence that says what to do."
+class UserError(Exception):
+    "A mistake in what the user gave us; its message is one sentence that says what to do."
 
 # %% ../../nbs/00_utils/01_cli.ipynb #617ebaee
-REFUSALS = {getattr(errno, n) for n in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM', 'ENAMETOOLONG', 'ENOTDIR', 'EISDIR')}   # by the disk, wherever something is written
+# by the disk, wherever something is written
+REFUSALS = {getattr(errno, n) for n in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM',
+                                        'ENAMETOOLONG', 'ENOTDIR', 'EISDIR')}
 
 @contextmanager
 def one_sentence():
-    "End the program with `UserError`'s message instead of a traceback; Ctrl-C exits with 130, a reader that has gone (`| head`) with 141."
+    """End the program with `UserError`'s message instead of a traceback.
+
+    Ctrl-C exits with 130, a reader that has gone (`| head`) with 141."""
     try: yield
-    except UserError as e: sys.exit('error: ' + ' '.join(str(e).splitlines()))   # a name may hold a line's end
+    except UserError as e: sys.exit('error: ' + ' '.join(str(e).splitlines()))  # a name may hold a line's end
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # what is still to be flushed goes nowhere
+        # what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as e:
         if e.errno not in REFUSALS: raise
-        sys.exit(f"error: cannot use {str(e.filename or 'a file')[:200]}: {e.strerror}; free some space, or choose another name or folder")
+        sys.exit(f"error: cannot use {str(e.filename or 'a file')[:200]}: {e.strerror}; free some space, "
+                 "or choose another name or folder")
     except OverflowError as e: sys.exit(f"error: a number is too large ({e}); use a smaller one")
     except RuntimeError as e:   # what JAX raises is one
         if 'RESOURCE_EXHAUSTED' not in str(e): raise
@@ -65,7 +72,8 @@ def suggest(
 )->str:          # one sentence
     "Say that a name is unknown, and which one may be meant."
     close = difflib.get_close_matches(name, known, 1)
-    return f"unknown {what} {name!r}: " + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}")
+    return (f"unknown {what} {name!r}: "
+            + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"))
 
 # %% ../../nbs/00_utils/01_cli.ipynb #e624ebf2
 def hyphenate(parser):
@@ -89,7 +97,8 @@ def as_flag(
 )->Param:
     "What a command line says of a dataclass field; a bare flag of a bool means True."
     kind = (get_args(field.anno) or (field.anno,))[0]
-    return Param(field.docment, yes_or_no, nargs='?', const=True) if kind is bool else Param(field.docment, kind)
+    if kind is not bool: return Param(field.docment, kind)
+    return Param(field.docment, yes_or_no, nargs='?', const=True)
 
 def also_flags(
     *classes,    # dataclasses with docments
@@ -100,7 +109,8 @@ def also_flags(
     fields = {n: as_flag(f) for n,f in known.items()}
     def mark(func):
         own = [p for p in signature(func).parameters.values() if p.kind != p.VAR_KEYWORD]
-        func.__signature__ = Signature(own + [Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=f) for n,f in fields.items()])
+        func.__signature__ = Signature(own + [Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=f)
+                                              for n,f in fields.items()])
         func.fields, func.blank = fields, {n for n,f in known.items() if f.default == ''}
         return func
     return mark
@@ -110,8 +120,9 @@ def refuse_empty(
     parser, args:dict,  # what it has read
     blank,              # names that may be empty, since they are by default
 ):
-    "Raise `UserError` for a flag with nothing behind it, as of a shell's variable that is not set: it would pass for one that is not given."
-    odd = next((a for a in parser._actions if args.get(a.dest) in ('', []) and a.dest not in blank), None)   # argparse takes `--flag=--` for an empty list
+    "Raise `UserError` for a flag with nothing behind it, such as a shell's variable that is not set."
+    # argparse takes `--flag=--` for an empty list
+    odd = next((a for a in parser._actions if args.get(a.dest) in ('', []) and a.dest not in blank), None)
     if odd: raise UserError(f"{[*odd.option_strings, odd.dest][0]} has no value; give one, or leave it out")
 
 def parse_args(
@@ -121,13 +132,15 @@ def parse_args(
     "Read `func`'s keyword arguments from a command line; fields of `also_flags` only where they are given."
     parser, fields = hyphenate(anno_parser(func)), getattr(func, 'fields', {})
     args = vars(parser.parse_args(argv))
-    refuse_empty(parser, args, {n for n,p in signature(func).parameters.items() if p.default == ''} | getattr(func, 'blank', set()))
+    blank = {n for n,p in signature(func).parameters.items() if p.default == ''}
+    refuse_empty(parser, args, blank | getattr(func, 'blank', set()))
     return {k:v for k,v in args.items() if k not in ('pdb', 'xtra') and (k not in fields or v is not None)}
 
 # %% ../../nbs/00_utils/01_cli.ipynb #7a30d512
 def set_flags():
     "What XLA is to know before a device starts."
-    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')   # cuBLAS: a fifth faster (08_train/07_benchmark), and compiles sooner
+    # cuBLAS: a fifth faster (08_train/07_benchmark), and compiles sooner
+    os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')
 
 def run(
     func,        # a function with docments
@@ -136,5 +149,6 @@ def run(
     "Run a function from the command line."
     set_flags()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')   # a terminal that lacks a character shows a question mark
+        # a terminal that lacks a character shows a question mark
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     with one_sentence(): func(**parse_args(func, argv))

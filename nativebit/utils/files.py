@@ -18,7 +18,7 @@ from .cli import UserError
 
 # %% ../../nbs/00_utils/02_files.ipynb #f001a10a
 def settled(path):
-    "Wait until a file, or the names in a folder, are on the disk; some file systems can't be asked for names."
+    "Wait until a file, or a folder's names, are on the disk; some file systems can't be asked for names."
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     except OSError:
@@ -29,8 +29,9 @@ def beside(
     path,
     kind:str,  # 'tmp', or 'old' for what is replaced
 )->Path:
-    "A hidden name beside a path, which says whose it is, and which nobody can foresee and put a link in its place."
-    return Path(path).with_name(f'.{Path(path).name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}.{kind}')
+    "A hidden name beside a path that says whose it is, and that nobody can foresee and put a link there."
+    return Path(path).with_name(
+        f'.{Path(path).name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}.{kind}')
 
 def alive(pid:int)->bool:
     "Is there a process of this number on this machine?"
@@ -61,12 +62,14 @@ def refuse_devices(path):
     "Raise `UserError` for what is neither file nor folder: it would be replaced by a file."
     with suppress(OSError):
         mode = Path(path).stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)): raise UserError(f"{path} is a device or a pipe and no file; choose another name")
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{path} is a device or a pipe and no file; choose another name")
 
 @contextmanager
 def atomic_path(
     path,  # the file to write
-    settle:bool=True,  # it is on the disk then; not needed for what is checked when it is read, and can be made again
+    # it is on the disk then; not needed for what is checked when it is read, and can be made again
+    settle:bool=True,
 ):
     "Yield a temporary path beside `path`; rename it to `path` on success, delete it on failure."
     path, tmp = Path(path), beside(path, 'tmp')
@@ -78,7 +81,9 @@ def atomic_path(
         if settle: settled(tmp)
         os.replace(tmp, path)
         if settle: settled(path.parent)
-    except OSError as e: raise UserError(f"cannot write {path}: {e.strerror or e}; free some space or choose another folder") from e
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}; "
+                        "free some space or choose another folder") from e
     finally:
         with suppress(OSError): tmp.unlink()
 
@@ -95,10 +100,13 @@ def one_writer(
     with open(name, 'a+') as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not name.exists() or not os.path.samestat(name.stat(), os.fstat(f.fileno())): raise BlockingIOError   # the one before has just taken it away
+            # the one before has just taken it away
+            if not name.exists() or not os.path.samestat(name.stat(), os.fstat(f.fileno())):
+                raise BlockingIOError
         except BlockingIOError as e:
             f.seek(0)
-            raise UserError(f"process {f.read() or '(just starting)'} is writing {path}; wait for it, or choose another --out") from e
+            raise UserError(f"process {f.read() or '(just starting)'} is writing {path}; wait for it, "
+                            "or choose another --out") from e
         f.truncate(0); f.write(f'{os.getpid()} on {platform.node()}'); f.flush()
         try: yield
         finally: name.unlink(missing_ok=True)
@@ -110,7 +118,9 @@ def check_room(
 ):
     "Raise `UserError` where there is too little room."
     free = shutil.disk_usage(folder).free
-    if free < nbytes: raise UserError(f"{out} needs {nbytes/1e9:.2f} GB, {free/1e9:.2f} are free; make room, or choose another --out")
+    if free < nbytes:
+        raise UserError(f"{out} needs {nbytes/1e9:.2f} GB, {free/1e9:.2f} are free; make room, "
+                        "or choose another --out")
 
 @contextmanager
 def whole_folder(
@@ -118,14 +128,17 @@ def whole_folder(
     nbytes:int=0,               # that will be needed
     replace=lambda out: False,  # may what is there go?
 ):
-    "Yield a new folder beside `out`; it becomes `out` on success and is deleted on failure. Raises `UserError` where `out` is in use, being written by another process, or can't be written."
+    """Yield a new folder beside `out`; it becomes `out` on success and is deleted on failure.
+
+    Raises `UserError` where `out` is in use, being written by another process, or can't be written."""
     out = Path(out).absolute()
     tmp, old = beside(out, 'tmp'), beside(out, 'old')
     try:
         with one_writer(out):
             clean_leftovers(out)
             try:
-                if out.exists() and not (out.is_dir() and not any(out.iterdir()) or replace(out)): raise UserError(f"{out} exists and is not empty; choose another --out or delete it")
+                if out.exists() and not (out.is_dir() and not any(out.iterdir()) or replace(out)):
+                    raise UserError(f"{out} exists and is not empty; choose another --out or delete it")
                 tmp.mkdir(parents=True)
                 check_room(out, tmp, nbytes)
                 yield tmp
@@ -136,7 +149,9 @@ def whole_folder(
             finally:
                 if old.exists() and not out.exists(): old.rename(out)
                 for p in (tmp, old): shutil.rmtree(p, ignore_errors=True)
-    except OSError as e: raise UserError(f"cannot write {out}: {e.strerror or e}; free some space or choose another folder") from e
+    except OSError as e:
+        raise UserError(f"cannot write {out}: {e.strerror or e}; "
+                        "free some space or choose another folder") from e
 
 # %% ../../nbs/00_utils/02_files.ipynb #5b0d9c12
 def check_writable(folder):
@@ -159,7 +174,8 @@ def stamps(
         with open(p, 'rb') as f:
             head, about = f.read(2**20), os.fstat(f.fileno())
             f.seek(max(0, about.st_size - 2**16))
-            return f'{about.st_size:,} bytes of {datetime.fromtimestamp(about.st_mtime, UTC)}, {zlib.crc32(f.read(), zlib.crc32(head)):08x}'
+            return (f'{about.st_size:,} bytes of {datetime.fromtimestamp(about.st_mtime, UTC)}, '
+                    f'{zlib.crc32(f.read(), zlib.crc32(head)):08x}')
     return {Path(p).name: stamp(p) for p in sorted(paths)}
 
 # %% ../../nbs/00_utils/02_files.ipynb #a1c0de61
@@ -167,11 +183,15 @@ def refuse_links(
     folder,  # of a model
     paths,   # of files in it that are to be copied
 )->list:     # the same
-    "Raise `UserError` for a link that leaves the folder: a copy of what it points at may be uploaded. The hub's cache keeps files beside its snapshots."
+    """Raise `UserError` for a link that leaves the folder: a copy of what it points at may be uploaded.
+
+    The hub's cache keeps files beside its snapshots."""
     home = Path(folder).resolve()
     home = home.parents[1] if home.parent.name == 'snapshots' else home
     away = next((p for p in paths if not p.resolve().is_relative_to(home)), None)
-    if away: raise UserError(f"{away} is a link to {away.resolve()}, outside the model's folder; put a copy in its place, or delete it")
+    if away:
+        raise UserError(f"{away} is a link to {away.resolve()}, outside the model's folder; "
+                        "put a copy in its place, or delete it")
     return list(paths)
 
 # %% ../../nbs/00_utils/02_files.ipynb #79de013f
@@ -197,7 +217,8 @@ def plain(x):
 def open_log(path):
     "A file that lines are added to. Raises `UserError` where there can be none."
     try: Path(path).parent.mkdir(parents=True, exist_ok=True); return Path(path).open('a')
-    except OSError as e: raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
+    except OSError as e:
+        raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
 
 class JSONLogger:
     "Append records to a `.jsonl` file, one JSON object a line, flushed at once."
@@ -210,7 +231,8 @@ class JSONLogger:
         if there: open_log(path).close()
         else:   # no empty log is left where the disk is full: none is a run's
             try: self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as e: raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
+            except OSError as e:
+                raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
         old = [r for r in read_jsonl(path) if keep(r)] if there else []
         with atomic_path(path) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in old))
         self.file = open_log(path)
@@ -230,24 +252,30 @@ def record(path, k:int, line:str)->dict:
     "The record in a line. Raises `NoRecords` where there is none."
     try: x = json.loads(line)
     except (ValueError, RecursionError) as e: x = e
-    if not isinstance(x, dict): raise NoRecords(f"line {k} of {path} is no JSON object; move that file away, or choose another name")
+    if not isinstance(x, dict):
+        raise NoRecords(f"line {k} of {path} is no JSON object; move that file away, or choose another name")
     return x
 
 def read_jsonl(path)->list:
-    "The records of a `.jsonl` file; a last line without its newline is left out. Raises `NoRecords` where a line is no object."
+    """The records of a `.jsonl` file; a last line without its newline is left out.
+
+    Raises `NoRecords` where a line is no object."""
     try: lines = Path(path).read_text().split('\n')[:-1]
-    except UnicodeDecodeError as e: raise NoRecords(f"{path} is no text; move that file away, or choose another name") from e
+    except UnicodeDecodeError as e:
+        raise NoRecords(f"{path} is no text; move that file away, or choose another name") from e
     return [record(path, k, line) for k,line in enumerate(lines, 1) if line.strip()]
 
 # %% ../../nbs/00_utils/02_files.ipynb #b5a26fb5
 class TensorBoardLogger(JSONLogger):
-    "A `JSONLogger` that also writes the numbers of its records as TensorBoard scalars, into the log's folder."
+    "A `JSONLogger` that also writes its records' numbers as TensorBoard scalars, into the log's folder."
     def __init__(self,
         path,      # as for `JSONLogger`. Raises `UserError` where `tensorboardX` is not installed
         **kwargs,  # as for `JSONLogger`
     ):
         try: from tensorboardX import SummaryWriter
-        except ImportError as e: raise UserError("TensorBoard output needs a package that is not installed: pip install tensorboardX") from e
+        except ImportError as e:
+            raise UserError("TensorBoard output needs a package that is not installed: "
+                            "pip install tensorboardX") from e
         super().__init__(path, **kwargs)
         self.start, self.board, self.step = partial(SummaryWriter, str(self.path.parent)), None, 0
 
@@ -257,7 +285,8 @@ class TensorBoardLogger(JSONLogger):
         if record.get('type') in ('header', 'resume'): return
         self.step = record.get('step', self.step)
         self.board = self.board or self.start(purge_step=self.step)
-        numbers = {k: x for k,x in json.loads(json.dumps(record, default=plain)).items() if isinstance(x, (int, float)) and k != 'step'}
+        numbers = {k: x for k,x in json.loads(json.dumps(record, default=plain)).items()
+                   if isinstance(x, (int, float)) and k != 'step'}
         for name,x in numbers.items(): self.board.add_scalar(name, x, self.step)
         self.board.flush()
 
@@ -269,5 +298,7 @@ class TensorBoardLogger(JSONLogger):
 def git_hash()->str:
     "The commit this code came from, 'unknown' outside a git checkout."
     here = Path(globals().get('__file__', '.')).resolve().parent
-    try: return subprocess.run(['git', '-C', here, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return subprocess.run(['git', '-C', here, 'rev-parse',
+                               'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return 'unknown'

@@ -15,7 +15,7 @@ def leaf_names(
     tree,      # nested dict, Flax state, or any JAX tree
     sep='.',   # between the parts of a name
 )->dict:       # {'layers.0.attn.q.weight': leaf, …}
-    "The leaves of a tree by their dotted names, in the order of `jax.tree.leaves`; Flax variables as plain arrays."
+    "A tree's leaves by dotted names, in the order of `jax.tree.leaves`; Flax variables as plain arrays."
     import jax
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))[0]
     part = lambda k: str(getattr(k, 'key', getattr(k, 'idx', getattr(k, 'name', k))))
@@ -37,7 +37,8 @@ def changes(
 )->list:    # of sentences, empty if nothing differs
     "What two trees of settings differ in, by name; tuples are lists and paths text, as JSON holds them."
     there, here = (leaf_names(json.loads(json.dumps(x, default=plain))) for x in (there, here))
-    return [f'{k}: {there.get(k)!r} there, {here.get(k)!r} here' for k in {**there, **here} if there.get(k) != here.get(k)]
+    return [f'{k}: {there.get(k)!r} there, {here.get(k)!r} here'
+            for k in {**there, **here} if there.get(k) != here.get(k)]
 
 # %% ../../nbs/00_utils/04_pytree.ipynb #d11da043
 def count_params(

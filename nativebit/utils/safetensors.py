@@ -27,20 +27,27 @@ def array_bytes(
     return x.astype(x.dtype.newbyteorder('<'), copy=False).view(np.uint8)
 
 # %% ../../nbs/00_utils/03_safetensors.ipynb #3751384c
-# NumPy's types, and what safetensors calls them, in its order: wide types first, so that each array begins at a multiple of its width
-TYPE_CODES = dict(uint64='U64', int64='I64', float64='F64', complex64='C64', float32='F32', uint32='U32', int32='I32', bfloat16='BF16', float16='F16',
-                  uint16='U16', int16='I16', float8_e4m3fn='F8_E4M3', float8_e5m2='F8_E5M2', int8='I8', uint8='U8', bool='BOOL')
+# NumPy's types, and what safetensors calls them, in its order: wide types first, so that each array begins at
+# a multiple of its width
+TYPE_CODES = dict(uint64='U64', int64='I64', float64='F64', complex64='C64', float32='F32', uint32='U32',
+                  int32='I32', bfloat16='BF16', float16='F16',
+                  uint16='U16', int16='I16', float8_e4m3fn='F8_E4M3', float8_e5m2='F8_E5M2', int8='I8',
+                  uint8='U8', bool='BOOL')
 
 def arrays_header(
     tensors:dict,    # {name: anything with a dtype and a shape}
     metadata=None,   # {str: str}
 )->tuple:            # (names in the order of the file, the header's bytes)
-    "The beginning of a safetensors file. Raises `TypeError` where an array is of a type that no name is known for."
-    if odd := next((n for n,x in tensors.items() if x.dtype.name not in TYPE_CODES), None): raise TypeError(f"{odd} is {tensors[odd].dtype}; safetensors files hold {', '.join(TYPE_CODES)}")
+    """The beginning of a safetensors file.
+
+    Raises `TypeError` where an array is of a type that no name is known for."""
+    if odd := next((n for n,x in tensors.items() if x.dtype.name not in TYPE_CODES), None):
+        raise TypeError(f"{odd} is {tensors[odd].dtype}; safetensors files hold {', '.join(TYPE_CODES)}")
     names = sorted(tensors, key=lambda n: ([*TYPE_CODES].index(tensors[n].dtype.name), n))
     at, head = 0, {'__metadata__': metadata} if metadata else {}
     for n,x in ((n, tensors[n]) for n in names):
-        head[n] = dict(dtype=TYPE_CODES[x.dtype.name], shape=x.shape, data_offsets=[at, at := at + math.prod(x.shape)*x.dtype.itemsize])
+        head[n] = dict(dtype=TYPE_CODES[x.dtype.name], shape=x.shape,
+                       data_offsets=[at, at := at + math.prod(x.shape)*x.dtype.itemsize])
     text = json.dumps(head, separators=(',', ':'), ensure_ascii=False).encode()
     text += b' '*(-len(text) % 8)
     return names, len(text).to_bytes(8, 'little') + text
@@ -78,7 +85,8 @@ def stored_sums(
             for k in range(at, end, PIECE): h.update(f.read(min(PIECE, end - k)))
         return h.intdigest()
     held = {k: x for k,x in json.loads(head).items() if k != '__metadata__'}
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool: return dict(zip(held, pool.map(stored_sum, held.values())))
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(held, pool.map(stored_sum, held.values())))
 
 def check_arrays(
     path,        # a safetensors file
@@ -89,7 +97,9 @@ def check_arrays(
     with open(path, 'rb') as f: same = f.read(len(head)) == head
     there = stored_sums(path) if same else {}
     bad = [n for n,x in sums.items() if there.get(n) != x] if same else ['its header']
-    if bad: raise OSError(f"the file holds other bytes of {bad[0]} than were written, and the disk or its connection may be failing")
+    if bad:
+        raise OSError(f"the file holds other bytes of {bad[0]} than were written, "
+                      "and the disk or its connection may be failing")
 
 # %% ../../nbs/00_utils/03_safetensors.ipynb #8facd0e1
 def write_array(
@@ -97,9 +107,12 @@ def write_array(
     x,       # an array, or what becomes one
     pool,    # of threads
 )->int:      # hash of its bytes
-    "Write an array's bytes, their checksum taken meanwhile. Raises `ValueError` where they are not as many as its shape says."
+    """Write an array's bytes, their checksum taken meanwhile.
+
+    Raises `ValueError` where they are not as many as its shape says."""
     part = array_bytes(x)
-    if part.size != (want := math.prod(x.shape)*x.dtype.itemsize): raise ValueError(f"{part.size} bytes came for {tuple(x.shape)} of {x.dtype}, which are {want}")
+    if part.size != (want := math.prod(x.shape)*x.dtype.itemsize):
+        raise ValueError(f"{part.size} bytes came for {tuple(x.shape)} of {x.dtype}, which are {want}")
     sum_ = pool.submit(hashed, part)
     f.write(part)
     return sum_.result()
@@ -117,7 +130,8 @@ def full_sum(
 
 def seal(tensors:dict, sums:dict)->dict:
     "What the metadata of a sealed file say of its arrays."
-    return dict(sums=json.dumps({n: full_sum(n, TYPE_CODES[x.dtype.name], x.shape, sums[n]) for n,x in tensors.items()}, separators=(',', ':')))
+    return dict(sums=json.dumps({n: full_sum(n, TYPE_CODES[x.dtype.name], x.shape, sums[n])
+                                 for n,x in tensors.items()}, separators=(',', ':')))
 
 def save_arrays(
     path,            # a .safetensors file
@@ -127,8 +141,11 @@ def save_arrays(
     *, sealed:bool=False,    # checksums in the metadata
     check:bool=True,         # read it back
 ):
-    "Write arrays into a file that all may read, one after the other. Raises `OSError` where there is no room or it holds something else."
-    header = lambda sums: arrays_header(tensors, {**(metadata or {}), **seal(tensors, sums)} if sealed else metadata)
+    """Write arrays into a file that all may read, one after the other.
+
+    Raises `OSError` where there is no room or it holds something else."""
+    header = lambda sums: arrays_header(tensors,
+                                        {**(metadata or {}), **seal(tensors, sums)} if sealed else metadata)
     (names, head), sums = header(dict.fromkeys(tensors, 0)), {}
     with open(path, 'wb') as f, ThreadPoolExecutor(1) as pool:
         f.write(head)
@@ -143,14 +160,20 @@ ARRAY_TYPES = {c: np.dtype(getattr(ml_dtypes, n, n)) for n,c in TYPE_CODES.items
 def file_header(
     path,     # a safetensors file
 )->tuple:     # ({name: its type, shape and place}, {str: str} metadata, where the arrays begin)
-    "The header of a file, lengths and places checked. Raises `UserError` where the file is missing, cut off or another kind of file."
+    """The header of a file, lengths and places checked.
+
+    Raises `UserError` where the file is missing, cut off or another kind of file."""
     path = Path(path)
     try:
         with safe_open(path, 'np'): pass   # checks every length and place
         with open(path, 'rb') as f: head = json.loads(f.read(n := int.from_bytes(f.read(8), 'little')))
-    except (SafetensorError, ValueError, OSError, RecursionError) as e: raise UserError(f"{path} is not a whole {path.suffix or '.safetensors'} file, or damaged ({e}); copy or download it again") from e
-    if odd := next((x['dtype'] for k,x in head.items() if k != '__metadata__' and x['dtype'] not in ARRAY_TYPES), None):
-        raise UserError(f"{path} has tensors of type {odd}, which this nativebit does not know; install a newer one, or save them as another type")
+    except (SafetensorError, ValueError, OSError, RecursionError) as e:
+        raise UserError(f"{path} is not a whole {path.suffix or '.safetensors'} file, or damaged ({e}); "
+                        "copy or download it again") from e
+    if odd := next((x['dtype']
+                    for k,x in head.items() if k != '__metadata__' and x['dtype'] not in ARRAY_TYPES), None):
+        raise UserError(f"{path} has tensors of type {odd}, which this nativebit does not know; "
+                        "install a newer one, or save them as another type")
     return {k: x for k,x in head.items() if k != '__metadata__'}, head.get('__metadata__') or {}, 8 + n
 
 def read_array(
@@ -165,7 +188,8 @@ def read_array(
     with open(path, 'rb', buffering=0) as f:   # a buffer has a lock of its own
         f.seek(at)
         for k in range(0, part.size, PIECE):
-            if f.readinto(piece := part[k:k+PIECE]) < piece.size: raise UserError(f"{path} became shorter while it was read; copy it again")
+            if f.readinto(piece := part[k:k+PIECE]) < piece.size:
+                raise UserError(f"{path} became shorter while it was read; copy it again")
             h.update(piece)
     return x.reshape(shape), h.intdigest()
 
@@ -173,7 +197,8 @@ def read_array(
 @lru_cache
 def say_unsealed(path):
     "Say once that a file can't be checked."
-    print(f"note: {path} has no checksums of its tensors' names, types and shapes (an older nativebit or another program made it); it is taken as it is", file=sys.stderr)
+    print(f"note: {path} has no checksums of its tensors' names, types and shapes (an older nativebit or "
+          "another program made it); it is taken as it is", file=sys.stderr)
 
 def check_sums(
     path,
@@ -182,24 +207,33 @@ def check_sums(
 ):
     "Raise `UserError` where an array is not what was written, is missing, or came from elsewhere."
     if bad := next((n for n in {**here, **sums} if sums.get(n) != here.get(n)), None):
-        raise UserError(f"{path} is damaged (the checksum of {bad[:80]} is wrong); copy it again or make it anew")
+        raise UserError(f"{path} is damaged (the checksum of {bad[:80]} is wrong); "
+                        "copy it again or make it anew")
 
 def parse_sums(path, text:str)->dict:
     "The checksums in the metadata. Raises `UserError` where they are none."
     try: return dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as e: raise UserError(f"{path} is damaged (its checksums can't be read); copy it again or make it anew") from e
+    except (ValueError, TypeError, RecursionError) as e:
+        raise UserError(f"{path} is damaged (its checksums can't be read); "
+                        "copy it again or make it anew") from e
 
 def read_arrays(
     path,        # a safetensors file
     sums=None,   # {name: checksum} of a file that was not sealed
     ours=False,  # it should be sealed: say where it is not
 )->dict:         # {name: array}
-    "The arrays of a file, each checked where there are checksums. Raises `UserError` where one is wrong, or the file is damaged."
+    """The arrays of a file, each checked where there are checksums.
+
+    Raises `UserError` where one is wrong, or the file is damaged."""
     held, meta, start = file_header(path)
     if 'sums' in meta: sums = parse_sums(path, meta['sums'])
     kind = hash_of(sums)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool: read = dict(zip(held, pool.map(lambda x: read_array(path, start + x['data_offsets'][0], ARRAY_TYPES[x['dtype']], x['shape'], kind), held.values())))
-    if sums: check_sums(path, {n: full_sum(n, held[n]['dtype'], held[n]['shape'], x, kind) for n,(_,x) in read.items()}, sums)
+    one = lambda x: read_array(path, start + x['data_offsets'][0], ARRAY_TYPES[x['dtype']], x['shape'], kind)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        read = dict(zip(held, pool.map(one, held.values())))
+    if sums:
+        check_sums(path, {n: full_sum(n, held[n]['dtype'], held[n]['shape'], x, kind)
+                          for n,(_,x) in read.items()}, sums)
     elif ours: say_unsealed(path)
     return {n: x for n,(x,_) in read.items()}
 
@@ -212,7 +246,8 @@ def weights_digest(
     if not path.is_file(): return None
     if path.suffix != '.safetensors': return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     held, meta, _ = file_header(path)
-    sums = parse_sums(path, meta['sums']) if 'sums' in meta else {n: full_sum(n, held[n]['dtype'], held[n]['shape'], x) for n,x in stored_sums(path).items()}
+    sums = (parse_sums(path, meta['sums']) if 'sums' in meta
+            else {n: full_sum(n, held[n]['dtype'], held[n]['shape'], x) for n,x in stored_sums(path).items()})
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../../nbs/00_utils/03_safetensors.ipynb #86ce05e8
@@ -221,8 +256,11 @@ PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
 def read_json(path)->dict:
     "A JSON object. Raises `UserError` where the file is missing or none."
     try: x = json.loads(Path(path).read_text())
-    except FileNotFoundError as e: raise UserError(f"there is no {Path(path).name} in {Path(path).parent}; give a model's whole folder") from e
-    except (OSError, ValueError, RecursionError) as e: raise UserError(f"{path} is not valid JSON ({e}); download it again") from e
+    except FileNotFoundError as e:
+        raise UserError(f"there is no {Path(path).name} in {Path(path).parent}; "
+                        "give a model's whole folder") from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"{path} is not valid JSON ({e}); download it again") from e
     if not isinstance(x, dict): raise UserError(f"{path} holds no JSON object; download it again")
     return x
 
@@ -231,16 +269,21 @@ def refuse_pickles(
 ):
     "Raise `UserError` where there are pickles."
     found = [p.name for p in paths if p.suffix in PICKLES]
-    if found: raise UserError(f"{', '.join(found)}: these are pickles, which are never loaded, since loading one can run code; "
-                              "have transformers write safetensors: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)")
+    if found:
+        raise UserError(f"{', '.join(found)}: these are pickles, which are never loaded, "
+                        "since loading one can run code; "
+                              "have transformers write safetensors: "
+                        "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)")
 
 def refuse_unconverted(
     path,  # what should be a checkpoint
 ):
     "Raise `UserError` for somebody's model, as a folder of the hub's kind or a GGUF file."
     path = Path(path)
-    if path.suffix == '.gguf' and path.is_file() or (path/'config.json').is_file() and not (path/'meta.json').exists():
-        raise UserError(f"{path} is somebody's model and no checkpoint of nativebit; make one with nativebit convert {path} --out FOLDER, and train it with --config FOLDER --init-from FOLDER")
+    if (path.suffix == '.gguf' and path.is_file() or (path/'config.json').is_file()
+        and not (path/'meta.json').exists()):
+        raise UserError(f"{path} is somebody's model and no checkpoint of nativebit; make one with nativebit "
+                        f"convert {path} --out FOLDER, and train it with --config FOLDER --init-from FOLDER")
 
 def weight_files(
     folder,  # of a model
@@ -251,11 +294,14 @@ def weight_files(
     if single.is_file(): return [single]   # as transformers does, also beside an index
     if not index.is_file():
         refuse_pickles(sorted(folder.iterdir()))
-        raise UserError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; give a folder with weights")
+        raise UserError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; "
+                        "give a folder with weights")
     places = read_json(index).get('weight_map')
     shards = sorted({str(x) for x in places.values()} if isinstance(places, dict) else [])
     strange = [n[:80] for n in shards if not re.fullmatch(r'[\w. -]{1,200}\.safetensors', n)]
-    if strange: raise UserError(f"{index} names {strange[0]}, which is no safetensors file beside it; download it again")
+    if strange:
+        raise UserError(f"{index} names {strange[0]}, which is no safetensors file beside it; "
+                        "download it again")
     missing = [n for n in shards if not (folder/n).is_file()] or ([] if shards else ['any shard'])
     if missing: raise UserError(f"{folder} lacks {', '.join(missing)}; download the model again")
     return [folder/n for n in shards]

@@ -20,8 +20,10 @@ def clear(folder, *keep):
         if p.name not in (keep or ('.lock',)): remove(p)
 
 def is_leftover(folder)->bool:
-    "Is there nothing but what a process leaves that was killed while it began, or while it took finished work away?"
-    return Path(folder).is_dir() and all(re.fullmatch(r'\.lock|layer-\d+\.safetensors|\.(setup\.json|layer-\d+\.safetensors)\..*tmp', p.name) for p in Path(folder).iterdir())
+    "Is there only what a process leaves that was killed while it began, or while it took its work away?"
+    return (Path(folder).is_dir() and all(
+        re.fullmatch(r'\.lock|layer-\d+\.safetensors|\.(setup\.json|layer-\d+\.safetensors)\..*tmp', p.name)
+        for p in Path(folder).iterdir()))
 
 def begin_work(
     folder,      # where unfinished work is kept
@@ -30,10 +32,13 @@ def begin_work(
     "A folder of work begun, or begun again. Raises `UserError` where it was begun for something else."
     path = Path(folder)/'setup.json'
     if not path.exists():
-        if Path(folder).exists() and not is_leftover(folder): raise UserError(f"{folder} is in use for something else; give another --out")
+        if Path(folder).exists() and not is_leftover(folder):
+            raise UserError(f"{folder} is in use for something else; give another --out")
         clear(folder)
         with atomic_path(path) as tmp: tmp.write_text(json.dumps(setup))
-    if other := changes(read_json(path), setup): raise UserError(f"{folder} holds work begun with other settings, weights or text ({'; '.join(other)}); delete it, or give another --out")
+    if other := changes(read_json(path), setup):
+        raise UserError(f"{folder} holds work begun with other settings, "
+                        f"weights or text ({'; '.join(other)}); delete it, or give another --out")
     return Path(folder)
 
 def layer_path(work, i:int)->Path: return Path(work)/f'layer-{i:04}.safetensors'
@@ -51,4 +56,5 @@ def end_work(folder):
 
 def store_layer(work, i:int, packed:dict):
     "Keep a finished layer. `stored_layer` checks it, so nobody need wait for the disk."
-    with atomic_path(layer_path(work, i), settle=False) as tmp: save_arrays(tmp, packed, sealed=True, check=False)
+    with atomic_path(layer_path(work, i), settle=False) as tmp:
+        save_arrays(tmp, packed, sealed=True, check=False)
