@@ -222,6 +222,7 @@ class TrainConfig:
              "bfloat16 or float32")
         need(self.attention in ('reference', 'cudnn'), 'attention', self.attention, "reference or cudnn")
         need(self.seed < 2**32, 'seed', self.seed, "below 2^32")
+        need(self.max_steps < 2**31, 'max_steps', self.max_steps, "below 2^31")   # counted in 32 bits
         need(self.batch_size <= 2**20, 'batch_size', self.batch_size, "at most 1,048,576")
         check_dataset(self.dataset)
 

@@ -3,6 +3,7 @@ import json, logging, re
 import jax, numpy as np, pytest
 from nativebit.config import get_config
 from nativebit.models.checkpoint import checkpoint_tensors, save_checkpoint
+from nativebit.models import transformer
 from nativebit.models.transformer import init_model
 from nativebit.pipelines import packing
 from nativebit.pipelines.quantize import checkpoint_layers
@@ -44,3 +45,11 @@ def test_packing_is_compiled_ahead(caplog):
 
 def test_a_program_that_fails_to_compile_is_met_by_whoever_runs_it():
     assert isinstance(loop.in_background(lambda: 1/0).exception(), ZeroDivisionError)
+
+def test_a_deep_network_in_a_loop_computes_the_same(monkeypatch):
+    cfg = get_config('tiny', n_layers=3)
+    (params, books), tokens = init_model(cfg, seed=0), jax.random.randint(jax.random.key(0), (2, 16), 0, cfg.model.vocab_size)
+    monkeypatch.setattr(transformer, 'DEEP', 3)
+    run = lambda loop, *state: jax.jit(lambda *x: transformer.forward_fn(cfg)(*x, loop=loop))(params, tokens, *state)
+    for state in ((), (books,)): np.testing.assert_allclose(*[np.asarray(run(loop, *state)) for loop in (True, False)], rtol=1e-5, atol=1e-6)
+    assert 'while' in jax.jit(lambda *x: transformer.forward_fn(cfg)(*x, loop=True)).lower(params, tokens).as_text()

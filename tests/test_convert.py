@@ -225,7 +225,7 @@ def test_one_array_in_memory(tmp_path):
 
 def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, monkeypatch):
     folder = write_model(tmp_path/'x')
-    def full(*a): raise OSError(28, 'No space left on device')
+    def full(*a, **k): raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
         m.setattr('nativebit.interop.convert.write_arrays', full)
         with pytest.raises(UserError, match='No space left on device'): convert(folder, tmp_path/'out')

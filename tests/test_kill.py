@@ -21,4 +21,4 @@ NAMES = ['pack', 'pack a float checkpoint', 'quantize', 'quantize with a table',
 def test_every_place_of_a_program(tmp_path, name): trials(tmp_path, '--programs', name)
 
 @pytest.mark.slow
-def test_every_place_of_the_quick_programs(tmp_path): assert len(trials(tmp_path, '--quick')) > 100
+def test_every_place_of_the_quick_programs(tmp_path): assert len(trials(tmp_path, '--quick', '--modes', 'kill,full,small,twice')) > 1000

@@ -20,7 +20,7 @@ from nativebit.models.transformer import init_model
 from nativebit.pipelines.quantize import quantize
 from nativebit.ptq.posthoc import main as posthoc
 from nativebit.ptq.pack import pack_checkpoint
-from nativebit.train.run import begin_log, continued
+from nativebit.train.run import begin_log, begun, continued
 from nativebit.utils.cli import UserError, one_sentence, parse_args
 from nativebit.utils.files import atomic_path, whole_folder
 from nativebit.utils.pytree import leaf_names, with_leaves
@@ -197,6 +197,12 @@ def test_a_meta_of_another_network(tmp_path):
         (folder/'meta.json').write_text(json.dumps({**meta, 'config': {**meta['config'], part: {**meta['config'][part], field: value}}}))
         with pytest.raises(UserError, match=f'another network than model.safetensors .{part}.{field}'): load_network(folder)
 
+def test_a_meta_of_another_network_than_was_converted(tmp_path, words):
+    convert(hub_model(tmp_path/'m', words), tmp_path/'c'); load_network(tmp_path/'c')
+    meta = json.loads((tmp_path/'c'/'meta.json').read_text()); meta['config']['model']['n_heads'] = 4   # all shapes fit
+    (tmp_path/'c'/'meta.json').write_text(json.dumps(meta))
+    with pytest.raises(UserError, match='another network than model.safetensors .model.n_heads'): load_network(tmp_path/'c')
+
 def test_a_config_of_another_geometry(tmp_path, monkeypatch):
     "All shapes fit where a block is turned, and what is read would be another network."
     monkeypatch.syspath_prepend(ROOT/'tests'/'fuzz')
@@ -285,6 +291,16 @@ def test_command_lines_end_in_a_sentence(tmp_path, monkeypatch):
                        ((*speed, '--steps', '0'), 'steps=0'), ((*speed, '--windows', '-2'), 'windows=-2'), ((*speed, '--out', 'file/rows.jsonl'), 'cannot write the log'), (('quantize', 'm', '--out', 'q'*280), 'there is no m')):
         assert says in refused(*args), (args, says)
 
+def test_what_a_program_would_find_out_hours_later_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); (tmp_path/'file').write_text('x'); (tmp_path/'t.txt').write_text(TEXT); checkpoint(tmp_path/'c')
+    monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache'))
+    train, table = ('train', '--config', 'tiny', '--dataset', 'text:t.txt', '--max-steps', '1'), ('results', '--run', '--experiment', 'method=rtn', '--config', 'tiny', '--init-from', 'c', '--settings', 'dataset=text:t.txt', '--out', 'r.jsonl')
+    for args, says in ((('demo', '--out', 'file/x'), 'cannot write'), (('demo', '--max-steps', '9'*30), 'below 2^31'), (('demo', '--max-tokens', '0'), 'max_tokens=0'), ((*table, '--minutes', 'nan'), 'minutes=nan'), ((*table, '--keep', 'file/x'), 'cannot write'),
+                       ((*table, '--by', 'lrr'), "did you mean 'lr'"), ((*train, '--states', 'file/x'), 'cannot write'), ((*train, '--name', 'a\nb'), 'is no name of a run'), ((*train, '--init-from', ''), '--init-from has no value'),
+                       (('posthoc', '--ckpt', 'c', '--methods', 'rtn', '--calibration', 'text:t.txt'), 'changes nothing for rtn'), (('posthoc', '--ckpt', 'c', '--calibration-tokens', '0'), 'calibration_tokens=0')):
+        assert says in refused(*args), (args, says)
+    assert not {'logs', 'r.jsonl'} & {p.name for p in tmp_path.iterdir()}
+
 def test_prepared_data_without_a_meta(tmp_path, monkeypatch):
     monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache')); (tmp_path/'t.txt').write_text(TEXT); prepare(f"text:{tmp_path/'t.txt'}", ByteTokenizer())
     [meta] = (tmp_path/'cache').glob('*/meta.json')
@@ -305,3 +321,16 @@ def test_a_sweep_without_its_text_begins_no_table(tmp_path):
 def test_all_of_run_2b_is_for_one_machine():
     r = subprocess.run([ROOT/'tpu_scripts'/'run_2b', 'all', '1', '--hosts', 'auto'], capture_output=True, text=True, timeout=20)
     assert r.returncode and 'the float checkpoint is on the first machine alone' in r.stderr
+
+FULL = 'import errno, jax.numpy as jnp, os\nfrom pathlib import Path\nfrom nativebit.train.states import RunStates\nfrom nativebit.utils.cli import one_sentence\nreal = os.mkdir\ndef mkdir(p, *a, **k):\n    if WHERE in Path(p).name: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(p))\n    real(p, *a, **k)\nos.mkdir = mkdir\nwith one_sentence():\n    s = RunStates("state"); s.save({"w": jnp.ones(3)}, 1); s.close()'
+
+@pytest.mark.parametrize('where', ['1.orbax', 'default', 'array_metadatas'])
+def test_no_room_for_a_states_folder_is_said_soon(tmp_path, where):
+    r = processes.start('-c', FULL.replace('WHERE', repr(where)), cwd=tmp_path).wait(100)
+    assert r.returncode == 1 and r.stderr == f"error: cannot keep the run's state in {tmp_path}/state (No space left on device); free some space or choose another folder\n"
+
+def test_a_log_without_a_record_is_no_run(tmp_path):
+    for text in (None, '', '{"type": "hea'):
+        if text is not None: (tmp_path/'log.jsonl').write_text(text)
+        assert not begun(tmp_path)
+    with begin_log(get_config('tiny'), tmp_path, None, 0, dict): assert begun(tmp_path)

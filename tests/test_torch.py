@@ -1,7 +1,7 @@
 "PyTorch serves what JAX trained: the same logits and the same greedy text from one packed file; its program says in a sentence what is wrong."
 import ast, os, subprocess, sys
 from pathlib import Path
-import ml_dtypes, numpy as np, pytest
+import numpy as np, pytest
 torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
 from nativebit.config import get_config
 from nativebit.utils.cli import UserError
@@ -10,7 +10,7 @@ from nativebit.pytorch.generate import continue_text, main, open_file
 from nativebit.pytorch.decode import Decoder, generate
 from nativebit.pytorch.quant import NativeBitLinear, encode_codebook
 from nativebit.pytorch.model import NativeBitGPT, from_pack
-from nativebit.pytorch.linear import PackedLinear
+from nativebit.pytorch.linear import PackedLinear, as_array
 from nativebit.pytorch.benchmark import dequantized, run_benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,10 +27,9 @@ def pack_torch(path, embed='bfloat16', **settings):
     cfg = get_config('tiny', n_heads=4, **settings)
     model = NativeBitGPT(cfg.model, cfg.quant).eval()
     modules = {n: m for n,m in model.named_modules() if isinstance(m, NativeBitLinear)}
-    weights = {n: p.detach().numpy() for n,p in model.named_parameters()} | {f'{n}.weight': m.evaluated().numpy() for n,m in modules.items()}
-    stored = lambda codes, scale: (codes, None if scale is None else scale.reshape(-1))
-    as_numpy = lambda x: None if x is None else x.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn) if x.dtype == torch.float8_e4m3fn else x.numpy()
-    books = {n: tuple(map(as_numpy, stored(*encode_codebook(m.codebook, cfg.quant.codebook_dtype)))) for n,m in modules.items()}
+    weights = {n: p.detach().numpy() for n,p in model.named_parameters() if not n.endswith('codebook')} | {f'{n}.weight': m.evaluated().numpy() for n,m in modules.items()}
+    stored = lambda codes, scale: (as_array(codes), None if scale is None else as_array(scale.reshape(-1)))
+    books = {n: stored(*encode_codebook(m.entries, cfg.quant.codebook_dtype)) for n,m in modules.items()}
     return write_pack(path, pack_tensors(cfg, weights, books, embed), cfg), model
 
 REFERENCE = """

@@ -13,8 +13,8 @@ from pathlib import Path
 import matplotlib
 from ..models.checkpoint import fit_params, load_network
 from ..config import get_config
-from ..utils.cli import UserError
-from ..utils.files import atomic_path, read_jsonl
+from ..utils.cli import need, UserError
+from ..utils.files import atomic_path, check_writable, read_jsonl
 from ..data.loader import prepare, calibration_batches
 from ..data.tokenizers import load_tokenizer, shipped
 from ..inference.generate import generate, pack_params
@@ -137,10 +137,12 @@ def demo(
     **overrides,              # settings of both runs, e.g. `max_steps`
 )->list:                      # rows: method, val_ppl, test_ppl, kl, kl_p99, top1, bits_per_weight, bytes
     "Fine-tune the shipped float checkpoint to 3 bits and compare."
-    folder, (cfg, teacher) = Path(folder), load_network(shipped('stdlib'))
+    need(max_tokens >= 1, 'max_tokens', max_tokens, "at least 1")
+    check_writable(folder := Path(folder))   # now, for the first file comes minutes later
+    configs = {m: demo_config(m, **overrides) for m in RUNS}
+    cfg, teacher = load_network(shipped('stdlib'))
     tok = load_tokenizer(cfg.model.vocab_size)
     tokens, _ = prepare('stdlib', tok)
-    configs = {m: demo_config(m, **overrides) for m in RUNS}
     text = calibration_batches(configs['nativebit_qat'], tokens['train'])
     rows = posthoc_table(cfg, teacher, configs['nativebit_qat'].quant, ['rtn', 'kmeans', 'gptq'], tokens, tok,
                          max_tokens, text)

@@ -17,8 +17,8 @@ from flax import nnx
 from tqdm import tqdm
 from ..models.checkpoint import save_checkpoint
 from ..config import get_config
-from ..utils.cli import UserError
-from ..utils.files import atomic_path, read_jsonl
+from ..utils.cli import need, suggest, UserError
+from ..utils.files import atomic_path, check_writable, read_jsonl
 from ..utils.safetensors import weights_digest
 from ..utils.pytree import leaf_names
 from ..data.tokenizers import DATA, load_tokenizer
@@ -30,7 +30,7 @@ from ..ptq.baselines import (CALIBRATED, METHODS, calibration_text, index_bits, 
 from ..evaluation.results_file import (add_row, as_lines, as_markdown, begin_rows, load_results,
                                                run_header)
 from .definitions import EXPERIMENTS, FROM_SCRATCH, TRAINED, method_settings, rows_of
-from .grids import parse_grid
+from .grids import KNOWN, parse_grid
 from ..train.init import check_start, init_state
 from ..train.loop import NotANumber, delivered, fit, load_tokens, training_data
 
@@ -58,6 +58,7 @@ def make_setup(config:str, fixed:dict, init_from=None, raw=None, keep=None)->Set
         raise UserError(f"cannot read {raw} ({getattr(e, 'strerror', None) or e}); "
                         "give --raw the text file of the test split") from e
     load_float_once(init_from := init_from and str(init_from))   # found missing now, read once
+    if keep: check_writable(keep)
     return Setup(config, fixed, init_from, load_tokens(cfg), tok, raw, keep)
 
 # %% ../../nbs/14_experiments/04_runner.ipynb #7cc427cc
@@ -239,6 +240,8 @@ def main(
     "Print an experiment's table, or run it: one process a GPU, each with its own CUDA_VISIBLE_DEVICES."
     out = out or (DATA/'results'/f'{experiment}.jsonl' if '=' not in experiment else None)
     if out is None: raise UserError("give --out a file for the rows of this grid")
+    need(minutes >= 0, 'minutes', minutes, "at least 0")
+    if odd := next((b for b in filter(None, by.split(',')) if b not in KNOWN), None): raise UserError(suggest('setting', odd, KNOWN))
     if run:
         fixed = {k: v[0] for k,v in parse_grid(settings, several=False).items()}
         rows = run_rows(experiment, make_setup(config, fixed, init_from, raw, keep), out, minutes)

@@ -8,7 +8,8 @@ __all__ = ['FORMAT', 'VERSION', 'int8_rows', 'pack_tensors', 'crc', 'metadata_cr
            'read_pack', 'file_ledger', 'header_size', 'estimate_ledger']
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #b88c9aa5
-import json, math, re, zlib
+import json, math, os, re, zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import ml_dtypes, numpy as np
@@ -215,8 +216,8 @@ def parse_metadata(
     "What the header says of the network. Raises `UserError` where it makes no sense."
     try:
         if meta['embed'] not in FLOATS: raise ValueError(f"embed={meta['embed'][:20]!r}")
-        config = found_tokenizer(config_from_dict(json.loads(meta['config'])), Path(path).parent)
-        parsed = {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')}
+        config, parsed = (found_tokenizer(config_from_dict(json.loads(meta['config'])), Path(path).parent),
+                          {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')})
         return config, {**meta, **parsed}
     except (UserError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} has a header that this nativebit does not understand ({e}); "
@@ -227,9 +228,10 @@ def check_tensors(
 ):
     "Raise `UserError` where a tensor's bytes or indices can't be what was packed."
     sums = pack.meta['checksums']
-    for n,x in pack.tensors.items():
-        if sums.get(n) != crc(x.reshape(-1).view(np.uint8)):
-            raise UserError(f"{pack.path} is damaged (the checksum of {n} is wrong); copy or pack it again")
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        here = [*pool.map(lambda x: crc(x.reshape(-1).view(np.uint8)), pack.tensors.values())]
+    if bad := next((n for n,x in zip(pack.tensors, here) if sums.get(n) != x), None):
+        raise UserError(f"{pack.path} is damaged (the checksum of {bad} is wrong); copy or pack it again")
     for n in pack.matrices:
         # of what is no power of two an index can be too large
         if (quant := pack.geometry(n)) is None or (K := quant.n_entries) == 2**index_width(K): continue

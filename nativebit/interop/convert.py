@@ -22,7 +22,7 @@ from .families import family_of, model_config
 from .gguf import GGUFFile
 from .hub import HubFolder, misfits
 from ..formats.gguf_reader import is_gguf
-from ..formats.size import DTYPES, param_shapes
+from ..formats.size import DTYPES, network_note, param_shapes
 
 # %% ../../nbs/12_interop/04_convert.ipynb #1f340c62
 @dataclass(frozen=True)
@@ -141,10 +141,11 @@ def write_arrays(
     held:dict,       # {name: `Held`}: type and shape of each array
     read,            # function of a name, returns the array
     done=lambda n: None,  # called with the bytes of each array once it is written
+    **notes,              # text for the header
 ):
     "Write a safetensors file, one array in memory at a time."
     save_arrays(path, {n: ToRead(x, partial(read, n)) for n,x in held.items()},
-                {'format': 'nativebit'}, lambda n: done(held[n].nbytes), sealed=True)
+                {'format': 'nativebit', **notes}, lambda n: done(held[n].nbytes), sealed=True)
 
 # %% ../../nbs/12_interop/04_convert.ipynb #96a7159a
 def convert(
@@ -164,7 +165,8 @@ def convert(
                 git_hash=git_hash())
     with (whole_folder(out, source.nbytes + 2**26) as tmp,
           tqdm(total=source.nbytes, unit='B', unit_scale=True, disable=None) as bar):
-        write_arrays(tmp/'model.safetensors', held, source.read, bar.update)
+        write_arrays(tmp/'model.safetensors', held, source.read, bar.update,
+                     network=json.dumps(network_note(cfg)))
         (tmp/'hf').mkdir()
         copy_files(files, tmp/'hf')
         if train.tokenizer != NO_TOKENIZER: shutil.copy(tmp/'hf'/'tokenizer.json', tmp/'tokenizer.json')

@@ -12,4 +12,5 @@ __getattr__, __dir__ = lazy(__name__,
     quant='NativeBitLinear',
     model='NativeBitGPT',
     linear='PackedLinear',
-    decode='Decoder')
+    decode='Decoder',
+    qat='quantize_ convert distillation_loss param_groups')

@@ -81,6 +81,8 @@ def main(
     "Continue a text with a packed network, in PyTorch."
     if (file is None) == (random is None): raise UserError("give one of: a packed FILE, or --random PRESET")
     check_options(max_tokens, temperature, top_k, top_p, dtype, ('float32', 'float16', 'bfloat16'), seed=seed)
+    need(context >= 1, 'context', context, "at least 1")
+    if out and not (benchmark or random): raise UserError("--out takes a benchmark's records; add --benchmark, or leave it out")
     need(embed in ('bfloat16', 'int8'), 'embed', embed, "bfloat16 or int8")
     need(geometry in GEOMETRIES, 'geometry', geometry, f"one of {', '.join(GEOMETRIES)}")
     d = pick_device(device, compile, cuda_graph)

@@ -21,7 +21,7 @@ from ..models.attention import ATTENTION, context_kl
 from .states import RunStates
 from ..models.checkpoint import save_checkpoint
 from ..config import Config, QuantConfig, TrainConfig, get_config
-from ..utils.files import JSONLogger, TensorBoardLogger
+from ..utils.files import check_writable, JSONLogger, TensorBoardLogger
 from ..utils.cli import UserError, also_flags
 from ..utils.pytree import leaf_names
 from ..data.loader import batches, prepare
@@ -30,7 +30,7 @@ from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
 from ..ptq.gptq import lowered_gptq
 from ..quant.linear import compute_quant_diagnostics, lowered_diagnostics, quantized_params
 from ..models.transformer import forward_fn
-from .run import alone, begin_log, check_folder, continued, finished_steps, run_folder
+from .run import alone, begin_log, begun, check_folder, continued, finished_steps, run_folder
 from ..distributed.sharding import anywhere, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
 from .init import check_start, init_state, load_teacher
 from .step import TrainState, eval_params, lambda_at, lowered_step, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
@@ -120,7 +120,7 @@ def fit(
 
 # %% ../../nbs/08_train/06_loop.ipynb #a57dcfa7
 @lru_cache
-def _compiled_forward(cfg): return jax.jit(forward_fn(cfg, attend=ATTENTION[cfg.train.attention], dtype=jnp.dtype(cfg.train.compute_dtype)))
+def _compiled_forward(cfg): return jax.jit(partial(forward_fn(cfg, attend=ATTENTION[cfg.train.attention], dtype=jnp.dtype(cfg.train.compute_dtype)), loop=True))
 
 def probe(cfg, params, tokens):
     "`context_kl` on 8 windows: does the prediction depend on the past?"
@@ -192,7 +192,7 @@ def lowered_rest(
     cfg:Config,  # the run, on one device
 ):               # yields programs, traced
     "What a run compiles beside its step, in the order of use: GPTQ where it starts from it, and evaluation."
-    state, q = state_shapes(cfg), cfg.quant
+    state, q = state_shapes(structure(cfg)), cfg.quant
     batch = cfg.train.batch_size, cfg.model.context_len
     if q.nativebit and q.start == 'gptq': yield from lowered_gptq(cfg.model, q, batch)
     if q.nativebit: yield quantized_params.lower(nnx.merge_state(state.params, state.quant_state), q)
@@ -241,6 +241,7 @@ def train(
     "Train, validate, test, save. Raises `UserError` for anything the user can mend, `SystemExit` after a signal."
     start, place, states, mesh = time.time(), states, RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
     check_batch(cfg, mesh)
+    if place and not states.remote: check_writable(place)   # now, for the first state may come hours later
     ready = compiling(cfg) if mesh is None else None
     tokens = load_tokens(cfg)
     data = training_data(cfg, tokens['train'], mesh)
@@ -279,7 +280,7 @@ def main(
     given = {**settings, **{k: v for k,v in named.items() if v is not None}}
     join_hosts(hosts)
     folder = run_folder(name)
-    if resume and (folder/'log.jsonl').exists():
+    if resume and begun(folder):
         cfg, init_from, place = continued(folder, given)
         states = states or place
     else:

@@ -25,8 +25,9 @@ from .run import continued, finished_steps, run_folder
 def quiet_threads():
     "What Orbax's threads print, tracebacks too, when the disk is full or while Python ends is left out: what matters is also raised. So are four warnings that a manager only reads."
     logging.getLogger('absl').setLevel(logging.CRITICAL)
-    hook = sys.excepthook
-    sys.excepthook = lambda kind, e, tb: None if str(e) == 'Event loop is closed' else hook(kind, e, tb)
+    hook, unraisable, closed = sys.excepthook, sys.unraisablehook, 'Event loop is closed'
+    sys.excepthook = lambda kind, e, tb: None if str(e) == closed else hook(kind, e, tb)
+    sys.unraisablehook = lambda x: None if str(x.exc_value) == closed else unraisable(x)
 
 class RunStates:
     "The saved states of a run: the latest few, and the one with the best validation loss."
@@ -43,7 +44,8 @@ class RunStates:
         better = lambda m: -m['val_loss']
         quiet_threads()
         policy = AnyPreservationPolicy([LatestN(self.keep), BestN(n=1, get_metric_fn=better, keep_checkpoints_without_metrics=False)])
-        return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(best_fn=better, preservation_policy=policy, cleanup_tmp_directories=True, read_only=self.keep is None))
+        return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(best_fn=better, preservation_policy=policy, cleanup_tmp_directories=True, read_only=self.keep is None,
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False)))   # else a full disk is noticed by a thread alone, and waited for ten minutes
 
     @property
     def latest(self):

@@ -98,9 +98,9 @@ def loss_fn(
                              remat=cfg.train.remat, hidden=True)
     ce, kl, apart = cross_entropy(logits, y).mean(), 0., 0.
     if teacher is not None:
-        aim, aim_hidden = jax.lax.stop_gradient(forward(teacher, x, hidden=True))
-        kl = distillation(aim/heat, logits/heat).mean()*heat**2
-        apart = hidden_distance(aim_hidden, hidden).mean()
+        aim, aim_hidden = jax.lax.stop_gradient(forward(teacher, x, hidden=True, loop=True))
+        kl, apart = (distillation(aim/heat, logits/heat).mean()*heat**2,
+                     hidden_distance(aim_hidden, hidden).mean())
     loss = (1-d)*ce + d*kl + (cfg.train.match_weight*apart if cfg.train.match_weight else 0.)
     return loss, dict(loss=ce, distill=kl, match=apart)
 
@@ -194,9 +194,10 @@ def lowered_step(
     cfg:Config,  # the run, on one device
 ):               # its step, traced; `.compile()` compiles it
     "A run's step before there is a state; once it is compiled the run finds it so."
-    batch = jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32)
+    batch, shared = (jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32),
+                     structure(cfg))
     teacher = model_shapes(cfg) if cfg.train.distill_weight else None
-    return _compiled_step(structure(cfg)).lower(state_shapes(cfg), batch, teacher, *step_numbers(cfg)(0))
+    return _compiled_step(shared).lower(state_shapes(shared), batch, teacher, *step_numbers(cfg)(0))
 
 # %% ../../nbs/08_train/02_step.ipynb #82f8d332
 def _where_it_was(new, old): return new if new.sharding == old.sharding else jax.device_put(new, old.sharding)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'settled', 'beside', 'alive', 'remove', 'clean_leftovers', 'refuse_devices', 'atomic_path', 'one_writer',
-           'check_room', 'whole_folder', 'stamps', 'refuse_links', 'copy_files', 'plain', 'open_log', 'JSONLogger',
-           'NoRecords', 'record', 'read_jsonl', 'TensorBoardLogger', 'git_hash']
+           'check_room', 'whole_folder', 'check_writable', 'stamps', 'refuse_links', 'copy_files', 'plain', 'open_log',
+           'JSONLogger', 'NoRecords', 'record', 'read_jsonl', 'TensorBoardLogger', 'git_hash']
 
 # %% ../../nbs/00_utils/02_files.ipynb #7a017e8e
-import glob, json, os, platform, re, secrets, shutil, stat, subprocess, zlib
+import glob, json, os, platform, re, secrets, shutil, stat, subprocess, tempfile, zlib
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -152,6 +152,18 @@ def whole_folder(
     except OSError as e:
         raise UserError(f"cannot write {out}: {e.strerror or e}; "
                         "free some space or choose another folder") from e
+
+# %% ../../nbs/00_utils/02_files.ipynb #5b0d9c12
+def check_writable(folder):
+    "Raise `UserError` where no file can be made in a folder, which need not be there yet and is not there afterwards."
+    folder = Path(folder).absolute()
+    try:
+        made = [p for p in (folder, *folder.parents) if not p.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        try: tempfile.TemporaryFile(dir=folder).close()
+        finally:
+            for p in made: p.rmdir()
+    except OSError as e: raise UserError(f"cannot write {folder}: {e.strerror or e}; free some space or choose another folder") from e
 
 # %% ../../nbs/00_utils/02_files.ipynb #a1c0de12
 def stamps(

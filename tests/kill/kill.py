@@ -2,14 +2,16 @@
 
 A server imports everything once and starts no JAX device; each trial is a fork of it, in a folder of its own. An audit hook counts the operations that change
 files under that folder (open for writing, mkdir, rename, remove, rmdir, link, chmod) and, at the k-th, sends SIGKILL to its own process, or raises `ENOSPC` there and at all later ones
-that need room; in a third mode no file may grow beyond some bytes (`RLIMIT_FSIZE`). Then the same command runs again, undisturbed. It must end with 0, or say that the result `exists` where that is whole already; the files must have the names and, but for times and
+that need room; in a third mode no file may grow beyond some bytes (`RLIMIT_FSIZE`), in a fourth the command that runs again is killed, too. Then the same command runs again, undisturbed. It must end with 0, or say that the result `exists` where that is whole already; the files must have the names and, but for times and
 commands, the bytes of an undisturbed run; nothing else may be left. A refused disk must end in a sentence and another exit code than 0, or do no harm."""
 import argparse, atexit, errno, hashlib, json, os, random, re, resource, shutil, signal, sys, tempfile, threading, traceback
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent)]
 os.environ.setdefault('JAX_PLATFORMS', 'cpu'); os.environ['HF_HUB_OFFLINE'] = '1'
 from inputs import PROGRAMS, main as nativebit, make_inputs
+from nativebit.__main__ import COMMANDS
 
 # ---- in the child: the k-th operation -----------------------------------------------------------------------
 
@@ -132,6 +134,7 @@ class Bench:
     def trial(self, name, mode, k)->str:
         "What went wrong, '' if nothing did."
         (seen, want, same), argv, folder = self.undisturbed(name), words(name), self.fresh()
+        if mode == 'twice': self.run(argv, folder, 'kill', k[0]); mode, k = 'kill', k[1]
         code, said, _ = self.run(argv, folder, mode, k)
         if 'Traceback' in said: return f'a traceback: {said[-1200:]}'
         if mode != 'kill' and code < 0: return f'signal {-code}'
@@ -146,26 +149,28 @@ def words(name): return c.split() if isinstance(c := PROGRAMS[name][0], str) els
 def places(bench, name, mode, most=None, seed=0):
     "The operations to disturb: all that count, or a sample."
     if mode == 'small': return SIZES[:most]
-    ks = [k for k,(event,_) in enumerate(bench.undisturbed(name)[0]) if mode == 'kill' or event in ROOM]
+    ks = [k for k,(event,_) in enumerate(bench.undisturbed(name)[0]) if mode != 'full' or event in ROOM]
+    if mode == 'twice': ks = [(a, b) for a in ks for b in ks]
     return ks if most is None or len(ks) <= most else sorted(random.Random(f'{seed}{name}{mode}').sample(ks, most))
 
 def all_trials(programs, modes=('kill', 'full', 'small'), most=None, seed=0, done=lambda line: None)->list:
     "Run them: a line for each."
+    for n in programs: import_module('nativebit.' + COMMANDS[words(n)[0]][0])   # once, here, and no device is started
     bench, lines = Bench(lambda folder: make_inputs(folder, all(PROGRAMS[n][1] for n in programs))), []
     sys.addaudithook(ARMED)
     try:
         for name in programs:
             for mode in modes:
                 for k in places(bench, name, mode, most, seed):
-                    event, path = bench.undisturbed(name)[0][k] if mode != 'small' else ('files of at most', f'{k:,} bytes')
+                    event, path = bench.undisturbed(name)[0][k[0] if mode == 'twice' else k] if mode != 'small' else ('files of at most', f'{k:,} bytes')
                     lines.append(dict(program=name, mode=mode, k=k, at=f'{event} {path}', wrong=bench.trial(name, mode, k))); done(lines[-1])
     finally: bench.close()
     return lines
 
 def table(lines)->str:
-    rows = [[p, *(f(m, p) for m in ('kill', 'full', 'small') for f in (lambda m, p: sum(l['program'] == p and l['mode'] == m for l in lines), lambda m, p: sum(l['program'] == p and l['mode'] == m and l['wrong'] != '' for l in lines)))] for p in dict.fromkeys(l['program'] for l in lines)]
-    rows.append(['all', *(sum(r[i] for r in rows) for i in range(1, 7))])
-    return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [['program', 'killed', 'wrong', 'disk full', 'wrong', 'files cut', 'wrong'], ['---', *['--:']*6], *rows])
+    rows = [[p, *(f(m, p) for m in ('kill', 'full', 'small', 'twice') for f in (lambda m, p: sum(l['program'] == p and l['mode'] == m for l in lines), lambda m, p: sum(l['program'] == p and l['mode'] == m and l['wrong'] != '' for l in lines)))] for p in dict.fromkeys(l['program'] for l in lines)]
+    rows.append(['all', *(sum(r[i] for r in rows) for i in range(1, 9))])
+    return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [['program', 'killed', 'wrong', 'disk full', 'wrong', 'files cut', 'wrong', 'killed twice', 'wrong'], ['---', *['--:']*8], *rows])
 
 if __name__ == '__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
