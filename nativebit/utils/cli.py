@@ -121,7 +121,7 @@ def refuse_empty(
     parser, args:dict,  # what it has read
     blank,              # names that may be empty, since they are by default
 ):
-    "Raise `UserError` for a flag with nothing behind it, as of a shell's variable that is not set: it would pass for one that is not given."
+    "Raise `UserError` for a flag with nothing behind it: it would pass for one that is not given."
     # argparse takes `--flag=--` for an empty list
     odd = next((a for a in parser._actions if args.get(a.dest) in ('', []) and a.dest not in blank), None)
     if odd: raise UserError(f"{[*odd.option_strings, odd.dest][0]} has no value; give one, or leave it out")
