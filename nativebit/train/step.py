@@ -99,8 +99,8 @@ def loss_fn(
     ce, kl, apart = cross_entropy(logits, y).mean(), 0., 0.
     if teacher is not None:
         aim, aim_hidden = jax.lax.stop_gradient(forward(teacher, x, hidden=True, loop=True))
-        kl, apart = (distillation(aim/heat, logits/heat).mean()*heat**2,
-                     hidden_distance(aim_hidden, hidden).mean())
+        kl = distillation(aim/heat, logits/heat).mean()*heat**2
+        apart = hidden_distance(aim_hidden, hidden).mean()
     loss = (1-d)*ce + d*kl + (cfg.train.match_weight*apart if cfg.train.match_weight else 0.)
     return loss, dict(loss=ce, distill=kl, match=apart)
 
@@ -194,8 +194,7 @@ def lowered_step(
     cfg:Config,  # the run, on one device
 ):               # its step, traced; `.compile()` compiles it
     "A run's step before there is a state; once it is compiled the run finds it so."
-    batch, shared = (jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32),
-                     structure(cfg))
+    batch, shared = jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32), structure(cfg)
     teacher = model_shapes(cfg) if cfg.train.distill_weight else None
     return _compiled_step(shared).lower(state_shapes(shared), batch, teacher, *step_numbers(cfg)(0))
 
