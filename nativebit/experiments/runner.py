@@ -241,7 +241,8 @@ def main(
     out = out or (DATA/'results'/f'{experiment}.jsonl' if '=' not in experiment else None)
     if out is None: raise UserError("give --out a file for the rows of this grid")
     need(minutes >= 0, 'minutes', minutes, "at least 0")
-    if odd := next((b for b in filter(None, by.split(',')) if b not in KNOWN), None): raise UserError(suggest('setting', odd, KNOWN))
+    if odd := next((b for b in filter(None, by.split(',')) if b not in KNOWN), None):
+        raise UserError(suggest('setting', odd, KNOWN))
     if run:
         fixed = {k: v[0] for k,v in parse_grid(settings, several=False).items()}
         rows = run_rows(experiment, make_setup(config, fixed, init_from, raw, keep), out, minutes)

@@ -216,8 +216,8 @@ def parse_metadata(
     "What the header says of the network. Raises `UserError` where it makes no sense."
     try:
         if meta['embed'] not in FLOATS: raise ValueError(f"embed={meta['embed'][:20]!r}")
-        config = found_tokenizer(config_from_dict(json.loads(meta['config'])), Path(path).parent)
-        parsed = {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')}
+        config, parsed = (found_tokenizer(config_from_dict(json.loads(meta['config'])), Path(path).parent),
+                          {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')})
         return config, {**meta, **parsed}
     except (UserError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} has a header that this nativebit does not understand ({e}); "

@@ -40,9 +40,11 @@ def layer_shapes(m:ModelConfig)->dict:
 def network_note(
     cfg:Config,  # of a checkpoint
 )->dict:
-    "What the arrays mean hangs on: the network's shape (windows may be shorter) and, where there are codebooks, their geometry."
-    d, geometry = config_to_dict(cfg), ('n_entries', 'block_shape', 'codebook_dtype') if cfg.quant.nativebit else ()
-    return dict(model={k: v for k,v in d['model'].items() if k != 'context_len'}, quant={k: d['quant'][k] for k in geometry})
+    "What the arrays' meaning hangs on: the network's shape (not its window), and the codebooks' geometry."
+    d = config_to_dict(cfg)
+    geometry = ('n_entries', 'block_shape', 'codebook_dtype') if cfg.quant.nativebit else ()
+    return dict(model={k: v for k,v in d['model'].items() if k != 'context_len'},
+                quant={k: d['quant'][k] for k in geometry})
 
 # %% ../../nbs/02_formats/02_size.ipynb #2ddaf8a6
 # safetensors' names, in the order it writes them

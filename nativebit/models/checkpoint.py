@@ -50,8 +50,8 @@ def save_checkpoint(
     """Write `model.safetensors` and `meta.json`; of several hosts the first one does.
 
     Raises `UserError` where the folder can't be written."""
-    folder = Path(folder)
-    if not quant_state: cfg = replace(cfg, quant=replace(cfg.quant, nativebit=False))
+    folder, cfg = (Path(folder),
+                   cfg if quant_state else replace(cfg, quant=replace(cfg.quant, nativebit=False)))
     tensors = checkpoint_tensors(params, quant_state, dtype)  # all hosts take part in putting arrays together
     if jax.process_index(): return folder
     cfg = brought_tokenizer(cfg, folder)

@@ -163,13 +163,16 @@ class NativeBitGPT(nnx.Module):
         # keep only each layer's input for the backward pass, and compute the layer again there
         remat:bool=False,
         hidden:bool=False,     # return what the last layer left, too
-        loop:bool=False,       # `looped` if the network is deep and on one device: it compiles sooner; not for what is differentiated
+        # `looped` if the network is deep and on one device: it compiles sooner; not for what is
+        # differentiated
+        loop:bool=False,
     ):                         # logits (B, T, V), in the compute dtype; with `hidden` also (B, T, D)
         table = lambda w: gathered(w[...].astype(dtype))
         embed = table(self.embed)
         x = embed[split_batch(tokens)]
         if drop: x = drop(x)
-        if loop and len(self.layers) >= DEEP and jax.sharding.get_abstract_mesh().empty: x = looped(self.layers, x, attend)
+        if loop and len(self.layers) >= DEEP and jax.sharding.get_abstract_mesh().empty:
+            x = looped(self.layers, x, attend)
         else:
             for layer in self.layers: x = applied(layer, x, attend, drop, remat)
         head = embed if self.head is None else table(self.head)

@@ -27,10 +27,14 @@ def pick_device(
     try: d = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     except RuntimeError as e: raise UserError(f"unknown device {device!r}; use cuda or cpu") from e
     need(d.type in ('cuda', 'cpu'), 'device', str(d), "cuda or cpu")
-    if d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count(): raise UserError(f"there is no GPU {d} that PyTorch can use here; leave --device out, or give --device cpu")
+    if d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU {d} that PyTorch can use here; leave --device out, "
+                        "or give --device cpu")
     if graph and d.type == 'cpu': raise UserError("CUDA graphs need an NVIDIA GPU; leave --cuda-graph out")
-    if compile and d.type == 'cpu' and not any(map(shutil.which, (os.environ.get('CXX', 'c++'), 'g++', 'clang++'))):
-        raise UserError("torch.compile needs a C++ compiler here and finds none; install g++, or leave --compile out")
+    if (compile and d.type == 'cpu'
+        and not any(map(shutil.which, (os.environ.get('CXX', 'c++'), 'g++', 'clang++')))):
+        raise UserError("torch.compile needs a C++ compiler here and finds none; install g++, "
+                        "or leave --compile out")
     return d
 
 def open_file(
@@ -39,7 +43,10 @@ def open_file(
     device, dtype,
 )->tuple:           # (model, Config, tokenizer)
     "A network to generate with. Raises `UserError` where there is none."
-    if Path(file).is_dir(): raise UserError(f"{file} is a folder and no packed file; nativebit generate takes it as it is, or make a file of a checkpoint with nativebit pack {file} --out FILE, of a packed model folder with nativebit export {file} --to nbpack --out FILE")
+    if Path(file).is_dir():
+        raise UserError(f"{file} is a folder and no packed file; nativebit generate takes it as it is, "
+                        f"or make a file of a checkpoint with nativebit pack {file} --out FILE, "
+                        f"of a packed model folder with nativebit export {file} --to nbpack --out FILE")
     pack = read_pack(file)
     tok = tokenizer_for(pack.config, pack.meta.get('tokenizer', {}))
     return from_pack(pack, device, dtype, packed or None), pack.config, tok
@@ -51,11 +58,15 @@ def continue_text(
     max_tokens:int,
     **how,           # as of `generate`
 ):
-    "Print a prompt and what follows it, piece by piece. Raises `UserError` for a prompt that fills the whole context."
+    """Print a prompt and what follows it, piece by piece.
+
+    Raises `UserError` for a prompt that fills the whole context."""
     ids, T = [int(i) for i in tok.encode(text)] or [tok.eot], decoder.model.cfg.context_len
-    if len(ids) >= T: raise UserError(f"the prompt has {len(ids)} tokens and the network reads {T-1} at most; shorten it")
+    if len(ids) >= T:
+        raise UserError(f"the prompt has {len(ids)} tokens and the network reads {T-1} at most; shorten it")
     print(text, end='', flush=True)
-    for piece in text_pieces(tok, generate(decoder, ids, max_tokens, stop=tok.ends, **how), ids): print(piece, end='', flush=True)
+    for piece in text_pieces(tok, generate(decoder, ids, max_tokens, stop=tok.ends, **how), ids):
+        print(piece, end='', flush=True)
     print()
 
 def main(
@@ -69,7 +80,8 @@ def main(
     seed:int=0,              # of the draws
     device:str=None,         # cuda or cpu; by default a GPU where there is one
     dtype:str=None,          # float32, float16 or bfloat16; by default float32 on a CPU, else bfloat16
-    benchmark:bool=False,    # print the speed afterwards, beside that of dense bfloat16; on a GPU compiled and recorded
+    # print the speed afterwards, beside that of dense bfloat16; on a GPU compiled and recorded
+    benchmark:bool=False,
     compile:bool=False,      # compile the decode step
     cuda_graph:bool=False,   # record the decode step and replay it
     context:int=512,         # tokens in front of the ones a benchmark times
@@ -82,18 +94,25 @@ def main(
     if (file is None) == (random is None): raise UserError("give one of: a packed FILE, or --random PRESET")
     check_options(max_tokens, temperature, top_k, top_p, dtype, ('float32', 'float16', 'bfloat16'), seed=seed)
     need(context >= 1, 'context', context, "at least 1")
-    if out and not (benchmark or random): raise UserError("--out takes a benchmark's records; add --benchmark, or leave it out")
+    if out and not (benchmark or random):
+        raise UserError("--out takes a benchmark's records; add --benchmark, or leave it out")
     need(embed in ('bfloat16', 'int8'), 'embed', embed, "bfloat16 or int8")
     need(geometry in GEOMETRIES, 'geometry', geometry, f"one of {', '.join(GEOMETRIES)}")
     d = pick_device(device, compile, cuda_graph)
     dtype, gpu = getattr(torch, dtype or ('float32' if d.type == 'cpu' else 'bfloat16')), d.type == 'cuda'
     try:
-        if random: model, name = random_network(get_config(random, geometry=geometry), d, dtype, embed), f'{random} {geometry}'
+        if random:
+            model = random_network(get_config(random, geometry=geometry), d, dtype, embed)
+            name = f'{random} {geometry}'
         else:
             (model, cfg, tok), name = open_file(file, packed, d, dtype), Path(file).name
             how = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-            continue_text(Decoder(model, compile=compile, graph=cuda_graph), tok, read_prompt(prompt), max_tokens, **how)
+            continue_text(Decoder(model, compile=compile, graph=cuda_graph), tok, read_prompt(prompt),
+                          max_tokens, **how)
         if benchmark or random:
             n = min(max(64, max_tokens), model.cfg.context_len//2)
-            run_benchmark(name, model, min(context, model.cfg.context_len-n), n, out, compile=compile or gpu, graph=cuda_graph or gpu)
-    except torch.OutOfMemoryError as e: raise UserError("the GPU has too little memory for this network; use --device cpu, or close what else runs on it") from e
+            run_benchmark(name, model, min(context, model.cfg.context_len-n), n, out, compile=compile or gpu,
+                          graph=cuda_graph or gpu)
+    except torch.OutOfMemoryError as e:
+        raise UserError("the GPU has too little memory for this network; use --device cpu, "
+                        "or close what else runs on it") from e

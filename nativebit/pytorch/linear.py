@@ -18,7 +18,9 @@ from ..kernels.ops import lut_linear
 from ..kernels.layout import PackedMatrix, dequantize as looked_up, pack_matrix
 
 # %% ../../nbs/11_pytorch/03_linear.ipynb #b4a0cea7
-VIEWS = dict(bfloat16=(np.int16, torch.bfloat16), float8_e4m3fn=(np.uint8, torch.float8_e4m3fn), uint32=(np.int32, torch.int32))   # of types that NumPy or torch lacks
+# of types that NumPy or torch lacks
+VIEWS = dict(bfloat16=(np.int16, torch.bfloat16), float8_e4m3fn=(np.uint8, torch.float8_e4m3fn),
+             uint32=(np.int32, torch.int32))
 
 def as_tensor(
     x:np.ndarray,  # as of a `Pack`; bfloat16 and float8 included
@@ -50,7 +52,8 @@ class Stacked(nn.Module):
     def forward(self, x):
         parts = self.product(x).split(self.sizes, -1)
         parts = [y if f == 1 else y*f for y,f in zip(parts, self.factors)]
-        if self.bias is not None: parts = [y + b.to(y.dtype) for y,b in zip(parts, self.bias.split(self.sizes))]
+        if self.bias is not None:
+            parts = [y + b.to(y.dtype) for y,b in zip(parts, self.bias.split(self.sizes))]
         return parts if len(parts) > 1 else parts[0]
 
     def with_bias(self, bias:Float[Tensor, "O"]|None): self.bias = bias; return self
@@ -82,12 +85,14 @@ class PackedLinear(Stacked):
         dtype,  # of the weights
     )->DenseLinear:
         "The same matrices, looked up."
-        factors = torch.cat([torch.full((n,), f) for n,f in zip(self.sizes, self.factors)]).to(self.data.device)
-        return DenseLinear((looked_up(self.packed)*factors[:, None]).to(dtype), self.sizes).with_bias(self.bias)
+        factors = torch.cat([torch.full((n,), f)
+                             for n,f in zip(self.sizes, self.factors)]).to(self.data.device)
+        return DenseLinear((looked_up(self.packed)*factors[:, None]).to(dtype), self.sizes).with_bias(
+            self.bias)
 
 # %% ../../nbs/11_pytorch/03_linear.ipynb #189077e0
 def stack_packed(
-    parts:list,         # of (words (G, E/32, bits), codes (G, K), scale or None, (out, in)), one for each matrix
+    parts:list,  # of (words (G, E/32, bits), codes (G, K), scale or None, (out, in)), one for each matrix
     block_shape:tuple,  # rows × columns of a block
 )->PackedLinear|None:   # None where a matrix ends within a block
     "One packed matrix of several."
@@ -97,8 +102,10 @@ def stack_packed(
     if any(o % block_shape[0] for o in sizes[:-1]): return None
     if scales[0] is not None: scale = torch.cat(scales)
     if codes[0].dtype == torch.float8_e4m3fn: scale, factors = scale.max(), (scale/scale.max()).tolist()
-    codes = torch.cat([c.view(torch.uint8) for c in codes]).view(codes[0].dtype) if codes[0].element_size() == 1 else torch.cat(codes)
-    return PackedLinear(pack_matrix(torch.cat(words), codes, scale, (sum(sizes), shapes[0][1]), block_shape), sizes, factors)
+    codes = (torch.cat([c.view(torch.uint8) for c in codes]).view(codes[0].dtype)
+             if codes[0].element_size() == 1 else torch.cat(codes))
+    return PackedLinear(pack_matrix(torch.cat(words), codes, scale, (sum(sizes), shapes[0][1]), block_shape),
+                        sizes, factors)
 
 def packed_parts(
     pack:Pack,
@@ -106,8 +113,10 @@ def packed_parts(
     device,
 )->tuple:      # as of `stack_packed`
     "A matrix of a pack as tensors."
-    words, codes, scale = [as_tensor(x).to(device) if (x := pack.tensors.get(f'{name}.{k}')) is not None else None for k in ('words', 'codebook', 'scale')]
-    return words.view(len(codes), -1, index_width(pack.geometry(name).n_entries)), codes, scale, pack.matrices[name]
+    words, codes, scale = [as_tensor(x).to(device) if (x := pack.tensors.get(f'{name}.{k}')) is not None
+                           else None for k in ('words', 'codebook', 'scale')]
+    return (words.view(len(codes), -1, index_width(pack.geometry(name).n_entries)), codes, scale,
+            pack.matrices[name])
 
 def pack_linear(
     pack:Pack,
@@ -117,14 +126,20 @@ def pack_linear(
 ):                # `PackedLinear` or `DenseLinear`
     "Matrices of a pack as a layer."
     quant = pack.geometry(names[0])
-    alike = quant is not None and all(pack.geometry(n) == quant for n in names)   # else they are no one packed matrix
-    words_fit = alike and index_width(quant.n_entries) < 8 and math.prod(block_of(quant.block_shape, pack.matrices[names[0]])) % 32 == 0
-    stack = stack_packed([packed_parts(pack, n, device) for n in names], quant.block_shape) if packed and words_fit else None
-    if stack is None: stack = DenseLinear(torch.cat([torch.from_numpy(pack.weight(f'{n}.weight')) for n in names]).to(device, dtype), [pack.matrices[n][0] for n in names])
+    # else they are no one packed matrix
+    alike = quant is not None and all(pack.geometry(n) == quant for n in names)
+    words_fit = (alike and index_width(quant.n_entries) < 8
+                 and math.prod(block_of(quant.block_shape, pack.matrices[names[0]])) % 32 == 0)
+    stack = (stack_packed([packed_parts(pack, n, device) for n in names], quant.block_shape)
+             if packed and words_fit else None)
+    if stack is None:
+        stack = DenseLinear(torch.cat([torch.from_numpy(pack.weight(f'{n}.weight')) for n in names])
+                            .to(device, dtype), [pack.matrices[n][0] for n in names])
     return stack.with_bias(pack_bias(pack, names, device, dtype))
 
 def pack_bias(pack:Pack, names:list, device, dtype):
     "The biases of matrices that share an input, one after the other; None where there are none."
     have = lambda n: f'{n}.bias' in pack.tensors
-    part = lambda n: torch.from_numpy(pack.weight(f'{n}.bias')) if have(n) else torch.zeros(pack.matrices[n][0])
+    part = lambda n: (torch.from_numpy(pack.weight(f'{n}.bias')) if have(n)
+                      else torch.zeros(pack.matrices[n][0]))
     return torch.cat([part(n) for n in names]).to(device, dtype) if any(map(have, names)) else None

@@ -37,23 +37,29 @@ def together(
 ):                             # their outputs
     "Several layers of one input as a single matrix product."
     w = torch.cat([layer.forward_weight().to(x.dtype) for layer in layers])
-    return [layer.biased(y) for layer,y in zip(layers, F.linear(x, w).split([layer.weight.shape[0] for layer in layers], -1))]
+    return [layer.biased(y)
+            for layer,y in zip(layers, F.linear(x, w).split([layer.weight.shape[0] for layer in layers], -1))]
 
 # %% ../../nbs/11_pytorch/04_model.ipynb #949a437f
 class Attention(nn.Module):
     "Causal self-attention with rotary positions; with a cache, of new tokens over all that came before."
     def __init__(self, cfg:ModelConfig, quant):
         super().__init__()
-        D, heads, kv, self.head_dim, self.qkv = cfg.d_model, cfg.n_heads*cfg.head_dim, cfg.kv_heads*cfg.head_dim, cfg.head_dim, None
-        self.q, self.k, self.v = [NativeBitLinear(D, d, quant, bias=f'attn.{n}' in cfg.biases) for n,d in zip('qkv', (heads, kv, kv))]
+        D, heads, kv, self.head_dim, self.qkv = (cfg.d_model, cfg.n_heads*cfg.head_dim,
+                                                 cfg.kv_heads*cfg.head_dim, cfg.head_dim, None)
+        self.q, self.k, self.v = [NativeBitLinear(D, d, quant, bias=f'attn.{n}' in cfg.biases)
+                                  for n,d in zip('qkv', (heads, kv, kv))]
         self.o = NativeBitLinear(heads, D, quant, std=.02/(2*cfg.n_layers)**.5, bias='attn.o' in cfg.biases)
-        self.q_norm, self.k_norm = [RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None for _ in range(2)]
+        self.q_norm, self.k_norm = [RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+                                    for _ in range(2)]
 
     def forward(self, x, cos, sin, cache=None, at=None):
         parts = self.qkv(x) if self.qkv else together(x, self.q, self.k, self.v)
         q, k, v = [y.unflatten(-1, (-1, self.head_dim)) for y in parts]
         if self.q_norm: q, k = self.q_norm(q), self.k_norm(k)
-        if cache is None: y = attend(rotate(q, cos[:x.shape[1]], sin[:x.shape[1]]), rotate(k, cos[:x.shape[1]], sin[:x.shape[1]]), v)
+        if cache is None:
+            y = attend(rotate(q, cos[:x.shape[1]], sin[:x.shape[1]]),
+                       rotate(k, cos[:x.shape[1]], sin[:x.shape[1]]), v)
         else: y = (decode_attention if x.shape[1] == 1 else cached_attention)(q, k, v, cos, sin, *cache, at)
         return self.o(y.flatten(2))
 
@@ -61,8 +67,10 @@ class SwiGLU(nn.Module):
     "down(silu(gate(x)) · up(x))"
     def __init__(self, cfg:ModelConfig, quant):
         super().__init__()
-        self.gate, self.up = [NativeBitLinear(cfg.d_model, cfg.d_ff, quant, bias=f'mlp.{n}' in cfg.biases) for n in ('gate', 'up')]
-        self.down, self.gate_up = NativeBitLinear(cfg.d_ff, cfg.d_model, quant, std=.02/(2*cfg.n_layers)**.5, bias='mlp.down' in cfg.biases), None
+        self.gate, self.up = [NativeBitLinear(cfg.d_model, cfg.d_ff, quant, bias=f'mlp.{n}' in cfg.biases)
+                              for n in ('gate', 'up')]
+        self.down, self.gate_up = (NativeBitLinear(cfg.d_ff, cfg.d_model, quant, std=.02/(2*cfg.n_layers)**.5,
+                                                   bias='mlp.down' in cfg.biases), None)
 
     def forward(self, x):
         gate, up = self.gate_up(x) if self.gate_up else together(x, self.gate, self.up)
@@ -83,7 +91,8 @@ class Layer(nn.Module):
         self.fused = layer_args(self) if fits(self, dtype) else None
 
     def forward(self, x, cos, sin, cache=None, at=None):
-        if self.fused and cache and x.shape[:2] == (1, 1): return decode_layer(x, **self.fused, cos=cos, sin=sin, keys=cache[0], values=cache[1], at=at)
+        if self.fused and cache and x.shape[:2] == (1, 1):
+            return decode_layer(x, **self.fused, cos=cos, sin=sin, keys=cache[0], values=cache[1], at=at)
         x = x + self.attn(self.attn_norm(x), cos, sin, cache, at)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -103,7 +112,8 @@ def table_scores(
     table:Num[Tensor, "V D"], scale,  # as of `table_rows`
 )->Float[Tensor, "... V"]:
     "Logits in float32."
-    if torch.compiler.is_compiling() and x.numel() == x.shape[-1]: y = (x.float()[..., None, :]*table.float()).sum(-1)
+    if torch.compiler.is_compiling() and x.numel() == x.shape[-1]:
+        y = (x.float()[..., None, :]*table.float()).sum(-1)
     else: y = F.linear(x, table.to(x.dtype)).float()
     return y if scale is None else y*scale
 
@@ -120,27 +130,34 @@ class NativeBitGPT(nn.Module):
         table = lambda: nn.Parameter(.02*torch.randn(cfg.vocab_size, cfg.d_model))
         self.embed, self.head = table(), None if cfg.tied else table()
         self.embed_scale = self.head_scale = None
-        self.layers, self.norm = nn.ModuleList([Layer(cfg, quant) for _ in range(cfg.n_layers)]), RMSNorm(cfg.d_model, cfg.norm_eps)
-        for name,x in zip(('cos', 'sin'), rotations(cfg, cfg.context_len)): self.register_buffer(name, x, persistent=False)
+        self.layers, self.norm = (nn.ModuleList([Layer(cfg, quant) for _ in range(cfg.n_layers)]),
+                                  RMSNorm(cfg.d_model, cfg.norm_eps))
+        for name,x in zip(('cos', 'sin'), rotations(cfg, cfg.context_len)):
+            self.register_buffer(name, x, persistent=False)
 
     def hidden(self,
         tokens:Integer[Tensor, "B T"],
-        cache=None,                # as of `empty_cache`, changed in place; None: the tokens are a text from its beginning
+        cache=None,  # as of `empty_cache`, changed in place; None: the tokens are a text from its beginning
         at=None,                   # (T,) positions of the tokens in the cache
-        planned=False,             # a `TokenPlan` was made for the cache: a single token takes all layers in one launch (09_kernels/07_megakernel)
+        # a `TokenPlan` was made for the cache: a single token takes all layers in one launch
+        # (09_kernels/07_megakernel)
+        planned=False,
     )->Float[Tensor, "B T D"]:     # normed, in front of the head
         x = table_rows(self.embed, self.embed_scale, tokens, self.dtype)
-        if planned and tokens.shape == (1, 1): return decode_token(x, [k for k,_ in cache], [v for _,v in cache], at)
+        if planned and tokens.shape == (1, 1):
+            return decode_token(x, [k for k,_ in cache], [v for _,v in cache], at)
         for layer,kv in zip(self.layers, cache or repeat(None)): x = layer(x, self.cos, self.sin, kv, at)
         return self.norm(x)
 
     def scores(self, x:Float[Tensor, "... D"])->Float[Tensor, "... V"]:
         "Logits, in float32."
         table, scale = (self.embed, self.embed_scale) if self.head is None else (self.head, self.head_scale)
-        if fits_head(x, scale, fused := self.layers[0].fused): return lm_head(x, table, scale, fused['bits'], fused['kind'])
+        if fits_head(x, scale, fused := self.layers[0].fused):
+            return lm_head(x, table, scale, fused['bits'], fused['kind'])
         return table_scores(x, table, scale)
 
-    def forward(self, tokens, cache=None, at=None)->Float[Tensor, "B T V"]: return self.scores(self.hidden(tokens, cache, at))
+    def forward(self, tokens, cache=None, at=None)->Float[Tensor, "B T V"]:
+        return self.scores(self.hidden(tokens, cache, at))
 
     def empty_cache(self,
         batch:int=1,   # B
@@ -148,10 +165,12 @@ class NativeBitGPT(nn.Module):
     )->list:           # keys and values of each layer, (B, S, Nkv, H) both
         "A cache to prefill."
         shape = batch, length or self.cfg.context_len, self.cfg.kv_heads, self.cfg.head_dim
-        return [tuple(torch.zeros(shape, dtype=self.dtype, device=self.embed.device) for _ in range(2)) for _ in self.layers]
+        return [tuple(torch.zeros(shape, dtype=self.dtype, device=self.embed.device) for _ in range(2))
+                for _ in self.layers]
 
 # %% ../../nbs/11_pytorch/04_model.ipynb #35351a41
-FUSED = {'attn.qkv': ('attn.q', 'attn.k', 'attn.v'), 'attn.o': ('attn.o',), 'mlp.gate_up': ('mlp.gate', 'mlp.up'), 'mlp.down': ('mlp.down',)}
+FUSED = {'attn.qkv': ('attn.q', 'attn.k', 'attn.v'), 'attn.o': ('attn.o',),
+         'mlp.gate_up': ('mlp.gate', 'mlp.up'), 'mlp.down': ('mlp.down',)}
 
 def serve(
     cfg:ModelConfig,
@@ -177,7 +196,8 @@ def set_floats(
         x, scale = floats(name, p.shape)
         module, _, leaf = name.rpartition('.')
         setattr(model.get_submodule(module), leaf, nn.Parameter(x.to(device), requires_grad=False))
-        if scale is not None: setattr(model, f'{name}_scale', nn.Parameter(scale.to(device), requires_grad=False))
+        if scale is not None:
+            setattr(model, f'{name}_scale', nn.Parameter(scale.to(device), requires_grad=False))
     model.cos, model.sin = [x.to(device) for x in rotations(model.cfg, model.cfg.context_len)]
     return model
 
@@ -195,4 +215,5 @@ def from_pack(
         scale = pack.tensors.get(f'{name}.scale')
         x = as_tensor(pack.tensors[name])
         return (x.to(dtype), None) if scale is None else (x, as_tensor(scale))
-    return set_floats(serve(pack.config.model, lambda names: pack_linear(pack, names, packed, device, dtype), dtype), floats, device)
+    return set_floats(serve(pack.config.model, lambda names: pack_linear(pack, names, packed, device, dtype),
+                            dtype), floats, device)

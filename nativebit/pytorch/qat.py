@@ -25,13 +25,20 @@ from .quant import NativeBitLinear, encode_codebook
 def geometry_of(
     config,       # a key of `GEOMETRIES`, or a `QuantConfig`
 )->QuantConfig:
-    "Geometry and start of codebooks. Raises `UserError` for what is neither, or what training in PyTorch can't begin with."
+    """Geometry and start of codebooks.
+
+    Raises `UserError` for what is neither, or what training in PyTorch can't begin with."""
     if isinstance(config, str):
         if config not in GEOMETRIES: raise UserError(suggest('geometry', config, list(GEOMETRIES)))
         return QuantConfig(start='kmeans', **GEOMETRIES[config])
-    if not isinstance(config, QuantConfig): raise UserError(f"config is {config!r}; give the name of a geometry ({', '.join(GEOMETRIES)}) or a QuantConfig")
-    if not config.nativebit: raise UserError("this QuantConfig has nativebit=False, and there would be nothing to quantize; give one with nativebit=True")
-    if config.start == 'gptq': raise UserError("start='gptq' reads text, and quantize_ is given none; choose 'kmeans' or 'quantile'")
+    if not isinstance(config, QuantConfig):
+        raise UserError(f"config is {config!r}; "
+                        f"give the name of a geometry ({', '.join(GEOMETRIES)}) or a QuantConfig")
+    if not config.nativebit:
+        raise UserError("this QuantConfig has nativebit=False, and there would be nothing to quantize; "
+                        "give one with nativebit=True")
+    if config.start == 'gptq':
+        raise UserError("start='gptq' reads text, and quantize_ is given none; choose 'kmeans' or 'quantile'")
     return config
 
 def prepared(model)->dict:
@@ -52,20 +59,29 @@ def other_name(
 )->str:        # '' where its weight is its own
     "Another name of a layer's weight."
     w = model.get_submodule(name).weight
-    return next((n for n,p in model.named_parameters(remove_duplicate=False) if p is w and n != f'{name}.weight'), '')
+    return next(
+        (n for n,p in model.named_parameters(remove_duplicate=False) if p is w and n != f'{name}.weight'), '')
 
 def chosen(
     model,
     quant:QuantConfig,  # geometry, and `overrides` by the names of modules
     filter_fn,          # (module, name) -> bool, asked of plain linear layers
 )->dict:                # {name: its geometry}
-    "What will be quantized. Raises `UserError` where that is nothing, a weight is shared, or one is not finite."
+    """What will be quantized.
+
+    Raises `UserError` where that is nothing, a weight is shared, or one is not finite."""
     linears = {n: m for n,m in model.named_modules() if type(m) is nn.Linear and n and filter_fn(m, n)}
     plan = {n: q for n in linears if (q := quant.of(n))}
-    if not plan: raise UserError(f"no linear layer of this {type(model).__name__} is left to quantize; " + ("it is prepared already" if prepared(model) else "check filter_fn and overrides"))
+    if not plan:
+        raise UserError(f"no linear layer of this {type(model).__name__} is left to quantize; "
+                        + ("it is prepared already" if prepared(model) else "check filter_fn and overrides"))
     for n in plan:
-        if other := other_name(model, n): raise UserError(f"{n} shares its weight with {other}, which would not be quantized; let filter_fn leave it out")
-        if not linears[n].weight.isfinite().all(): raise UserError(f"{n}.weight holds NaN or infinite numbers; check the model, or download it again")
+        if other := other_name(model, n):
+            raise UserError(f"{n} shares its weight with {other}, which would not be quantized; "
+                            "let filter_fn leave it out")
+        if not linears[n].weight.isfinite().all():
+            raise UserError(f"{n}.weight holds NaN or infinite numbers; check the model, "
+                            "or download it again")
     return plan
 
 @torch.no_grad()
@@ -75,7 +91,8 @@ def as_native(
 )->NativeBitLinear:
     "The same layer with codebooks; its parameters are the old one's."
     with torch.device('meta'): new = NativeBitLinear(m.in_features, m.out_features, bias=m.bias is not None)
-    w = m.weight if m.weight.dtype == torch.float32 else nn.Parameter(m.weight.float(), m.weight.requires_grad)
+    w = (m.weight if m.weight.dtype == torch.float32
+         else nn.Parameter(m.weight.float(), m.weight.requires_grad))
     new.weight, new.bias = w, m.bias
     new.start(quant)
     return new.train(m.training)
@@ -85,7 +102,9 @@ def quantize_(
     config,               # as of `geometry_of`
     filter_fn=None,       # (module, name) -> bool: which linear layers; None: `all_but_head`
 ):                        # the same model
-    "Prepare a model for training, in place: its linear layers get codebooks that learn. Raises `UserError` as `geometry_of` and `chosen` do."
+    """Prepare a model for training, in place: its linear layers get codebooks that learn.
+
+    Raises `UserError` as `geometry_of` and `chosen` do."""
     for n,quant in chosen(model, geometry_of(config), filter_fn or all_but_head).items():
         model.set_submodule(n, as_native(model.get_submodule(n), quant))
     return model
@@ -111,7 +130,7 @@ def distillation(
     teacher_logits:Float[Tensor, "*B V"],
     logits:Float[Tensor, "*B V"],        # the student's
 )->Float[Tensor, "*B"]:                  # nats, float32
-    "KL(teacher ‖ student) at every position; its gradient, for the student alone, is the difference of the probabilities."
+    "KL(teacher ‖ student) at every position; its gradient, the student's, is a difference of softmaxes."
     return _Distillation.apply(teacher_logits.detach(), logits)
 
 def distillation_loss(
@@ -122,7 +141,9 @@ def distillation_loss(
 )->Float[Tensor, ""]:                         # nats, times temperature²
     "What a student minimises under a teacher. Raises `UserError` where the two have other vocabularies."
     need(temperature > 0, 'temperature', temperature, "above 0")
-    if teacher_logits.shape != logits.shape: raise UserError(f"the teacher's logits are {tuple(teacher_logits.shape)} and the student's {tuple(logits.shape)}; both must read the same tokens with one vocabulary")
+    if teacher_logits.shape != logits.shape:
+        raise UserError(f"the teacher's logits are {tuple(teacher_logits.shape)} and the student's "
+                        f"{tuple(logits.shape)}; both must read the same tokens with one vocabulary")
     if temperature != 1: teacher_logits, logits = teacher_logits/temperature, logits/temperature
     kl = distillation(teacher_logits, logits)
     return temperature**2*(kl.mean() if mask is None else kl[mask].mean())
@@ -139,13 +160,17 @@ def param_groups(
     weights, entries = [m.weight for m in layers], [m.codebook for m in layers]
     ours = {id(p) for p in weights + entries}
     rest = [p for p in model.parameters() if id(p) not in ours]
-    groups = [dict(params=weights, lr=lr, weight_decay=weight_decay), dict(params=entries, lr=codebook_lr*lr, weight_decay=0.), dict(params=rest, lr=lr, weight_decay=0.)]
+    groups = [dict(params=weights, lr=lr, weight_decay=weight_decay),
+              dict(params=entries, lr=codebook_lr*lr, weight_decay=0.),
+              dict(params=rest, lr=lr, weight_decay=0.)]
     return [g | dict(params=p) for g in groups if (p := [p for p in g['params'] if p.requires_grad])]
 
 # %% ../../nbs/11_pytorch/08_qat.ipynb #3137cb4b
 def in_range(name:str, x:Tensor)->Tensor:
     "The tensor. Raises `UserError` where it is not finite."
-    if not x.isfinite().all(): raise UserError(f"{name} holds NaN, infinite or too large numbers; the training went wrong, take an earlier state")
+    if not x.isfinite().all():
+        raise UserError(f"{name} holds NaN, infinite or too large numbers; the training went wrong, "
+                        "take an earlier state")
     return x
 
 def stored(
@@ -155,7 +180,8 @@ def stored(
     "What a file holds of a layer, as NumPy arrays. Raises `UserError` where that is not finite."
     for leaf in ('weight', 'codebook'): in_range(f'{name}.{leaf}', getattr(m, leaf))
     codes, scale = encode_codebook(m.entries.detach(), m.quant.codebook_dtype)
-    return as_array(m.evaluated()), as_array(codes), None if scale is None else as_array(scale.reshape(-1)), m.quant.block_shape
+    return (as_array(m.evaluated()), as_array(codes), None if scale is None else as_array(scale.reshape(-1)),
+            m.quant.block_shape)
 
 def common_quant(
     layers:dict,     # as of `prepared`
@@ -166,8 +192,10 @@ def common_quant(
     (most, _), = Counter(of(m.quant) for m in layers.values()).most_common(1)
     rare = {n: of(m.quant) for n,m in layers.items() if of(m.quant) != most}
     if odd := next((n for n,g in rare.items() if g not in names), None):
-        raise UserError(f"{odd} has a geometry of its own that has no name, and a folder keeps names; give all layers that one, or it one of {', '.join(GEOMETRIES)}")
-    return QuantConfig(**dict(zip(GEOMETRY, most)), overrides=tuple(('*' + n.removeprefix('model.'), names[g]) for n,g in rare.items()))
+        raise UserError(f"{odd} has a geometry of its own that has no name, and a folder keeps names; "
+                        f"give all layers that one, or it one of {', '.join(GEOMETRIES)}")
+    return QuantConfig(**dict(zip(GEOMETRY, most)),
+                       overrides=tuple(('*' + n.removeprefix('model.'), names[g]) for n,g in rare.items()))
 
 @torch.no_grad()
 def folder_tensors(model, layers:dict, dtype):
@@ -177,7 +205,8 @@ def folder_tensors(model, layers:dict, dtype):
         P, _, leaf = n.rpartition('.')
         if leaf in ('weight', 'codebook') and P in layers:
             if leaf == 'weight': yield from packed_tensors(P, *stored(P, layers[P]))
-        elif x.data_ptr() not in seen: yield n, as_array(in_range(n, x.to(dtype) if x.is_floating_point() else x))
+        elif x.data_ptr() not in seen:
+            yield n, as_array(in_range(n, x.to(dtype) if x.is_floating_point() else x))
         seen.add(x.data_ptr())
 
 # %% ../../nbs/11_pytorch/08_qat.ipynb #4ad65248
@@ -192,12 +221,20 @@ def convert(
     out,             # folder to write; an older packed one is replaced
     tokenizer=None,  # its transformers tokenizer, to be written beside it
 )->Path:
-    "Write a packed folder. Raises `UserError` where the model is not prepared, holds numbers that are none, or `out` is in use."
+    """Write a packed folder.
+
+    Raises `UserError` where the model is not prepared, holds numbers that are none, or `out` is in use."""
     model = getattr(model, '_orig_mod', model)   # of torch.compile
-    if not hasattr(model, 'save_pretrained'): raise UserError(f"convert writes transformers models, and this is a {type(model).__name__}; keep its state_dict instead")
-    if not (layers := prepared(model)): raise UserError(f"no layer of this {type(model).__name__} is prepared; call quantize_(model, config) before training")
+    if not hasattr(model, 'save_pretrained'):
+        raise UserError(f"convert writes transformers models, and this is a {type(model).__name__}; "
+                        "keep its state_dict instead")
+    if not (layers := prepared(model)):
+        raise UserError(f"no layer of this {type(model).__name__} is prepared; call quantize_(model, "
+                        "config) before training")
     half = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
-    config = json.loads(model.config.to_json_string()) | dict(architectures=[type(model).__name__], dtype=str(half).removeprefix('torch.'))
+    config = (json.loads(model.config.to_json_string())
+              | dict(architectures=[type(model).__name__], dtype=str(half).removeprefix('torch.')))
     floats = [n for n,m in model.named_modules() if type(m) is nn.Linear and n != 'lm_head']
     with TemporaryDirectory(prefix='nativebit-') as tmp:
-        return save_folder(out, config, common_quant(layers), folder_tensors(model, layers, half), small_files(model, tokenizer, tmp), not_converted=('lm_head', *floats))
+        return save_folder(out, config, common_quant(layers), folder_tensors(model, layers, half),
+                           small_files(model, tokenizer, tmp), not_converted=('lm_head', *floats))

@@ -83,7 +83,8 @@ def lloyd(
     return torch.where(n > 0, s/n.clamp(min=1), cb).cummax(1).values
 
 # %% ../../nbs/11_pytorch/02_quant.ipynb #7d4a6f7e
-CODE_DTYPE = dict(float32=torch.float32, float16=torch.float16, int8=torch.int8, float8_e4m3=torch.float8_e4m3fn)
+CODE_DTYPE = dict(float32=torch.float32, float16=torch.float16, int8=torch.int8,
+                  float8_e4m3=torch.float8_e4m3fn)
 SCALE_DTYPE = dict(int8=torch.float16, float8_e4m3=torch.float32)
 FLOAT16, FLOAT8_E4M3 = (10, -14), (3, -6)   # bits of the mantissa, exponent of the smallest normal number
 
@@ -110,7 +111,7 @@ def rounded_codebook(
     if codebook_dtype == 'float32': return cb, None
     if codebook_dtype == 'float16': return round_to(cb.clamp(-65504, 65504), *FLOAT16), None
     if codebook_dtype == 'int8':
-        top = cb.abs().amax(1, keepdim=True)*(1/127)   # a tensor would be copied to the device, and waited for
+        top = cb.abs().amax(1, keepdim=True)*(1/127)  # a tensor would be copied to the device, and waited for
         scale = round_to(top.clamp(1e-7, 65504), *FLOAT16)
         code = (cb/scale).round()
         code = code + (cb > (code + .5)*scale).float() - (cb <= (code - .5)*scale).float()
@@ -121,10 +122,11 @@ def rounded_codebook(
 def encode_codebook(
     cb:Float[Tensor, "G K"],  # codebooks of one matrix
     codebook_dtype:str,       # a key of `CODE_DTYPE`
-)->tuple:                     # codes (G, K), scale: (G, 1) float16 for int8, (1, 1) float32 for float8_e4m3, else None
+)->tuple:  # codes (G, K), scale: (G, 1) float16 for int8, (1, 1) float32 for float8_e4m3, else None
     "What storage holds of the codebooks of one matrix."
     codes, scale = rounded_codebook(cb, codebook_dtype)
-    return codes.to(CODE_DTYPE[codebook_dtype]), None if scale is None else scale.to(SCALE_DTYPE[codebook_dtype])
+    return (codes.to(CODE_DTYPE[codebook_dtype]),
+            None if scale is None else scale.to(SCALE_DTYPE[codebook_dtype]))
 
 def project(
     cb:Float[Tensor, "G K"],  # codebooks of one matrix, in float32
@@ -146,7 +148,8 @@ class _HardWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        of_entries = lambda: codebook_gradient(to_blocks(g, ctx.quant.block_shape), ctx.saved_tensors[0], ctx.quant.n_entries)
+        of_entries = lambda: codebook_gradient(to_blocks(g, ctx.quant.block_shape), ctx.saved_tensors[0],
+                                               ctx.quant.n_entries)
         return g, of_entries() if ctx.needs_input_grad[1] else None, None
 
 def hard_weight(
@@ -195,12 +198,17 @@ class NativeBitLinear(nn.Linear):
 
     def forward_weight(self)->Float[Tensor, "O I"]:
         "What the forward pass multiplies with: Q(w), in float32."
-        return self.weight if self.quant is None else hard_weight(self.weight.float(), self.entries, self.quant)
+        return (self.weight if self.quant is None
+                else hard_weight(self.weight.float(), self.entries, self.quant))
 
     @torch.no_grad()
     def evaluated(self)->Float[Tensor, "O I"]: return self.forward_weight()
 
-    def biased(self, y:Float[Tensor, "... O"])->Float[Tensor, "... O"]: return y if self.bias is None else y + self.bias.to(y.dtype)
+    def biased(self, y:Float[Tensor, "... O"])->Float[Tensor, "... O"]:
+        return y if self.bias is None else y + self.bias.to(y.dtype)
     def forward(self, x:Float[Tensor, "... I"])->Float[Tensor, "... O"]:
-        return F.linear(x, self.forward_weight().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-    def extra_repr(self): return super().extra_repr() + (f", {self.quant.n_entries} entries of {self.quant.codebook_dtype} per {self.quant.block_shape}" if self.quant else '')
+        return F.linear(x, self.forward_weight().to(x.dtype),
+                        None if self.bias is None else self.bias.to(x.dtype))
+    def extra_repr(self):
+        return (super().extra_repr() + (f", {self.quant.n_entries} entries of {self.quant.codebook_dtype} "
+                                        f"per {self.quant.block_shape}" if self.quant else ''))

@@ -87,4 +87,5 @@ def init_state(
     else: params, quant_state = restore(tensors, cfg, mesh) if init_from else random_network(cfg, mesh)
     state = built(partial(first_state, cfg), mesh, cfg.quant, params, quant_state)
     if cfg.quant.nativebit and cfg.train.delay_quant_steps: state = make_quant_ops(cfg.quant)['off'](state)
-    return jax.device_put(state, may_alias=False), teacher   # arrays of its own: the step reuses the state's memory
+    # arrays of its own: the step reuses the state's memory
+    return jax.device_put(state, may_alias=False), teacher

@@ -31,9 +31,11 @@ from ..ptq.gptq import lowered_gptq
 from ..quant.linear import compute_quant_diagnostics, lowered_diagnostics, quantized_params
 from ..models.transformer import forward_fn
 from .run import alone, begin_log, begun, check_folder, continued, finished_steps, run_folder
-from ..distributed.sharding import anywhere, check_batch, join_hosts, mesh_from, shard_batch, shard_shapes, shard_state, use_mesh
+from ..distributed.sharding import (anywhere, check_batch, join_hosts, mesh_from, shard_batch,
+                                            shard_shapes, shard_state, use_mesh)
 from .init import check_start, init_state, load_teacher
-from .step import TrainState, eval_params, lambda_at, lowered_step, lr_schedule, make_quant_ops, make_step, quantize_now, state_shapes, structure
+from .step import (TrainState, eval_params, lambda_at, lowered_step, lr_schedule,
+                                  make_quant_ops, make_step, quantize_now, state_shapes, structure)
 
 # %% ../../nbs/08_train/06_loop.ipynb #c3535024
 def validate(
@@ -43,7 +45,8 @@ def validate(
 )->dict:         # val_loss, val_ppl, val_batches
     "Loss on the first `val_batches` batches of a split, in order, in float32."
     B, T = cfg.train.batch_size, cfg.model.context_len
-    nll = token_nll(cfg, params, tokens, batch_size=B, max_tokens=cfg.train.val_batches*B*T, desc='validating')
+    nll = token_nll(cfg, params, tokens, batch_size=B, max_tokens=cfg.train.val_batches*B*T,
+                    desc='validating')
     return dict(val_loss=nll.mean(), val_ppl=perplexity(nll), val_batches=-(-len(nll)//(B*T)))
 
 # %% ../../nbs/08_train/06_loop.ipynb #5bb815f7
@@ -52,10 +55,13 @@ def step_record(step, metrics, state, cfg, tokens_per_s)->dict:
     r = dict(step=step, loss=metrics['loss'], perplexity=perplexity(metrics['loss']))
     if cfg.quant.nativebit:
         d = compute_quant_diagnostics(nnx.merge_state(state.params, state.quant_state), cfg.quant)
-        r.update(quant_err_rms=d['quant_error_rms'], cb_utilization=d['codebook_utilization'], dead_frac=d['dead_entries_frac'], near_threshold=d['near_threshold_frac'])
-        if cfg.train.quant_reg_weight: r.update(quant_reg=metrics['quant_reg'], **{'lambda': lambda_at(cfg, step-1)})
+        r.update(quant_err_rms=d['quant_error_rms'], cb_utilization=d['codebook_utilization'],
+                 dead_frac=d['dead_entries_frac'], near_threshold=d['near_threshold_frac'])
+        if cfg.train.quant_reg_weight:
+            r.update(quant_reg=metrics['quant_reg'], **{'lambda': lambda_at(cfg, step-1)})
     if cfg.train.distill_weight: r.update(distill=metrics['distill'], match=metrics['match'])
-    return dict(r, lr=lr_schedule(cfg)(step-1), grad_norm=metrics['grad_norm'], tokens_per_s=round(tokens_per_s))
+    return dict(r, lr=lr_schedule(cfg)(step-1), grad_norm=metrics['grad_norm'],
+                tokens_per_s=round(tokens_per_s))
 
 # %% ../../nbs/08_train/06_loop.ipynb #b77e84a6
 class NotANumber(UserError): "The loss or its gradient is NaN or infinite."
@@ -66,7 +72,8 @@ def check_finite(
     "Raise `NotANumber` at the first step whose loss or gradient is none."
     for step,m in pending:
         loss, norm = float(m['loss']), float(m['grad_norm'])
-        if not math.isfinite(loss + norm): raise NotANumber(f"the loss is {loss} and its gradient {norm} at step {step}; try a lower --lr")
+        if not math.isfinite(loss + norm):
+            raise NotANumber(f"the loss is {loss} and its gradient {norm} at step {step}; try a lower --lr")
     pending.clear()
 
 # %% ../../nbs/08_train/06_loop.ipynb #001dd5b9
@@ -95,9 +102,13 @@ def fit(
     stop=(),            # stop after the step in which something appears here
 )->TrainState:
     "Train to `max_steps`. Raises `NotANumber` when the loss is none."
-    step_fn, ops, t, tokens = make_step(cfg), make_quant_ops(cfg.quant), cfg.train, cfg.train.batch_size*cfg.model.context_len
+    step_fn = make_step(cfg)
+    ops = make_quant_ops(cfg.quant)
+    t = cfg.train
+    tokens = cfg.train.batch_size*cfg.model.context_len
     pending, last = [], int(state.step)
-    bar = tqdm(range(last, t.max_steps), 'training', initial=last, total=t.max_steps, mininterval=1, disable=jax.process_index() > 0)
+    bar = tqdm(range(last, t.max_steps), 'training', initial=last, total=t.max_steps, mininterval=1,
+               disable=jax.process_index() > 0)
     since = time.time()
     for i in bar:
         state, metrics = step_fn(state, train_batches[i], i, teacher)
@@ -112,7 +123,8 @@ def fit(
             record = step_record(step, metrics, state, cfg, (step-last)*tokens/(time.time()-since))
             if due[1]: record.update(validate(eval_params(state, cfg))); val_loss = record.get('val_loss')
             log(**record)
-            bar.set_postfix(loss=f"{record['loss']:.3f}", tok_s=f"{record['tokens_per_s']:,.0f}", refresh=False)
+            bar.set_postfix(loss=f"{record['loss']:.3f}", tok_s=f"{record['tokens_per_s']:,.0f}",
+                            refresh=False)
             since, last = time.time(), step
         if due[2] or stopping: save(state, step, val_loss)
         if stopping: break
@@ -120,35 +132,49 @@ def fit(
 
 # %% ../../nbs/08_train/06_loop.ipynb #a57dcfa7
 @lru_cache
-def _compiled_forward(cfg): return jax.jit(partial(forward_fn(cfg, attend=ATTENTION[cfg.train.attention], dtype=jnp.dtype(cfg.train.compute_dtype)), loop=True))
+def _compiled_forward(cfg):
+    return jax.jit(partial(forward_fn(cfg, attend=ATTENTION[cfg.train.attention],
+                                      dtype=jnp.dtype(cfg.train.compute_dtype)), loop=True))
 
 def probe(cfg, params, tokens):
     "`context_kl` on 8 windows: does the prediction depend on the past?"
     T = min(cfg.model.context_len, len(tokens))
     n = min(8, len(tokens)//T)
-    return context_kl(partial(_compiled_forward(structure(cfg)), params), jnp.asarray(tokens[:n*T], jnp.int32).reshape(n, T))
+    return context_kl(partial(_compiled_forward(structure(cfg)), params),
+                      jnp.asarray(tokens[:n*T], jnp.int32).reshape(n, T))
 
 # %% ../../nbs/08_train/06_loop.ipynb #39d33ad2
 def delivered(
     state:TrainState,  # of a run that has ended
     cfg:Config,        # the run
 ):                     # weights for a float network
-    "The network that a run leaves behind: in float, or packed and read again (`as_read`). Raises `UserError` where the file would be another network."
-    params, books = eval_params(state, cfg), {n: x for n,x in leaf_names(state.quant_state).items() if n.endswith('.codebook')}
+    """The network that a run leaves behind: in float, or packed and read again (`as_read`).
+
+    Raises `UserError` where the file would be another network."""
+    params = eval_params(state, cfg)
+    books = {n: x for n,x in leaf_names(state.quant_state).items() if n.endswith('.codebook')}
     quantized = cfg.quant.nativebit and state.step >= cfg.train.delay_quant_steps
     return as_read(params, books, cfg.quant) if quantized else params
 
 # %% ../../nbs/08_train/06_loop.ipynb #f6c90641
 def finish(cfg, state, tokens, folder, log, start, init_from):
     "Save the result, probe and test it, and log both."
-    save_checkpoint(folder, cfg, state.params, state.quant_state if cfg.quant.nativebit else None, step=int(state.step), init_from=init_from and str(init_from))
+    save_checkpoint(folder, cfg, state.params, state.quant_state if cfg.quant.nativebit else None,
+                    step=int(state.step), init_from=init_from and str(init_from))
     try: params = delivered(state, cfg)
     except UserError as e: raise UserError(f"{e}; the trained checkpoint is whole, in {folder}") from e
     kl = probe(cfg, params, tokens['valid'])
-    if kl < .1: tqdm.write(f"warning: the prediction hardly depends on the context (KL {kl:.4f} nats): the model is undertrained, or its attention is broken", sys.stderr)
-    try: nll = token_nll(cfg, params, tokens['test'], batch_size=cfg.train.batch_size, max_tokens=cfg.train.test_tokens, desc='testing')
-    except KeyboardInterrupt: tqdm.write(f"stopped before the test was done; the trained checkpoint is in {folder}", sys.stderr); raise
-    result = dict(test_ppl=perplexity(nll), test_tokens=len(nll), context_kl=kl, total_time_s=time.time()-start)
+    if kl < .1:
+        tqdm.write(f"warning: the prediction hardly depends on the context (KL {kl:.4f} nats): "
+                   "the model is undertrained, or its attention is broken", sys.stderr)
+    try:
+        nll = token_nll(cfg, params, tokens['test'], batch_size=cfg.train.batch_size,
+                        max_tokens=cfg.train.test_tokens, desc='testing')
+    except KeyboardInterrupt:
+        tqdm.write(f"stopped before the test was done; the trained checkpoint is in {folder}", sys.stderr)
+        raise
+    result = dict(test_ppl=perplexity(nll), test_tokens=len(nll), context_kl=kl,
+                  total_time_s=time.time()-start)
     log(type='eval', **result)
     return result
 
@@ -157,7 +183,8 @@ def load_tokens(cfg:Config)->dict:
     "The splits of a run's dataset, tokenized. Raises `UserError` where one is empty."
     tokens, _ = prepare(cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
     for s in ('valid', 'test'):
-        if len(tokens[s]) < 2: raise UserError(f"the {s} split of {cfg.train.dataset} is empty; use more text")
+        if len(tokens[s]) < 2:
+            raise UserError(f"the {s} split of {cfg.train.dataset} is empty; use more text")
     return tokens
 
 # %% ../../nbs/08_train/06_loop.ipynb #464bc6db
@@ -171,7 +198,8 @@ def resumed_state(cfg, states, init_from, mesh=None)->tuple:
 def training_data(cfg, tokens, mesh=None):
     "The batches of a run: this host's windows, dealt out to the devices of the mesh."
     hosts = jax.process_count()
-    data = batches(tokens, cfg.model.context_len, cfg.train.batch_size//hosts, cfg.train.seed, host=(jax.process_index(), hosts))
+    data = batches(tokens, cfg.model.context_len, cfg.train.batch_size//hosts, cfg.train.seed,
+                   host=(jax.process_index(), hosts))
     return data if mesh is None else data.map(partial(shard_batch, mesh=mesh))
 
 # %% ../../nbs/08_train/06_loop.ipynb #d3000e4b
@@ -196,7 +224,9 @@ def lowered_rest(
     batch = cfg.train.batch_size, cfg.model.context_len
     if q.nativebit and q.start == 'gptq': yield from lowered_gptq(cfg.model, q, batch)
     if q.nativebit: yield quantized_params.lower(nnx.merge_state(state.params, state.quant_state), q)
-    for n in (cfg.model.context_len, 1): yield _compiled_forward(structure(cfg)).lower(state.params, jax.ShapeDtypeStruct((8, n), jnp.int32))   # of `probe`
+    # of `probe`
+    for n in (cfg.model.context_len, 1):
+        yield _compiled_forward(structure(cfg)).lower(state.params, jax.ShapeDtypeStruct((8, n), jnp.int32))
     yield lowered_nll(cfg.model, state.params, batch)
     if q.nativebit: yield from lowered_diagnostics(nnx.merge_state(state.params, state.quant_state), q)
 
@@ -210,12 +240,13 @@ def in_background(f)->Future:
     return done
 
 def give_back():
-    "Have the C library hand freed memory back to the system, where it can: of compiling and GPTQ its pools keep more than a gigabyte."
-    with suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)   # glibc's; others have none
+    "Have the C library hand freed memory back: of compiling and GPTQ its pools keep over a gigabyte."
+    # glibc's; others have none
+    with suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)
 
 @lru_cache
 def _compiling(cfg, quant):
-    lanes = threading.Semaphore(2)   # the step is waited for longest: the rest must not keep it from the cores
+    lanes = threading.Semaphore(2)  # the step is waited for longest: the rest must not keep it from the cores
     def rest():
         for program in lowered_rest(replace(cfg, quant=quant)):
             lanes.acquire()
@@ -225,7 +256,9 @@ def _compiling(cfg, quant):
     return step
 
 def compiling(cfg:Config)->Future|None:
-    "The step of a run on one device, compiled in a thread; the same future whenever it is asked for. None on a CPU, which has no time to spare."
+    """The step of a run on one device, compiled in a thread; the same future whenever it is asked for.
+
+    None on a CPU, which has no time to spare."""
     return None if jax.default_backend() == 'cpu' else _compiling(structure(cfg), cfg.quant)
 
 # %% ../../nbs/08_train/06_loop.ipynb #dcea8278
@@ -235,23 +268,32 @@ def train(
     init_from=None,         # checkpoint to start from; None: random weights
     resume:bool=False,      # go on from the folder's last state, if there is one
     tensorboard:bool=False, # log to TensorBoard too
-    mesh:str=None,          # devices as 'data,fsdp' (04_distributed/01_sharding); None: all of them share one copy of the state
-    states=None,            # where states go, if not into `folder`: one place that all hosts see, such as gs://BUCKET/NAME
+    # devices as 'data,fsdp' (04_distributed/01_sharding); None: all of them share one copy of the state
+    mesh:str=None,
+    # where states go, if not into `folder`: one place that all hosts see, such as gs://BUCKET/NAME
+    states=None,
 )->dict:                    # the last record: test_ppl, context_kl, total_time_s
-    "Train, validate, test, save. Raises `UserError` for anything the user can mend, `SystemExit` after a signal."
-    start, place, states, mesh = time.time(), states, RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh)
+    """Train, validate, test, save.
+
+    Raises `UserError` for anything the user can mend, `SystemExit` after a signal."""
+    start, place, states, mesh = (time.time(), states,
+                                  RunStates(states or Path(folder)/'state', cfg.train.keep), mesh_from(mesh))
     check_batch(cfg, mesh)
     if place and not states.remote: check_writable(place)   # now, for the first state may come hours later
     ready = compiling(cfg) if mesh is None else None
     tokens = load_tokens(cfg)
     data = training_data(cfg, tokens['train'], mesh)
-    with alone(folder):   # before its states are read: opening them deletes what another process is just saving
+    # before its states are read: opening them deletes what another process is just saving
+    with alone(folder):
         check_folder(folder, states.latest or 0, cfg.train.max_steps, resume)
-        state, teacher = resumed_state(cfg, states, init_from, mesh) if states.latest else init_state(cfg, init_from, tokens['train'], mesh)
+        state, teacher = (resumed_state(cfg, states, init_from, mesh) if states.latest
+                          else init_state(cfg, init_from, tokens['train'], mesh))
         state, teacher = shard_state((state, teacher), mesh, cfg.quant)
         check = partial(validate, cfg, tokens=tokens['valid'])
-        first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']), **check(p)))(eval_params(state, cfg))
-        with use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first, TensorBoardLogger if tensorboard else JSONLogger, place) as logger:
+        first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']),
+                                        **check(p)))(eval_params(state, cfg))
+        with (use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first,
+                                        TensorBoardLogger if tensorboard else JSONLogger, place) as logger):
             if ready: ready.exception()   # waits
             give_back()
             state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
@@ -260,23 +302,30 @@ def train(
 # %% ../../nbs/08_train/06_loop.ipynb #f0d6edeb
 @also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit', 'overrides'))
 def main(
-    config:str=None,          # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b; or a checkpoint's folder
+    # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b; or a
+    # checkpoint's folder
+    config:str=None,
     name:str='run',           # of the run: everything goes to logs/NAME
     no_nativebit:bool=False,  # train in float
     init_from:str=None,       # start from this checkpoint: a folder, .safetensors or .npz
     resume:bool=False,        # go on from the last saved state of logs/NAME; from the start if there is none
-    recipe:str=None,          # published, or qat (teacher, no commitment, k-means start, entries by gradient); any flag given wins
+    # published, or qat (teacher, no commitment, k-means start, entries by gradient); any flag given wins
+    recipe:str=None,
     geometry:str=None,        # published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
     bits:int=None,            # index bits, another number than the geometry's
     context_len:int=None,     # tokens a window
-    mesh:str=None,            # devices as 'data,fsdp': copies of the state, and devices that share one; all share one by default
-    hosts:str=None,           # run on several machines: auto on a TPU slice, ADDRESS:PORT,COUNT,INDEX elsewhere
-    states:str=None,          # where the saved states go: a folder or gs://BUCKET/FOLDER that all machines see; logs/NAME/state by default
+    # devices as 'data,fsdp': copies of the state, and devices that share one; all share one by default
+    mesh:str=None,
+    hosts:str=None,  # run on several machines: auto on a TPU slice, ADDRESS:PORT,COUNT,INDEX elsewhere
+    # where the saved states go: a folder or gs://BUCKET/FOLDER that all machines see; logs/NAME/state by
+    # default
+    states:str=None,
     tensorboard:bool=False,   # write the log as TensorBoard scalars too, into logs/NAME
     **settings,               # fields of `QuantConfig` and `TrainConfig`; the preset's by default
 ):
     "Train a language model with learned codebooks, from scratch or from a float checkpoint."
-    named = dict(recipe=recipe, geometry=geometry, bits=bits, context_len=context_len, nativebit=False if no_nativebit else None)
+    named = dict(recipe=recipe, geometry=geometry, bits=bits, context_len=context_len,
+                 nativebit=False if no_nativebit else None)
     given = {**settings, **{k: v for k,v in named.items() if v is not None}}
     join_hosts(hosts)
     folder = run_folder(name)
@@ -286,9 +335,18 @@ def main(
     else:
         cfg = get_config(config or 'stdlib-5m', **given)
         if resume: tqdm.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
-    if (cfg.train.teacher or cfg.train.match_weight) and not cfg.train.distill_weight: raise UserError("--teacher and --match-weight change nothing without --distill-weight, its share of the loss; 1 is imitation alone")
-    if config and get_config(config).name != cfg.name: raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; give the new one another --name")
+    if (cfg.train.teacher or cfg.train.match_weight) and not cfg.train.distill_weight:
+        raise UserError("--teacher and --match-weight change nothing without --distill-weight, "
+                        "its share of the loss; 1 is imitation alone")
+    if config and get_config(config).name != cfg.name:
+        raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; "
+                        "give the new one another --name")
     if resume and jax.process_count() == 1 and (done := finished_steps(folder)) >= cfg.train.max_steps:
-        return print(f"the run in {folder} is finished, {done} steps; for {'more give --max-steps, for ' if RunStates(states or folder/'state').latest else ''}another give a new --name")
+        return print(
+            f"the run in {folder} is finished, {done} steps; for "
+            f"{'more give --max-steps, for ' if RunStates(states or folder/'state').latest else ''}another "
+            "give a new --name")
     result = train(cfg, folder, init_from, resume, tensorboard, mesh, states)
-    if jax.process_index() == 0: print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; log and checkpoint in logs/{name}")
+    if jax.process_index() == 0:
+        print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; "
+              f"log and checkpoint in logs/{name}")

@@ -26,9 +26,13 @@ class NoLogger:
     def __exit__(self, *_): pass
 
 def begin_log(cfg, folder, init_from, step, first, kind=JSONLogger, states=None):
-    "A logger whose file holds a header and what belongs to the first `step` steps; `first()` is the evaluation before step 1."
-    logger = (NoLogger if jax.process_index() else kind)(Path(folder)/'log.jsonl', keep=lambda r: step and r.get('step', 0) <= step and r.get('type') != 'eval')
-    about = dict(git_hash=git_hash(), entries='rounded', device=jax.devices()[0].device_kind, argv=sys.argv, config=config_to_dict(cfg), init_from=init_from and str(init_from), states=states and str(states))
+    "A logger of a file with a header and the first `step` steps; `first()` is the evaluation before step 1."
+    logger = (NoLogger if jax.process_index() else kind)(
+        Path(folder)/'log.jsonl',
+        keep=lambda r: step and r.get('step', 0) <= step and r.get('type') != 'eval')
+    about = dict(git_hash=git_hash(), entries='rounded', device=jax.devices()[0].device_kind, argv=sys.argv,
+                 config=config_to_dict(cfg), init_from=init_from and str(init_from),
+                 states=states and str(states))
     if step: logger.log(type='resume', from_step=step, **about)
     else:
         logger.log(type='header', schema_version=2, **about)
@@ -39,7 +43,9 @@ def begin_log(cfg, folder, init_from, step, first, kind=JSONLogger, states=None)
 def begun(
     folder,  # of the run
 )->bool:
-    "Has a run left a record there? A log without one is of a run that was killed, or found no room, at its first line."
+    """Has a run left a record there?
+
+    A log without one is of a run that was killed, or found no room, at its first line."""
     log = Path(folder)/'log.jsonl'
     return log.exists() and bool(read_jsonl(log))
 
@@ -52,15 +58,19 @@ def continued(
     if last is None: raise UserError(f"{folder}/log.jsonl is not the log of a run; give another --name")
     old = config_from_dict(last['config'])
     new = override(old, **given)
-    if (new.model, new.quant) != (old.model, old.quant): raise UserError(f"the run in {folder} has another network or codebooks; give it another --name, or leave those flags out")
-    if given and (other := changes(config_to_dict(old), config_to_dict(new))): print(f"note: the run in {folder} goes on with other settings ({'; '.join(other)})", file=sys.stderr)
+    if (new.model, new.quant) != (old.model, old.quant):
+        raise UserError(f"the run in {folder} has another network or codebooks; give it another --name, "
+                        "or leave those flags out")
+    if given and (other := changes(config_to_dict(old), config_to_dict(new))):
+        print(f"note: the run in {folder} goes on with other settings ({'; '.join(other)})", file=sys.stderr)
     return new, last['init_from'], last.get('states')
 
 # %% ../../nbs/08_train/04_run.ipynb #2135c86b
 def run_folder(name:str)->Path:
     "Where a run of this name is. Raises `UserError` for a path."
     parts = Path(name).parts
-    if not parts or not name.isprintable() or Path(name).is_absolute() or '..' in parts or parts[0] == 'logs': raise UserError(f"{name!r} is no name of a run; give NAME alone, the run is in logs/NAME")
+    if not parts or not name.isprintable() or Path(name).is_absolute() or '..' in parts or parts[0] == 'logs':
+        raise UserError(f"{name!r} is no name of a run; give NAME alone, the run is in logs/NAME")
     return Path('logs')/name
 
 def finished_steps(folder)->int:
@@ -69,7 +79,9 @@ def finished_steps(folder)->int:
     if not (log.exists() and meta.exists()): return 0
     ended = (r := read_jsonl(log)) and r[-1].get('type') == 'eval'
     if not ended: return 0
-    if type(step := read_json(meta).get('step')) is not int: raise UserError(f"{meta} says no step; nativebit kept {Path(folder).name} makes a checkpoint of what the run has kept")
+    if type(step := read_json(meta).get('step')) is not int:
+        raise UserError(f"{meta} says no step; "
+                        f"nativebit kept {Path(folder).name} makes a checkpoint of what the run has kept")
     return step
 
 def check_folder(
@@ -80,10 +92,17 @@ def check_folder(
 ):
     "Raise `UserError` where a run would be overwritten, or can't go on."
     done = finished_steps(folder)
-    if (Path(folder)/'meta.json').exists() and not (Path(folder)/'log.jsonl').exists(): raise UserError(f"{folder} holds a checkpoint and no run; give this run another --name")
-    if (done or latest) and not resume: raise UserError(f"{folder} holds a run of {max(done, latest)} steps: {'go on with --resume, or ' if latest else ''}give the new one another --name")
-    if latest > steps: raise UserError(f"the run in {folder} is at step {latest}, beyond --max-steps {steps}; give it more, or make a checkpoint of what it kept: nativebit kept {Path(folder).name}")
-    if done and not latest and steps > done: raise UserError(f"the run in {folder} ended at step {done} and kept no state to go on from; start another from its checkpoint: --init-from {folder} and a new --name")
+    if (Path(folder)/'meta.json').exists() and not (Path(folder)/'log.jsonl').exists():
+        raise UserError(f"{folder} holds a checkpoint and no run; give this run another --name")
+    if (done or latest) and not resume:
+        raise UserError(f"{folder} holds a run of {max(done, latest)} steps: "
+                        f"{'go on with --resume, or ' if latest else ''}give the new one another --name")
+    if latest > steps:
+        raise UserError(f"the run in {folder} is at step {latest}, beyond --max-steps {steps}; give it more, "
+                        f"or make a checkpoint of what it kept: nativebit kept {Path(folder).name}")
+    if done and not latest and steps > done:
+        raise UserError(f"the run in {folder} ended at step {done} and kept no state to go on from; "
+                        f"start another from its checkpoint: --init-from {folder} and a new --name")
 
 @contextmanager
 def alone(folder):
@@ -91,7 +110,9 @@ def alone(folder):
     made = [p for p in (Path(folder), *Path(folder).parents) if not p.exists()]
     lock = FileLock(Path(folder)/'.lock', timeout=0)
     try: jax.process_index() or lock.acquire()
-    except Timeout as e: raise UserError(f"another process is training in {folder}; wait for it, or give this run another --name") from e
+    except Timeout as e:
+        raise UserError(f"another process is training in {folder}; wait for it, "
+                        "or give this run another --name") from e
     except OSError: pass   # the log can't be written there either, and says so
     try: yield
     finally:

@@ -23,7 +23,9 @@ from .run import continued, finished_steps, run_folder
 # %% ../../nbs/08_train/05_states.ipynb #f1de18f0
 @lru_cache
 def quiet_threads():
-    "What Orbax's threads print, tracebacks too, when the disk is full or while Python ends is left out: what matters is also raised. So are four warnings that a manager only reads."
+    """What Orbax's threads print, tracebacks too, when the disk is full or while Python ends is left out.
+
+    What matters is also raised. So are four warnings that a manager only reads."""
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     hook, unraisable, closed = sys.excepthook, sys.unraisablehook, 'Event loop is closed'
     sys.excepthook = lambda kind, e, tb: None if str(e) == closed else hook(kind, e, tb)
@@ -33,63 +35,87 @@ class RunStates:
     "The saved states of a run: the latest few, and the one with the best validation loss."
     def __init__(self,
         folder,      # where they are, one folder a step; made by the first `save`. May be gs://BUCKET/FOLDER
-        keep:int|None=2,  # how many of the latest; None: only read, and leave alone what a run is writing there
+        # how many of the latest; None: only read, and leave alone what a run is writing there
+        keep:int|None=2,
     ):
         self.remote, self.keep = '://' in str(folder), keep
         self.folder = epath.Path(folder) if self.remote else epath.Path(folder).absolute()
-        if not self.remote and self.folder.exists() and not self.folder.is_dir(): raise UserError(f"cannot keep the run's state in {self.folder} (Not a directory); choose another folder")
+        if not self.remote and self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"cannot keep the run's state in {self.folder} (Not a directory); "
+                            "choose another folder")
 
     @cached_property
     def manager(self):
         better = lambda m: -m['val_loss']
         quiet_threads()
-        policy = AnyPreservationPolicy([LatestN(self.keep), BestN(n=1, get_metric_fn=better, keep_checkpoints_without_metrics=False)])
-        return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(best_fn=better, preservation_policy=policy, cleanup_tmp_directories=True, read_only=self.keep is None,
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False)))   # else a full disk is noticed by a thread alone, and waited for ten minutes
+        policy = AnyPreservationPolicy(
+            [LatestN(self.keep), BestN(n=1, get_metric_fn=better, keep_checkpoints_without_metrics=False)])
+        return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
+            best_fn=better, preservation_policy=policy, cleanup_tmp_directories=True,
+            read_only=self.keep is None,
+            # else a full disk is noticed by a thread alone, and waited for ten minutes
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False)))
 
     @property
     def latest(self):
         "The step of the newest whole state, None if there is none."
-        with self.reachable(): return max(ocp.utils.checkpoint_steps(self.folder), default=None) if self.folder.is_dir() else None
+        with self.reachable():
+            return (max(ocp.utils.checkpoint_steps(self.folder), default=None) if self.folder.is_dir()
+                    else None)
 
     @property
     def best(self):
-        "The step of the kept state with the lowest validation loss, the newest where none was validated, None if there is none."
+        "The step of the kept state of lowest validation loss, else of the newest; None if there is none."
         return self.manager.best_step() or self.latest
 
     @property
-    def kept(self): return f"; the state of step {self.latest} is kept in {self.folder}: the same command goes on, nativebit.train with --resume" if self.latest else ''
+    def kept(self):
+        return (f"; the state of step {self.latest} is kept in {self.folder}: the same command goes on, "
+                "nativebit.train with --resume" if self.latest else '')
 
     @contextmanager
     def reachable(self):
         "Turn what is raised where a bucket can't be read into one sentence."
         try: yield
-        except (OSError, ValueError, RuntimeError, ImportError) as e: raise UserError(f"cannot read {self.folder} ({str(e)[:200]}); check its name and your permissions, for gs:// pip install gcsfs") from e
+        except (OSError, ValueError, RuntimeError, ImportError) as e:
+            raise UserError(f"cannot read {self.folder} ({str(e)[:200]}); "
+                            "check its name and your permissions, for gs:// pip install gcsfs") from e
 
     @contextmanager
     def explained(self):
         "Turn what Orbax raises when the disk is full or the folder not ours into one sentence."
         try: yield
         except (OSError, ValueError, RuntimeError) as e:
-            logging.getLogger('asyncio').setLevel(logging.CRITICAL)   # else every array that was not written complains
-            known = re.search('No space left on device|File too large|Permission denied|Not a directory|Read-only file system', str(e))
-            raise UserError(f"cannot keep the run's state in {self.folder} ({known.group() if known else str(e)[:200]}); "
+            # else every array that was not written complains
+            logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+            known = re.search('No space left on device|File too large|Permission denied|Not a '
+                              'directory|Read-only file system', str(e))
+            raise UserError(f"cannot keep the run's state in {self.folder} "
+                            f"({known.group() if known else str(e)[:200]}); "
                             f"free some space or choose another folder{self.kept}") from e
 
     def save(self, state, step:int, val_loss=None):
         "Write a state in the background; waits for the one before it."
         with self.explained():
             if not self.remote: self.folder.parent.mkdir(parents=True, exist_ok=True)
-        size, free = sum(x.nbytes for x in jax.tree.leaves(state)), math.inf if self.remote else shutil.disk_usage(self.folder.parent).free
-        if free < size: raise UserError(f"{size/2**20:.0f} MiB are needed to keep the run's state in {self.folder}, {free/2**20:.0f} are free; make room{self.kept}")
-        with self.explained(): self.manager.save(step, args=ocp.args.StandardSave(leaf_names(state)), metrics={'val_loss': math.inf if val_loss is None or math.isnan(val_loss) else float(val_loss)})
+        size = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = math.inf if self.remote else shutil.disk_usage(self.folder.parent).free
+        if free < size:
+            raise UserError(f"{size/2**20:.0f} MiB are needed to keep the run's state in {self.folder}, "
+                            f"{free/2**20:.0f} are free; make room{self.kept}")
+        with self.explained():
+            self.manager.save(step, args=ocp.args.StandardSave(leaf_names(state)), metrics={
+                'val_loss': math.inf if val_loss is None or math.isnan(val_loss) else float(val_loss)})
 
     def restore(self, like, step=None):
-        "The state of a step, the latest by default, as a tree like `like`, whose leaves need only shape, dtype and perhaps sharding."
+        "A step's state, the latest by default, as a tree like `like`: shapes, dtypes, perhaps shardings."
         step = step or self.latest
-        try: return with_leaves(like, self.manager.restore(step, args=ocp.args.StandardRestore(leaf_names(like))))
+        try:
+            return with_leaves(like,
+                               self.manager.restore(step, args=ocp.args.StandardRestore(leaf_names(like))))
         except (OSError, ValueError, RuntimeError, KeyError) as e:
-            raise UserError(f"the state of step {step} can't be read ({str(e)[:200]}); delete {self.folder/str(step)} to go on from the state before it") from e
+            raise UserError(f"the state of step {step} can't be read ({str(e)[:200]}); "
+                            f"delete {self.folder/str(step)} to go on from the state before it") from e
 
     def close(self):
         "Wait until everything is on disk."
@@ -103,9 +129,13 @@ def chosen_step(
 )->int:
     "The step of a kept state. Raises `UserError` where there is none."
     steps = sorted(states.manager.all_steps()) if states.latest else []
-    if not steps: raise UserError(f"{states.folder} holds no state; give the name of a run that has saved one (the checkpoint of a run that has ended is its folder)")
+    if not steps:
+        raise UserError(f"{states.folder} holds no state; give the name of a run that has saved one (the "
+                        "checkpoint of a run that has ended is its folder)")
     named = dict(best=states.best, latest=states.latest)
-    if which not in (*named, *map(str, steps)): raise UserError(f"no state of step {which} is kept in {states.folder}; there are {', '.join(map(str, steps))}, best and latest")
+    if which not in (*named, *map(str, steps)):
+        raise UserError(f"no state of step {which} is kept in {states.folder}; "
+                        f"there are {', '.join(map(str, steps))}, best and latest")
     return named.get(which) or int(which)
 
 def export_state(
@@ -115,17 +145,20 @@ def export_state(
     states=None,        # where the states are, if not there
 )->int:                 # the step
     "Write a checkpoint of a state that a run has kept."
-    if not (Path(folder)/'log.jsonl').exists(): raise UserError(f"{folder} has no log.jsonl; give the --name of a run")
+    if not (Path(folder)/'log.jsonl').exists():
+        raise UserError(f"{folder} has no log.jsonl; give the --name of a run")
     out = Path(out)
     there = {p.name for p in out.iterdir()} if out.is_dir() else {None} if out.exists() else set()
     made = lambda n: n and re.fullmatch(r'meta\.json|model\.safetensors|tokenizer\.json|\..*\.tmp', n)
-    mine = out.resolve().parent == Path(folder).resolve() and out.name != 'state' and all(map(made, there))   # made before, of this run, or begun
+    # made before, of this run, or begun
+    mine = out.resolve().parent == Path(folder).resolve() and out.name != 'state' and all(map(made, there))
     if there and not mine: raise UserError(f"{out} would be overwritten; choose another --out")
     cfg, init_from, place = continued(folder, {})
     states = RunStates(states or place or Path(folder)/'state', keep=None)
     step = chosen_step(states, which)
     state = states.restore(state_shapes(cfg), step)
-    save_checkpoint(out, cfg, state.params, state.quant_state if cfg.quant.nativebit and step >= cfg.train.delay_quant_steps else None, step=step, init_from=init_from)
+    save_checkpoint(out, cfg, state.params, state.quant_state if cfg.quant.nativebit
+                    and step >= cfg.train.delay_quant_steps else None, step=step, init_from=init_from)
     return step
 
 # %% ../../nbs/08_train/05_states.ipynb #670037f2
@@ -139,4 +172,5 @@ def main(
     folder = run_folder(name)
     out = out or folder/step
     made, ended = export_state(folder, out, step, states), finished_steps(folder)
-    print(f"step {made} of {name} is in {out}" + (f"; the run ended at step {ended}, which is in logs/{name}" if ended > made else ''))
+    print(f"step {made} of {name} is in {out}"
+          + (f"; the run ended at step {ended}, which is in logs/{name}" if ended > made else ''))

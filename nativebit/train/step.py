@@ -194,7 +194,8 @@ def lowered_step(
     cfg:Config,  # the run, on one device
 ):               # its step, traced; `.compile()` compiles it
     "A run's step before there is a state; once it is compiled the run finds it so."
-    batch, shared = jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32), structure(cfg)
+    batch, shared = (jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32),
+                     structure(cfg))
     teacher = model_shapes(cfg) if cfg.train.distill_weight else None
     return _compiled_step(shared).lower(state_shapes(shared), batch, teacher, *step_numbers(cfg)(0))
 

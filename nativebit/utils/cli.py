@@ -105,7 +105,8 @@ def also_flags(
     without=(),  # fields that are no flags
 ):
     "Decorator: a function's `**settings` are fields of dataclasses, their comments its help."
-    known = {n: f for c in classes for n,f in docments(c, full=True, returns=False).items() if n not in without}
+    known = {n: f for c in classes
+             for n,f in docments(c, full=True, returns=False).items() if n not in without}
     fields = {n: as_flag(f) for n,f in known.items()}
     def mark(func):
         own = [p for p in signature(func).parameters.values() if p.kind != p.VAR_KEYWORD]

@@ -155,7 +155,7 @@ def whole_folder(
 
 # %% ../../nbs/00_utils/02_files.ipynb #5b0d9c12
 def check_writable(folder):
-    "Raise `UserError` where no file can be made in a folder, which need not be there yet and is not there afterwards."
+    "Raise `UserError` where no file can be made in a folder, which need not be there, before or afterwards."
     folder = Path(folder).absolute()
     try:
         made = [p for p in (folder, *folder.parents) if not p.exists()]
@@ -163,7 +163,9 @@ def check_writable(folder):
         try: tempfile.TemporaryFile(dir=folder).close()
         finally:
             for p in made: p.rmdir()
-    except OSError as e: raise UserError(f"cannot write {folder}: {e.strerror or e}; free some space or choose another folder") from e
+    except OSError as e:
+        raise UserError(f"cannot write {folder}: {e.strerror or e}; "
+                        "free some space or choose another folder") from e
 
 # %% ../../nbs/00_utils/02_files.ipynb #a1c0de12
 def stamps(
