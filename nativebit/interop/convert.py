@@ -163,10 +163,10 @@ def convert(
     cfg = Config(source.name, source.model, QuantConfig(nativebit=False), train)
     meta = dict(config=config_to_dict(cfg), step=0, source=str(getattr(where, 'name', where)),
                 git_hash=git_hash())
+    note = json.dumps(network_note(cfg))
     with (whole_folder(out, source.nbytes + 2**26) as tmp,
           tqdm(total=source.nbytes, unit='B', unit_scale=True, disable=None) as bar):
-        write_arrays(tmp/'model.safetensors', held, source.read, bar.update,
-                     network=json.dumps(network_note(cfg)))
+        write_arrays(tmp/'model.safetensors', held, source.read, bar.update, network=note)
         (tmp/'hf').mkdir()
         copy_files(files, tmp/'hf')
         if train.tokenizer != NO_TOKENIZER: shutil.copy(tmp/'hf'/'tokenizer.json', tmp/'tokenizer.json')

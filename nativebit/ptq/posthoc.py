@@ -76,12 +76,13 @@ def main(
 ):
     "Quantize a trained network without training it, and compare with the float one."
     need(max_tokens is None or max_tokens > 0, 'max_tokens', max_tokens, "at least 1")
-    start, names, quants = (time.time(), chosen('method', methods, (*METHODS, *CALIBRATED)),
-                            chosen_geometries(geometry, bits))
     need(calibration_tokens >= 1, 'calibration_tokens', calibration_tokens, "at least 1")
+    start = time.time()
+    names = chosen('method', methods, (*METHODS, *CALIBRATED))
+    quants = chosen_geometries(geometry, bits)
     if calibration and not {*names} & {*CALIBRATED}:
-        raise UserError(f"--calibration changes nothing for {methods}, which read no text; leave it out, "
-                        f"or add one of {', '.join(CALIBRATED)}")
+        raise UserError(f"--calibration changes nothing for {methods}, which read no text; "
+                        f"leave it out, or add one of {', '.join(CALIBRATED)}")
     setup = dict(ckpt=ckpt, weights=weights_digest(ckpt), dataset=dataset, max_tokens=max_tokens,
                  calibration=calibration or dataset, calibration_tokens=calibration_tokens)
     cfg, params = load_float(ckpt)

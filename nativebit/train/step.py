@@ -99,8 +99,8 @@ def loss_fn(
     ce, kl, apart = cross_entropy(logits, y).mean(), 0., 0.
     if teacher is not None:
         aim, aim_hidden = jax.lax.stop_gradient(forward(teacher, x, hidden=True, loop=True))
-        kl, apart = (distillation(aim/heat, logits/heat).mean()*heat**2,
-                     hidden_distance(aim_hidden, hidden).mean())
+        kl = distillation(aim/heat, logits/heat).mean()*heat**2
+        apart = hidden_distance(aim_hidden, hidden).mean()
     loss = (1-d)*ce + d*kl + (cfg.train.match_weight*apart if cfg.train.match_weight else 0.)
     return loss, dict(loss=ce, distill=kl, match=apart)
 

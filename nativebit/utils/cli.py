@@ -97,8 +97,8 @@ def as_flag(
 )->Param:
     "What a command line says of a dataclass field; a bare flag of a bool means True."
     kind = (get_args(field.anno) or (field.anno,))[0]
-    return (Param(field.docment, yes_or_no, nargs='?', const=True) if kind is bool
-            else Param(field.docment, kind))
+    if kind is not bool: return Param(field.docment, kind)
+    return Param(field.docment, yes_or_no, nargs='?', const=True)
 
 def also_flags(
     *classes,    # dataclasses with docments
@@ -121,7 +121,7 @@ def refuse_empty(
     parser, args:dict,  # what it has read
     blank,              # names that may be empty, since they are by default
 ):
-    "Raise `UserError` for a flag with nothing behind it: it would pass for one that is not given."
+    "Raise `UserError` for a flag with nothing behind it, such as a shell's variable that is not set."
     # argparse takes `--flag=--` for an empty list
     odd = next((a for a in parser._actions if args.get(a.dest) in ('', []) and a.dest not in blank), None)
     if odd: raise UserError(f"{[*odd.option_strings, odd.dest][0]} has no value; give one, or leave it out")
@@ -133,8 +133,8 @@ def parse_args(
     "Read `func`'s keyword arguments from a command line; fields of `also_flags` only where they are given."
     parser, fields = hyphenate(anno_parser(func)), getattr(func, 'fields', {})
     args = vars(parser.parse_args(argv))
-    refuse_empty(parser, args, {n for n,p in signature(func).parameters.items() if p.default == ''}
-                 | getattr(func, 'blank', set()))
+    blank = {n for n,p in signature(func).parameters.items() if p.default == ''}
+    refuse_empty(parser, args, blank | getattr(func, 'blank', set()))
     return {k:v for k,v in args.items() if k not in ('pdb', 'xtra') and (k not in fields or v is not None)}
 
 # %% ../../nbs/00_utils/01_cli.ipynb #7a30d512
