@@ -6,7 +6,7 @@
 __all__ = ['context_of', 'text_pieces', 'tokenizer_for', 'read_prompt', 'check_options']
 
 # %% ../../nbs/03_data/04_prompts.ipynb #8415c45e
-import sys
+import codecs, sys
 from ..utils.cli import need, UserError
 from .tokenizers import digest, load_tokenizer
 
@@ -26,15 +26,18 @@ def text_pieces(
     before=(),  # tokens in front of them: many tokenizers drop the space that a text begins with
 ):            # yields text as soon as it is whole characters
     "Tokens as text, piece by piece."
-    before, waiting = context_of(tokenizer, list(before)), []
+    spelled, before, waiting = codecs.getincrementaldecoder('utf-8')('replace'), list(before), []
+    for t in before[-3:]: spelled.decode(tokenizer.byte_of(t) or b'', tokenizer.byte_of(t) is None)   # of a character that they begin
+    before = context_of(tokenizer, before)
     new = lambda: tokenizer.decode(before + waiting)[len(tokenizer.decode(before)):]
     for t in tokens:
+        byte = tokenizer.byte_of(t)
+        if byte and waiting: yield new(); before, waiting = context_of(tokenizer, before + waiting), []
         waiting.append(t)
-        if len(waiting) < 64 and tokenizer.is_byte(t): continue   # one wrong byte spoils all of a row of them
-        if (text := new()).endswith('\ufffd') and len(waiting) < 8: continue
-        yield text
+        if not byte and (text := new()).endswith('\ufffd') and len(waiting) < 8: continue
+        if piece := spelled.decode(byte) if byte else spelled.decode(b'', True) + text: yield piece
         before, waiting = context_of(tokenizer, before + waiting), []
-    if waiting: yield new()
+    if rest := spelled.decode(b'', True) + (new() if waiting else ''): yield rest
 
 # %% ../../nbs/03_data/04_prompts.ipynb #0ca22fa8
 def tokenizer_for(
@@ -49,12 +52,11 @@ def tokenizer_for(
 
 # %% ../../nbs/03_data/04_prompts.ipynb #abf3a19a
 def read_prompt(prompt)->str:
-    "The prompt of the command line, else what is piped in, else nothing."
+    "The prompt of the command line, else what is piped in, else nothing; without a byte order mark. Raises `UserError` for what is no text."
     try:
         text = prompt if prompt is not None else '' if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-        text.encode()
+        return text.encode(errors='surrogateescape').decode().removeprefix('\ufeff')   # bytes that the terminal's language had no letters for are UTF-8
     except UnicodeError as e: raise UserError(f"the prompt is not UTF-8 text ({e.reason}); convert it first") from e
-    return text
 
 def check_options(
     max_tokens:int, temperature:float, top_k:int, top_p:float,
