@@ -84,6 +84,21 @@ def test_texts_are_neither_cut_nor_padded(folder):
     ids = opened(folder).encode_batch(['few words, a small text of few words', 'a'])
     assert len(ids[0]) > 4 and len(ids[1]) == 1
 
+def test_a_packed_file_knows_where_texts_end(folder):
+    "Of a model whose end of text has a name of its own: in the packed file's header, for there is no config.json beside it."
+    from nativebit.config import get_config
+    from nativebit.data.prompts import tokenizer_for
+    from nativebit.data.tokenizers import tokenizer_note
+    vocab = {t: i for i,t in enumerate(['a', '<finis>', '<over>'])}
+    Tokenizer(models.WordLevel(vocab, unk_token='a')).save(str(folder/'tokenizer.json'))
+    written(folder/'generation_config.json', json.dumps(dict(eos_token_id=[1, 2])))
+    cfg = get_config('tiny', tokenizer=str(folder/'tokenizer.json'))
+    note = tokenizer_note(cfg)
+    (folder/'generation_config.json').unlink()
+    tok = tokenizer_for(cfg, note)
+    assert ([*tok.ends], tok.eot) == ([1, 2], 1)
+    with pytest.raises(UserError, match='no token that ends a text'): tokenizer_for(cfg, {})
+
 def test_a_token_without_a_row_matters_when_text_names_it(folder):
     tok = opened(folder, rows=opened(folder).size - 1)   # <begin> is the last one
     assert len(tok.encode('a small text')) > 0

@@ -45,9 +45,8 @@ def tokenizer_for(
     note:dict,  # of a pack's header
 ):
     "The tokenizer a network was trained with. Raises `UserError` where ours is another one."
-    tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
+    tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer, note.get('ends') or ())   # what the model's other files said when it was packed
     if note.get('digest', other := digest(tok.to_str())) != other: raise UserError(f"this file was packed with another tokenizer than {cfg.train.tokenizer or 'data/stdlib/tokenizer.json'}; bring back the one it had")
-    if note.get('ends'): tok.ends = note['ends']   # what the model's other files said when it was packed
     return tok
 
 # %% ../../nbs/03_data/04_prompts.ipynb #abf3a19a

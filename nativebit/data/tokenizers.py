@@ -117,12 +117,13 @@ def said_ends(
 def read_tokenizer(
     path,            # a tokenizer.json
     vocab_size:int,  # of the model
+    ends=(),         # tokens that end a text; none: what the files beside it say
 )->BPETokenizer:
     "A tokenizer from its file. Raises `UserError` where it can't be read or names tokens that the model does not have."
     if not Path(path).is_file(): raise UserError(f"tokenizer file {path} not found; check the path, or copy the model's tokenizer.json there")
     try: tok = Tokenizer.from_file(str(path))
     except Exception as e: raise UserError(f"{path} is no tokenizer ({e}); give a tokenizer.json as the tokenizers library writes it") from e   # it raises nothing narrower
-    tok = BPETokenizer(tok, said_ends(path, tok), vocab_size)
+    tok = BPETokenizer(tok, ends or said_ends(path, tok), vocab_size)
     if tok.eot is None: raise UserError(f"{path} has no token that ends a text (any of {', '.join(ENDS)}, or what config.json beside it says); use another tokenizer")
     if tok.eot >= vocab_size: raise UserError(f"{path} has {tok.size} tokens and the model {vocab_size}; give the tokenizer that the model was trained with")
     return tok
@@ -143,10 +144,11 @@ def shipped(
 def load_tokenizer(
     vocab_size:int,  # of the model: 256 (bytes), 4096 (ours) or 50257 (GPT-2's)
     path:str='',     # a tokenizer.json; then any vocabulary will do
+    ends=(),         # as of `read_tokenizer`
 ):
     "The tokenizer for a vocabulary size. Raises `UserError` where there is none or its files are missing."
     if path == NO_TOKENIZER: raise UserError("this model came without a tokenizer.json; AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) writes one, and then it is to be converted or packed again")
-    if path: return read_tokenizer(path, vocab_size)
+    if path: return read_tokenizer(path, vocab_size, ends)
     if vocab_size == 256: return ByteTokenizer()
     if vocab_size == 50257:
         folder = os.environ.get('NATIVEBIT_TOKENIZER')
