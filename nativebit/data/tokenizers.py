@@ -14,7 +14,7 @@ import numpy as np, tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext import openai_public
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
-from ..config import NO_TOKENIZER, Config
+from ..config import NO_TOKENIZER, Config, end_notes
 from ..utils.cli import UserError
 from .corpora import EOT
 
@@ -106,13 +106,8 @@ def said_ends(
     tok,   # as of `tokenizers.Tokenizer`
 )->list:
     "The tokens that end a text, as the files of the model beside its tokenizer say; config.json's first."
-    found = []
-    for folder in (Path(path).parent, Path(path).parent/'hf'):
-        for name,key in (('config.json', 'eos_token_id'), ('generation_config.json', 'eos_token_id'), ('tokenizer_config.json', 'eos_token'), ('special_tokens_map.json', 'eos_token')):
-            try: x = json.loads((folder/name).read_text()).get(key)
-            except (OSError, ValueError, AttributeError): continue
-            for x in x if isinstance(x, list) else [x.get('content') if isinstance(x, dict) else x]: found.append(tok.token_to_id(x) if isinstance(x, str) else x)
-    return list(dict.fromkeys(i for i in found if isinstance(i, int) and tok.id_to_token(i) is not None))
+    numbers = [tok.token_to_id(x) if isinstance(x, str) else x for x in end_notes(path)]
+    return list(dict.fromkeys(i for i in numbers if i is not None and 0 <= i < 2**31 and tok.id_to_token(i) is not None))
 
 def read_tokenizer(
     path,            # a tokenizer.json

@@ -116,7 +116,7 @@ def export_state(
     if not (Path(folder)/'log.jsonl').exists(): raise UserError(f"{folder} has no log.jsonl; give the --name of a run")
     out = Path(out)
     there = {p.name for p in out.iterdir()} if out.is_dir() else {None} if out.exists() else set()
-    made = lambda n: n and re.fullmatch(r'meta\.json|model\.safetensors|tokenizer\.json|\..*\.tmp', n)
+    made = lambda n: n and re.fullmatch(r'meta\.json|model\.safetensors|tokenizer\.json|generation_config\.json|\..*\.tmp', n)
     mine = out.resolve().parent == Path(folder).resolve() and out.name != 'state' and all(map(made, there))   # made before, of this run, or begun
     if there and not mine: raise UserError(f"{out} would be overwritten; choose another --out")
     cfg, init_from, place = continued(folder, {})
