@@ -134,9 +134,9 @@ def main(
 ):
     "Run a command."
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
-    if name in ('-h', '--help'): return print(usage())
-    if name == '--completion':
-        with one_sentence(): return print(completion(*(rest or ['bash'])[:1]))
+    if name in ('-h', '--help', '--completion'):
+        with one_sentence(): print(completion(*(rest or ['bash'])[:1]) if name == '--completion' else usage())
+        return
     name = name.replace('-', '_')
     with one_sentence(): module = program(name)
     sys.argv = [f'nativebit {name}', *rest]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MATRICES', 'MATRIX', 'ROPE_SCALINGS', 'LARGEST', 'GEOMETRIES', 'IN_FLOAT', 'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES',
-           'DATASETS', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES', 'NO_TOKENIZER', 'finite', 'ModelConfig',
+           'DATASETS', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES', 'NO_TOKENIZER', 'ENDS_IN', 'finite', 'ModelConfig',
            'QuantConfig', 'check_dataset', 'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict',
-           'mistyped', 'config_from_dict', 'found_tokenizer', 'brought_tokenizer', 'folder_config']
+           'mistyped', 'config_from_dict', 'found_tokenizer', 'end_notes', 'brought_tokenizer', 'folder_config']
 
 # %% ../nbs/00_config.ipynb #d1339c98
 import dataclasses, json, math, re, shutil
@@ -339,11 +339,26 @@ def found_tokenizer(
     return (override(cfg, tokenizer=str(Path(folder)/cfg.train.tokenizer))
             if cfg.train.tokenizer not in ('', NO_TOKENIZER) else cfg)
 
+ENDS_IN = {'config.json': 'eos_token_id', 'generation_config.json': 'eos_token_id',
+           'tokenizer_config.json': 'eos_token', 'special_tokens_map.json': 'eos_token'}
+
+def end_notes(
+    path,  # of a tokenizer.json
+)->list:   # of numbers and tokens
+    "What ends a text, as the files of the model beside its tokenizer say, config.json first."
+    found = []
+    for file,key in [(folder/name, key) for folder in (Path(path).parent, Path(path).parent/'hf')
+                     for name,key in ENDS_IN.items()]:
+        try: x = json.loads(file.read_text()).get(key)
+        except (OSError, ValueError, AttributeError): continue
+        found += x if isinstance(x, list) else [x.get('content') if isinstance(x, dict) else x]
+    return [x for x in found if isinstance(x, (int, str))]
+
 def brought_tokenizer(
     cfg:Config,
     folder,       # that it will be written to
 )->Config:
-    "Copy a config's own tokenizer, if it has one, into a folder, and name it relative to that."
+    "Copy a config's own tokenizer, if it has one, and where texts end into a folder; name it from there."
     if cfg.train.tokenizer in ('', NO_TOKENIZER): return cfg
     source, target = Path(cfg.train.tokenizer), Path(folder)/'tokenizer.json'
     if not source.is_file():
@@ -352,6 +367,9 @@ def brought_tokenizer(
         raise UserError(f"{target} belongs to another model; give another folder")
     if source.resolve() != target.resolve():
         with atomic_path(target) as tmp: shutil.copyfile(source, tmp)
+        if ends := end_notes(source):
+            with atomic_path(target.with_name('generation_config.json')) as tmp:
+                tmp.write_text(json.dumps(dict(eos_token_id=ends)))
     return override(cfg, tokenizer=target.name)
 
 # %% ../nbs/00_config.ipynb #3a826918

@@ -124,3 +124,11 @@ def test_a_reader_that_has_gone_and_a_terminal_without_a_character(tmp_path):
     first = p.stdout.readline()
     p.stdout.close()
     assert first == b'? 0\n' and p.wait(timeout=60) == 141 and p.stderr.read() == b''
+
+@pytest.mark.parametrize('words', ['--help', '--completion bash'])
+@pytest.mark.parametrize('reader', ['| true', '>/dev/full'])
+def test_nothing_is_left_at_the_end(words, reader):
+    "What can't be written is found before Python ends: no traceback, and no complaint of its own."
+    if reader == '>/dev/full' and not Path('/dev/full').exists(): pytest.skip('no /dev/full')
+    p = subprocess.run(['bash', '-c', f'"{sys.executable}" -m nativebit {words} {reader}'], capture_output=True, text=True, env={k: v for k,v in os.environ.items() if k != 'PYTHONUNBUFFERED'})
+    assert p.stderr.count('\n') == (reader != '| true') and not {'Traceback', 'Exception'} & set(p.stderr.split()), p.stderr

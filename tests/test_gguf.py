@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from nativebit.data.gguf_tokenizer import gguf_tokenizer, write_tokenizer
+from nativebit.data.tokenizers import load_tokenizer
 from nativebit.data.words import KINDS
 from nativebit.formats.gguf_reader import NUMBERS, read_gguf
 from nativebit.interop.convert import convert, open_model
@@ -144,6 +145,28 @@ def test_a_chat_template_and_special_names_are_kept(tmp_path):
     assert tok('<call>')['input_ids'] == [len(tokens) + 2] and tok.decode([len(tokens) + 2], skip_special_tokens=True) == '<call>'
     config = json.loads((tmp_path/'out'/'hf'/'config.json').read_text())
     assert config['eos_token_id'] == len(tokens) and 'pad_token_id' not in config
+
+@pytest.mark.parametrize('last, numbers, ends', [
+    (['<|stop|>', '<|turn|>'], dict(eot=1), [0, 1]), (['<|im_end|>', '<|endoftext|>'], {}, [0, 1]), (['<|end_of_text|>', '<|eot_id|>', '<|eom_id|>'], dict(eom=2), [0, 2, 1]), (['<|stop|>', '<call>'], dict(eot=2**32-1), [0])])
+def test_generation_ends_where_llama_cpp_ends_it(tmp_path, last, numbers, ends):
+    "EOS, then end of turn and of message, by number or by name; the first one closes documents."
+    tokens, merges = lists(trained(smollm_cut(), size=300)); n = len(tokens)
+    def fill(w):
+        byte_level('smollm', merges, eos=n)(w)
+        for k,i in numbers.items(): getattr(w, f'add_{k}_token_id')(i if i > n else n + i)
+    path = write(tmp_path/'x.gguf', tokens + last, [1]*n + [3]*len(last), fill)
+    convert(path, tmp_path/'out')
+    tok = load_tokenizer(n + len(last), str(tmp_path/'out'/'tokenizer.json'))
+    assert ([i - n for i in tok.ends], tok.eot) == (ends, n)
+    assert json.loads((tmp_path/'out'/'hf'/'generation_config.json').read_text())['eos_token_id'] == [n + i for i in ends]
+
+def test_a_folder_that_holds_a_gguf_file_alone(tmp_path, tiny):
+    import nativebit
+    tiny('tiny.gguf')
+    for use in (open_model, nativebit.load):
+        with pytest.raises(UserError, match='give its tiny.gguf$'): use(tmp_path)
+    tiny('more.gguf')
+    with pytest.raises(UserError, match=r'give its more.gguf \(or another of 2'): open_model(tmp_path)
 
 @pytest.mark.parametrize('change,what', [
     (dict(pre='kimi-k2'), "tokenizer.ggml.pre is 'kimi-k2'"), (dict(merges=['q q q']), "can't be rebuilt"), (dict(tokens=['a', 'a']), 'twice'), (dict(rows=8), 'its embedding has 8 rows'), (dict(types=[1]), 'token_type'),

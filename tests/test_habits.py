@@ -1,5 +1,5 @@
 "Files and tokenizers as people have them, each of a kind that once was read wrong without a word."
-import json, lzma
+import bz2, gzip, json, lzma
 import numpy as np, pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from nativebit.config import NO_TOKENIZER
@@ -16,11 +16,19 @@ def written(path, text): path.write_bytes(text if isinstance(text, bytes) else t
 @pytest.mark.parametrize('name, text', {
     'list.json': json.dumps([dict(text=t, more=1) for t in TEXTS]), 'indented.JSON': json.dumps([dict(text=t) for t in TEXTS], indent=2), 'a line each.json': '\n'.join(json.dumps(dict(text=t)) for t in TEXTS),
     'x.NDJSON': '\n'.join(json.dumps(dict(text=t)) for t in TEXTS), 'packed.json.xz': lzma.compress(json.dumps([dict(text=t) for t in TEXTS]).encode()),
+    'x.jsonl.gz': gzip.compress('\n'.join(json.dumps(dict(text=t)) for t in TEXTS).encode()), 'over several lines.json': '\n\n'.join(json.dumps(dict(text=t), indent=4) for t in TEXTS),
+    'table.csv': 'id,text,more\n' + ''.join(f'{i},"{t}",x\n' for i,t in enumerate(TEXTS)), 'table.TSV.bz2': bz2.compress(('text\tid\n' + ''.join(f'{t}\t{i}\n' for i,t in enumerate(TEXTS))).encode()),
+    'put together.JL': b''.join(b'\xef\xbb\xbf' + json.dumps(dict(text=t)).encode() + b'\n' for t in TEXTS), 'wide.txt': '\n'.join(TEXTS).encode('utf-16'), 'wider.txt.gz': gzip.compress('\n'.join(TEXTS).encode('utf-32')),
     'marked.jsonl': b'\xef\xbb\xbf' + '\n'.join(json.dumps(dict(text=t)) for t in TEXTS).encode(), 'marked.txt': b'\xef\xbb\xbf' + '\n'.join(TEXTS).encode()}.items())
 def test_files_are_what_they_are(tmp_path, name, text): assert list(file_documents(written(tmp_path/name, text))) == TEXTS
 
 def test_an_object_without_text_is_named(tmp_path):
     with pytest.raises(UserError, match='object 2 of .*not an object such as'): list(file_documents(written(tmp_path/'x.json', json.dumps([dict(text='a'), dict(txt='b')]))))
+
+@pytest.mark.parametrize('name, text, what', [('x.txt', gzip.compress(b'text'), 'is a .gz file and no text; give it that ending'), ('x.jsonl.zst', b'(\xb5/\xfd\xff\xff', 'is a .zst file and no text; unpack it'),
+    ('x.json', b'PAR1\xff', 'is a .parquet file'), ('x.csv', 'id,body\n1,a\n', 'only id, body'), ('x.txt.gz', gzip.compress(b'text'*99)[:-9], 'is damaged'), ('x.txt', 'déjà'.encode('latin-1'), 'not UTF-8')])
+def test_files_that_are_something_else(tmp_path, name, text, what):
+    with pytest.raises(UserError, match=what): list(file_documents(written(tmp_path/name, text)))
 
 @pytest.mark.parametrize('kind', ['string_view', 'binary_view', 'large_string'])
 def test_columns_of_any_kind_of_text(tmp_path, kind):
@@ -42,7 +50,7 @@ def opened(folder, rows=400): return load_tokenizer(rows, str(folder/'tokenizer.
 @pytest.mark.parametrize('files, ends', [
     ({'config.json': dict(eos_token_id='?')}, ['<end>']), ({'config.json': dict(eos_token_id=['?', '?2'])}, ['<end>', '<turn>']),
     ({'config.json': dict(eos_token_id='?2'), 'generation_config.json': dict(eos_token_id=['?2', '?'])}, ['<turn>', '<end>']), ({'tokenizer_config.json': dict(eos_token=dict(content='<turn>'))}, ['<turn>']),
-    ({'hf/config.json': dict(eos_token_id='?')}, ['<end>']), ({}, ['<|endoftext|>'])])
+    ({'hf/config.json': dict(eos_token_id='?')}, ['<end>']), ({'special_tokens_map.json': dict(eos_token='<turn>'), 'config.json': dict(eos_token_id=None)}, ['<turn>']), ({}, ['<|endoftext|>'])])
 def test_texts_end_where_the_model_says(folder, files, ends):
     ids = {'?': opened(folder).tok.token_to_id('<end>'), '?2': opened(folder).tok.token_to_id('<turn>')}
     (folder/'hf').mkdir()
@@ -61,12 +69,35 @@ def test_texts_begin_where_the_model_says(folder):
     train = np.asarray(prepare(f'text:{folder}/t.txt', mine)[0]['train'])
     assert (train == mine.begin[0]).sum() == (train == mine.eot).sum() > 40 and train[0] == mine.begin[0]
 
+@pytest.mark.parametrize('around, begin', [('<begin> $A <turn>', ['<begin>']), ('<turn> <begin> $A', ['<turn>', '<begin>']), ('$A <turn>', []), ('<begin> $A <end>', ['<begin>'])])
+def test_what_stands_behind_a_text_is_no_beginning(folder, around, begin):
+    tok = opened(folder).tok
+    tok.post_processor = processors.TemplateProcessing(around, special_tokens=[(t, tok.token_to_id(t)) for t in ('<begin>', '<end>', '<turn>')])
+    tok.save(str(folder/'tokenizer.json'))
+    written(folder/'config.json', json.dumps(dict(eos_token_id=tok.token_to_id('<end>'))))   # texts end with another token than the template's
+    assert [tok.id_to_token(i) for i in opened(folder).begin] == begin
+
 def test_texts_are_neither_cut_nor_padded(folder):
     tok = opened(folder).tok
     tok.enable_truncation(4); tok.enable_padding(length=30, pad_id=0, pad_token='<end>')
     tok.save(str(folder/'tokenizer.json'))
     ids = opened(folder).encode_batch(['few words, a small text of few words', 'a'])
     assert len(ids[0]) > 4 and len(ids[1]) == 1
+
+def test_a_packed_file_knows_where_texts_end(folder):
+    "Of a model whose end of text has a name of its own: in the packed file's header, for there is no config.json beside it."
+    from nativebit.config import get_config
+    from nativebit.data.prompts import tokenizer_for
+    from nativebit.data.tokenizers import tokenizer_note
+    vocab = {t: i for i,t in enumerate(['a', '<finis>', '<over>'])}
+    Tokenizer(models.WordLevel(vocab, unk_token='a')).save(str(folder/'tokenizer.json'))
+    written(folder/'generation_config.json', json.dumps(dict(eos_token_id=[1, 2])))
+    cfg = get_config('tiny', tokenizer=str(folder/'tokenizer.json'))
+    note = tokenizer_note(cfg)
+    (folder/'generation_config.json').unlink()
+    tok = tokenizer_for(cfg, note)
+    assert ([*tok.ends], tok.eot) == ([1, 2], 1)
+    with pytest.raises(UserError, match='no token that ends a text'): tokenizer_for(cfg, {})
 
 def test_a_token_without_a_row_matters_when_text_names_it(folder):
     tok = opened(folder, rows=opened(folder).size - 1)   # <begin> is the last one
@@ -92,6 +123,21 @@ def test_pieces_are_the_whole(text, prompt):
     said = ''.join(text_pieces(tok, ids[prompt:], ids[:prompt]))
     assert tok.decode(ids).endswith(said) and '\ufffd' not in said[1:]
     if not tok.decode(ids[:prompt]).endswith('\ufffd'): assert tok.decode(ids[:prompt]) + said == tok.decode(ids)
+
+@pytest.mark.parametrize('text', ['ก'*40, '😀'*30, 'é'*100, 'ab ' + '日本語の文章です。'*8 + ' ba', '日😀é'*20])
+@pytest.mark.parametrize('begin', ['', 'ab ', 'ก'*4])
+def test_long_rows_of_bytes(text, begin):
+    "Any number of tokens that are bytes; each character as soon as it is there."
+    tok = spelled_in_bytes(['ab', 'ba'])
+    whole, before = tok.encode(begin + text).tolist(), tok.encode(begin).tolist()
+    pieces = list(text_pieces(tok, whole[len(before):], before))
+    assert tok.decode(before) + ''.join(pieces) == tok.decode(whole) and len(pieces) >= len(text)
+
+def test_names_that_look_like_bytes():
+    "Of a tokenizer that has such tokens and does not spell in bytes."
+    vocab = {t: i for i,t in enumerate(['a', '<0x41>', 'b'])}
+    tok = BPETokenizer(Tokenizer(models.WordLevel(vocab, unk_token='a')), [2])
+    assert tok.byte_of(1) is None and ''.join(text_pieces(tok, [1, 2], [0])) == tok.decode([0, 1, 2])[1:]
 
 @pytest.fixture
 def llama(tmp_path):
@@ -134,6 +180,56 @@ def test_every_template_travels_and_nothing_becomes_infinite(llama, tmp_path):
     for out in ('q', 'plain'): assert {str(p.relative_to(tmp_path/out)) for p in (tmp_path/out).rglob('*.jinja')} == {'chat_template.jinja', 'additional_chat_templates/tools.jinja'}
     with pytest.raises(UserError, match='model.norm.weight holds 7'): export_safetensors(open_folder(tmp_path/'q'), tmp_path/'half', 'float16')
     assert not (tmp_path/'half').exists()
+
+@pytest.mark.parametrize('name', ['model.embed_tokens.weight', 'model.norm.weight', 'model.layers.0.input_layernorm.weight', 'model.layers.0.self_attn.k_proj.weight'])
+@pytest.mark.parametrize('value, dtype', [('nan', 'float32'), ('-inf', 'bfloat16')])
+def test_what_is_no_number_is_named(llama, tmp_path, name, value, dtype):
+    import nativebit, torch
+    from nativebit.interop.convert import convert
+    from nativebit.pipelines.quantize import quantize
+    folder, m = llama
+    with torch.no_grad(): m.to(getattr(torch, dtype)).get_parameter(name).view(-1)[-1] = float(value)
+    m.save_pretrained(folder)
+    for use in (lambda: convert(folder, tmp_path/'c'), lambda: quantize(folder, tmp_path/'q', 'rtn'), lambda: nativebit.load(folder).read('layers.0.attn.k.weight') if 'k_proj' in name else nativebit.load(folder).logits([[1]])):
+        with pytest.raises(UserError, match=name + ' .* holds NaN or infinite'): use()
+    assert not (tmp_path/'c').exists() and not (tmp_path/'q').exists()
+
+@pytest.mark.parametrize('method', ['gptq', 'rtn'])
+def test_another_network_is_another_job(llama, tmp_path, monkeypatch, method):
+    "What GPTQ finds depends on config.json, and not on weights and text alone."
+    from nativebit.pipelines import quantize as q
+    monkeypatch.setattr(q, 'source_tokenizer', lambda source: None)
+    monkeypatch.setattr(q, 'read_data', lambda data, tokenizer: ({}, 'a text'))
+    monkeypatch.setattr(q, 'calibrated', lambda *a: None)
+    def stopped(work, setup): begun.append(json.dumps(setup)); raise KeyboardInterrupt
+    monkeypatch.setattr(q, 'begin_work', stopped)
+    begun = []
+    for theta in (1e4, 1e4, 5e5):
+        config_changed(llama[0], rope_parameters=dict(rope_type='default', rope_theta=theta))
+        with pytest.raises(KeyboardInterrupt): q.quantize(llama[0], tmp_path/'q', method, data='text:x')
+    assert begun[0] == begun[1] and (begun[1] == begun[2]) == (method == 'rtn')
+
+# ---- logs -----------------------------------------------------------------------------------------------------
+
+RECORDS = '{"type": "header", "config": {}}\n{"step": 5, "loss": 2.0}\n'
+
+@pytest.mark.parametrize('damage', [b'\0'*99 + b'\n', b'\xff\xfe\xfd\n', b'{"step": "seven"}\n{"step": null}\n', b'[1, 2]\nnull\n3\n', b'{"step": 6, "lo', b'['*50_000 + b'\n', b'\n \n\r\n'])
+def test_damaged_lines_of_a_log(tmp_path, capsys, damage):
+    from nativebit.utils.files import JSONLogger, NoRecords, read_jsonl, read_log
+    path = written(tmp_path/'log.jsonl', b'\xef\xbb\xbf' + RECORDS.encode() + damage)
+    assert [r.get('step') for r in read_log(path)] == [None, 5] and not capsys.readouterr().err
+    read_log(path, say=True)
+    assert ('damaged lines, which are left out: 3' in capsys.readouterr().err) == (damage.endswith(b'\n') and damage.strip() != b'')
+    with pytest.raises(NoRecords): read_jsonl(path)   # results of others are not left out
+
+def test_a_text_that_has_changed_is_said(tmp_path, capsys):
+    from nativebit.train.run import say_other_text, text_note
+    notes = [text_note(dict(train=np.arange(n) + k, test=np.zeros(0, np.uint16))) for n,k in ((9000, 0), (9000, 1), (9001, 0))]
+    written(tmp_path/'log.jsonl', RECORDS + json.dumps(dict(type='resume', text=notes[0])) + '\n')
+    for note,words in zip(notes, ('', 'CRC-32', '9,001 tokens')):
+        say_other_text(tmp_path, note)
+        assert words in (err := capsys.readouterr().err) and bool(err) == bool(words)
+    say_other_text(tmp_path/'new', notes[0])   # no run yet
 
 GROWN = """
 import resource, sys

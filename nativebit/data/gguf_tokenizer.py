@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMAL', 'UNKNOWN', 'CONTROL', 'USER', 'UNUSED', 'BYTE', 'LLAMA_SPECIALS', 'SPECIALS', 'ENDS', 'MODELS', 'listed',
-           'token_list', 'flag', 'special_numbers', 'token_types', 'pairs', 'merges_of', 'byte_bpe',
+           'token_list', 'flag', 'special_numbers', 'end_numbers', 'token_types', 'pairs', 'merges_of', 'byte_bpe',
            'sentencepiece_bpe', 'added_tokens', 'wrapped', 'template', 'check_tokenizer', 'gguf_tokenizer',
            'chat_templates', 'tokenizer_config', 'write_tokenizer']
 
@@ -67,6 +67,17 @@ def special_numbers(
     return ({k: i for k,i in LLAMA_SPECIALS.items() if meta['tokenizer.ggml.model'] == 'llama' and fits(i)}
             | given)
 
+def end_numbers(
+    meta:dict,     # a GGUF file's values
+    tokens:list,
+    numbers:dict,  # of special tokens
+)->list:
+    "The tokens that end what a model writes: EOS, end of turn or message, those whose names say it."
+    said = [numbers.get('eos'), *(meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('eot', 'eom'))]
+    found = ([i for i in said if type(i) is int and 0 <= i < len(tokens)]
+             + [i for i,t in enumerate(tokens) if t in ENDS])
+    return [*dict.fromkeys(found)]
+
 def token_types(
     meta:dict,     # a GGUF file's values
     tokens:list,
@@ -77,9 +88,9 @@ def token_types(
              else [NORMAL]*len(tokens))
     if not all(type(x) is int for x in types):
         raise UserError("this GGUF file's types of tokens are no numbers; download it again")
-    special = {numbers[k] for k in ('bos', 'eos') if k in numbers}
-    return [CONTROL if x in (NORMAL, UNUSED) and (i in special or t in ENDS) else x
-            for i,(t,x) in enumerate(zip(tokens, types))]
+    special = {numbers.get('bos'), *end_numbers(meta, tokens, numbers)}
+    return [CONTROL if x in (NORMAL, UNUSED) and i in special else x
+            for i,x in enumerate(types[:len(tokens)])]
 
 # %% ../../nbs/03_data/06_gguf_tokenizer.ipynb #cac16633
 def pairs(
@@ -239,4 +250,7 @@ def write_tokenizer(
     (folder/'tokenizer.json').write_text(tok.to_str(pretty=True), encoding='utf-8')
     (folder/'tokenizer_config.json').write_text(
         json.dumps(tokenizer_config(meta, tok), indent=2, ensure_ascii=False), encoding='utf-8')
-    return sorted(folder.glob('tokenizer*.json'))
+    tokens = token_list(meta)
+    if ends := end_numbers(meta, tokens, special_numbers(meta, len(tokens))):
+        (folder/'generation_config.json').write_text(json.dumps(dict(eos_token_id=ends), indent=2))
+    return sorted(folder.glob('*.json'))

@@ -6,7 +6,7 @@
 __all__ = ['context_of', 'text_pieces', 'tokenizer_for', 'read_prompt', 'check_options']
 
 # %% ../../nbs/03_data/04_prompts.ipynb #8415c45e
-import sys
+import codecs, sys
 from ..utils.cli import need, UserError
 from .tokenizers import digest, load_tokenizer
 
@@ -16,7 +16,7 @@ def context_of(
     tokens:list,
     least:int=8,  # tokens to keep, where there are as many
 )->list:
-    "The last tokens that say how the next one is spelled: they spell something, from a whole character on."
+    "The last tokens that the next one's spelling hangs on; they begin with a whole character."
     whole = lambda n: (text := tokenizer.decode(tokens[-n:])) and not text.startswith('\ufffd')
     return tokens[-next((n for n in range(least, 2*least) if whole(n)), 2*least):]
 
@@ -26,15 +26,19 @@ def text_pieces(
     before=(),  # tokens in front of them: many tokenizers drop the space that a text begins with
 ):            # yields text as soon as it is whole characters
     "Tokens as text, piece by piece."
-    before, waiting = context_of(tokenizer, list(before)), []
+    spelled, before, waiting = codecs.getincrementaldecoder('utf-8')('replace'), list(before), []
+    # of a character that they begin
+    for t in before[-3:]: spelled.decode(tokenizer.byte_of(t) or b'', tokenizer.byte_of(t) is None)
+    before = context_of(tokenizer, before)
     new = lambda: tokenizer.decode(before + waiting)[len(tokenizer.decode(before)):]
     for t in tokens:
+        byte = tokenizer.byte_of(t)
+        if byte and waiting: yield new(); before, waiting = context_of(tokenizer, before + waiting), []
         waiting.append(t)
-        if len(waiting) < 64 and tokenizer.is_byte(t): continue   # one wrong byte spoils all of a row of them
-        if (text := new()).endswith('\ufffd') and len(waiting) < 8: continue
-        yield text
+        if not byte and (text := new()).endswith('\ufffd') and len(waiting) < 8: continue
+        if piece := spelled.decode(byte) if byte else spelled.decode(b'', True) + text: yield piece
         before, waiting = context_of(tokenizer, before + waiting), []
-    if waiting: yield new()
+    if rest := spelled.decode(b'', True) + (new() if waiting else ''): yield rest
 
 # %% ../../nbs/03_data/04_prompts.ipynb #0ca22fa8
 def tokenizer_for(
@@ -42,23 +46,25 @@ def tokenizer_for(
     note:dict,  # of a pack's header
 ):
     "The tokenizer a network was trained with. Raises `UserError` where ours is another one."
-    tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
+    # what the model's other files said when it was packed
+    tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer, note.get('ends') or ())
     if note.get('digest', other := digest(tok.to_str())) != other:
         raise UserError("this file was packed with another tokenizer than "
                         f"{cfg.train.tokenizer or 'data/stdlib/tokenizer.json'}; bring back the one it had")
-    if note.get('ends'): tok.ends = note['ends']   # what the model's other files said when it was packed
     return tok
 
 # %% ../../nbs/03_data/04_prompts.ipynb #abf3a19a
 def read_prompt(prompt)->str:
-    "The prompt of the command line, else what is piped in, else nothing."
+    """The prompt of the command line, else what is piped in, else nothing; without a byte order mark.
+
+    Raises `UserError` for what is no text."""
     try:
         text = (prompt if prompt is not None else '' if sys.stdin is None or sys.stdin.isatty()
                 else sys.stdin.read())
-        text.encode()
+        # bytes that the terminal's language had no letters for are UTF-8
+        return text.encode(errors='surrogateescape').decode().removeprefix('\ufeff')
     except UnicodeError as e:
         raise UserError(f"the prompt is not UTF-8 text ({e.reason}); convert it first") from e
-    return text
 
 def check_options(
     max_tokens:int, temperature:float, top_k:int, top_p:float,

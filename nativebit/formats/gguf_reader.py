@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'TEXT', 'LIST', 'MOST', 'TYPES', 'PLAIN', 'Cursor', 'GGUFArray', 'array_info', 'placed', 'GGUFParts',
-           'is_gguf', 'byte_order', 'values', 'parts', 'read_gguf', 'gguf_package', 'dequantized', 'read_array']
+           'is_gguf', 'lone_gguf', 'byte_order', 'values', 'parts', 'read_gguf', 'gguf_package', 'dequantized',
+           'read_array']
 
 # %% ../../nbs/02_formats/05_gguf_reader.ipynb #f1e49333
 import mmap, struct
@@ -135,6 +136,13 @@ def is_gguf(
 )->bool:
     "Whether a file is a GGUF file: its first four bytes say so, whatever it is called."
     with open(path, 'rb') as f: return f.read(4) == b'GGUF'
+
+def lone_gguf(
+    folder,  # without a config.json
+)->str:      # 'its FILE', or '' where there is none
+    "The GGUF files in a folder, by the name of the first: each is a whole model."
+    found = sorted(p.name for p in Path(folder).glob('*') if p.is_file() and is_gguf(p))
+    return f"its {found[0]}" + f" (or another of {len(found)} GGUF files)"*(len(found) > 1) if found else ''
 
 def byte_order(
     data,    # the whole file

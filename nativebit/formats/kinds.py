@@ -10,7 +10,7 @@ import difflib, re
 from pathlib import Path
 from ..utils.cli import UserError
 from ..utils.safetensors import refuse_pickles
-from .gguf_reader import is_gguf
+from .gguf_reader import is_gguf, lone_gguf
 from .hf_folder import is_packed
 from .nbpack import read_header
 
@@ -22,7 +22,7 @@ def folder_kind(path:Path)->str:
     # of a run that has not ended loading says so
     if (path/'meta.json').exists() or (path/'log.jsonl').exists(): return 'checkpoint'
     raise UserError(f"{path} holds no model, neither config.json nor meta.json; "
-                    "give the folder that has one of them beside its weights")
+                    f"give {lone_gguf(path) or 'the folder that has one of them beside its weights'}")
 
 def is_pack(path:Path)->bool:
     "Does a file say of itself that it is packed?"

@@ -61,7 +61,7 @@ def held_in(x, dtype, name:str)->np.ndarray:
     "An array in another type. Raises `UserError` where its numbers are too large for it."
     with np.errstate(over='ignore'): y = x.astype(dtype)
     if not np.isfinite(y).all() and np.isfinite(x).all():
-        raise UserError(f"{name} holds {float(abs(x.astype(np.float32)).max()):.3g}, "
+        raise UserError(f"{name} holds {float(abs(x.astype(np.float32)).max()):.6g}, "
                         f"and {np.dtype(dtype).name} ends at {float(ml_dtypes.finfo(dtype).max):.5g}; "
                         "use --dtype bfloat16 or float32")
     return y

@@ -16,6 +16,7 @@ from ..utils.cli import UserError
 from ..utils.files import refuse_links
 from .families import hf_names
 from ..utils.safetensors import file_header, read_json, weight_files
+from ..formats.gguf_reader import lone_gguf
 from ..formats.size import DTYPES, param_shapes
 
 # %% ../../nbs/12_interop/02_hub.ipynb #cf7b6155
@@ -46,6 +47,8 @@ class HubFolder:
         if not (self.folder/'config.json').exists() and (self.folder/'meta.json').exists():
             raise UserError(f"{folder} is a checkpoint of nativebit already; "
                             f"train with --config and --init-from {folder}")
+        if not (self.folder/'config.json').exists() and (one := lone_gguf(self.folder)):
+            raise UserError(f"{folder} has no config.json; give {one}")
         self.config = read_json(self.folder/'config.json')
         self.config.pop('auto_map', None)   # points at code; the network is ours, or transformers' own
 

@@ -30,7 +30,8 @@ from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
 from ..ptq.gptq import lowered_gptq
 from ..quant.linear import compute_quant_diagnostics, lowered_diagnostics, quantized_params
 from ..models.transformer import forward_fn
-from .run import alone, begin_log, begun, check_folder, continued, finished_steps, run_folder
+from .run import (alone, begin_log, begun, check_folder, continued, finished_steps,
+                                 run_folder, say_other_text, text_note)
 from ..distributed.sharding import (anywhere, check_batch, join_hosts, mesh_from, shard_batch,
                                             shard_shapes, shard_state, use_mesh)
 from .init import check_start, init_state, load_teacher
@@ -289,11 +290,13 @@ def train(
         state, teacher = (resumed_state(cfg, states, init_from, mesh) if states.latest
                           else init_state(cfg, init_from, tokens['train'], mesh))
         state, teacher = shard_state((state, teacher), mesh, cfg.quant)
-        check = partial(validate, cfg, tokens=tokens['valid'])
+        check, text = partial(validate, cfg, tokens=tokens['valid']), text_note(tokens)
+        if states.latest and not jax.process_index(): say_other_text(folder, text)
         first = lambda: (lambda p: dict(context_kl=probe(cfg, p, tokens['valid']),
                                         **check(p)))(eval_params(state, cfg))
         with (use_mesh(mesh), begin_log(cfg, folder, init_from, states.latest, first,
-                                        TensorBoardLogger if tensorboard else JSONLogger, place) as logger):
+                                        TensorBoardLogger if tensorboard else JSONLogger, place,
+                                        text) as logger):
             if ready: ready.exception()   # waits
             give_back()
             state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)

@@ -149,7 +149,8 @@ def export_state(
         raise UserError(f"{folder} has no log.jsonl; give the --name of a run")
     out = Path(out)
     there = {p.name for p in out.iterdir()} if out.is_dir() else {None} if out.exists() else set()
-    made = lambda n: n and re.fullmatch(r'meta\.json|model\.safetensors|tokenizer\.json|\..*\.tmp', n)
+    made = lambda n: (n and re.fullmatch(
+        r'meta\.json|model\.safetensors|tokenizer\.json|generation_config\.json|\..*\.tmp', n))
     # made before, of this run, or begun
     mine = out.resolve().parent == Path(folder).resolve() and out.name != 'state' and all(map(made, there))
     if there and not mine: raise UserError(f"{out} would be overwritten; choose another --out")

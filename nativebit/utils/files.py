@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TEMPLATES', 'settled', 'beside', 'alive', 'remove', 'clean_leftovers', 'refuse_devices', 'atomic_path', 'one_writer',
            'check_room', 'whole_folder', 'check_writable', 'stamps', 'refuse_links', 'copy_files', 'plain', 'open_log',
-           'JSONLogger', 'NoRecords', 'record', 'read_jsonl', 'TensorBoardLogger', 'git_hash']
+           'JSONLogger', 'NoRecords', 'record', 'read_jsonl', 'whole_record', 'read_log', 'TensorBoardLogger',
+           'git_hash']
 
 # %% ../../nbs/00_utils/02_files.ipynb #7a017e8e
-import glob, json, os, platform, re, secrets, shutil, stat, subprocess, tempfile, zlib
+import glob, json, os, platform, re, secrets, shutil, stat, subprocess, sys, tempfile, zlib
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -227,6 +228,7 @@ class JSONLogger:
     def __init__(self,
         path,               # the file; its folder is made. Raises `UserError` where that can't be written
         keep=lambda r: False,  # which records to keep of a file that exists; by default it starts afresh
+        read=None,          # how to read them; None: `read_jsonl`
     ):
         self.path = Path(path)
         there = self.path.exists()
@@ -235,7 +237,7 @@ class JSONLogger:
             try: self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as e:
                 raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
-        old = [r for r in read_jsonl(path) if keep(r)] if there else []
+        old = [r for r in (read or read_jsonl)(path) if keep(r)] if there else []
         with atomic_path(path) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in old))
         self.file = open_log(path)
 
@@ -266,6 +268,22 @@ def read_jsonl(path)->list:
     except UnicodeDecodeError as e:
         raise NoRecords(f"{path} is no text; move that file away, or choose another name") from e
     return [record(path, k, line) for k,line in enumerate(lines, 1) if line.strip()]
+
+def whole_record(line:str):
+    "The record in a line of a log; None where the line is damaged."
+    try: x = json.loads(line)
+    except (ValueError, RecursionError): return None
+    return x if isinstance(x, dict) and type(x.get('step', 0)) is int else None
+
+def read_log(path, say=False)->list:
+    "The records of a run's log, without damaged lines; which ones those are can be said."
+    lines = Path(path).read_bytes().decode('utf-8-sig', 'replace').split('\n')[:-1]
+    found = {k: whole_record(line) for k,line in enumerate(lines, 1) if line.strip()}
+    lost = [str(k) for k,r in found.items() if r is None]
+    if lost and say:
+        print(f"note: {path} has damaged lines, which are left out: "
+              f"{', '.join(lost[:9])}{', …'*(len(lost) > 9)}", file=sys.stderr)
+    return [r for r in found.values() if r is not None]
 
 # %% ../../nbs/00_utils/02_files.ipynb #b5a26fb5
 class TensorBoardLogger(JSONLogger):

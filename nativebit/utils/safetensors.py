@@ -279,9 +279,11 @@ def refuse_unconverted(
     path,  # what should be a checkpoint
 ):
     "Raise `UserError` for somebody's model, as a folder of the hub's kind or a GGUF file."
-    path = Path(path)
-    if (path.suffix == '.gguf' and path.is_file() or (path/'config.json').is_file()
-        and not (path/'meta.json').exists()):
+    path, gguf = Path(path), False
+    if path.is_file():
+        # whatever it is called
+        with path.open('rb') as f: gguf = path.suffix == '.gguf' or f.read(4) == b'GGUF'
+    if gguf or (path/'config.json').is_file() and not (path/'meta.json').exists():
         raise UserError(f"{path} is somebody's model and no checkpoint of nativebit; make one with nativebit "
                         f"convert {path} --out FOLDER, and train it with --config FOLDER --init-from FOLDER")
 
