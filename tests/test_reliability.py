@@ -10,6 +10,7 @@ from nativebit.data.loader import prepare
 from nativebit.data.tokenizers import ByteTokenizer, train_tokenizer
 from nativebit.formats.hf_folder import linear_weight, open_folder
 from nativebit.formats.size import param_shapes
+from nativebit.evaluation.results_file import begin_rows
 from nativebit.experiments.grids import sweep
 from nativebit.experiments.runner import make_setup, run_rows
 from nativebit.interop.convert import convert
@@ -262,6 +263,7 @@ def test_devices_are_not_replaced(tmp_path):
     os.mkfifo(tmp_path/'pipe')
     with pytest.raises(UserError, match='is a device or a pipe'): pack_checkpoint(checkpoint(tmp_path/'c', quantized=True), tmp_path/'pipe')
     assert not (tmp_path/'pipe').is_file()
+    with pytest.raises(UserError, match='is a device or a pipe'): begin_rows(tmp_path/'pipe', {})   # which would be read, and waited for
 
 # ---- links, settings, command lines -------------------------------------------------------------------------
 
