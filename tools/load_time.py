@@ -31,7 +31,7 @@ def timed(f, path, cold):
     return time.perf_counter() - clock, time.process_time() - cpu
 
 def main(gb=2., cache='warm', rounds=7):
-    with tempfile.TemporaryDirectory(dir='.') as d:   # on the disk: /tmp may be memory
+    with tempfile.TemporaryDirectory() as d:   # TMPDIR says on which disk
         path, r = Path(d)/'x.safetensors', np.random.default_rng(0)
         save_arrays(path, {f'{i:02}': r.integers(0, 255, int(gb*1e9/32), np.uint8) for i in range(32)}, sealed=True)
         found, ways = {f: [] for f in (read_alone, read_arrays)}, [read_alone, read_arrays]

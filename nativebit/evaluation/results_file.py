@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from filelock import FileLock
 from ..utils.cli import UserError
-from ..utils.files import atomic_path, git_hash, plain, read_jsonl
+from ..utils.files import atomic_path, git_hash, plain, read_jsonl, refuse_devices
 from ..utils.pytree import changes
 from ..data.tokenizers import shipped
 
@@ -50,6 +50,7 @@ def begin_rows(
 
     Raises `UserError` where it can't be written, is something else, or of another setup."""
     out = Path(out)
+    refuse_devices(out)   # /dev/full and a pipe are read without end
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # held for milliseconds by others; for ever where no file can be made

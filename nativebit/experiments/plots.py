@@ -22,7 +22,7 @@ from ..utils.files import atomic_path
 def parse_record(line:str):
     "A line of a log as a dict; None where it isn't one."
     try: record = json.loads(line)
-    except ValueError: return None
+    except (ValueError, RecursionError): return None   # also what is nested too deeply
     return record if isinstance(record, dict) else None
 
 # %% ../../nbs/14_experiments/05_plots.ipynb #82749d5f
