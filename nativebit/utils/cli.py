@@ -29,7 +29,7 @@ def drop_output():
 
 @contextmanager
 def one_sentence():
-    "End the program with `UserError`'s sentence; after Ctrl-C with 130, without a reader (`| head`) with 141."
+    "End the program with `UserError`'s sentence (exit 1); Ctrl-C ends it with 130, `| head` with 141."
     try:
         yield
         # what can't be written is found here, and not when Python ends
