@@ -31,7 +31,7 @@ PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-c
 
 env: .venv/ready     ## make the environment in .venv
 
-demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (3 to 6 minutes on 2 cores)
+demo: .venv/ready    ## fine-tune the shipped checkpoint to 3 bits and print the table (3 to 9 minutes on 2 cores)
 	$(BIN)/python -m nativebit demo
 
 # notebooks and tests compile the same small steps: once is enough, and quicker with fewer optimizations (level 0 where little is computed); a crash names its line

@@ -99,7 +99,7 @@ class QuantConfig:
     n_entries:int = 8                # K, values a block may take
     # rows × columns of the weights that share a codebook; 0: as many as the matrix has
     block_shape:tuple = (1, 128)
-    codebook_dtype:str = 'float32'   # what storage will hold, one of `CODEBOOK_DTYPES`
+    codebook_dtype:str = 'float32'   # entries are stored in it: float32, float16, int8 or float8_e4m3
     nativebit:bool = True            # False: every matrix stays in float
     # first codebook of a block: 'quantile', 'kmeans' (Lloyd to convergence) or 'gptq' (07_ptq/01_gptq)
     start:str = 'quantile'

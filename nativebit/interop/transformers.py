@@ -288,9 +288,11 @@ def run_module(
     """Run a module as `python -m` does, or a script, with packed folders known to `transformers`.
 
     Raises `UserError` where there is none."""
-    if not argv or argv[0].startswith('-'):
-        raise UserError("say which program to run, "
-                        "such as nativebit hf lm_eval --model hf --model_args pretrained=DIR")
+    such = "such as nativebit hf lm_eval --model hf --model_args pretrained=DIR"
+    if argv[:1] in (['-h'], ['--help']):
+        return print("usage: nativebit hf PROGRAM ...\n\n"
+                     f"Run a module or a script that opens packed folders with transformers, {such}")
+    if not argv or argv[0].startswith('-'): raise UserError(f"say which program to run, {such}")
     if argv[0].endswith('.py'):
         if not Path(argv[0]).is_file(): raise UserError(f"there is no file {argv[0]}; check its name")
         sys.argv, sys.path[0] = list(argv), str(Path(argv[0]).resolve().parent)
