@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MATRICES', 'MATRIX', 'ROPE_SCALINGS', 'LARGEST', 'GEOMETRIES', 'IN_FLOAT', 'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES',
            'DATASETS', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES', 'NO_TOKENIZER', 'ENDS_IN', 'finite', 'ModelConfig',
-           'QuantConfig', 'check_dataset', 'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict',
-           'mistyped', 'config_from_dict', 'found_tokenizer', 'end_notes', 'brought_tokenizer', 'folder_config']
+           'QuantConfig', 'check_dataset', 'StepConfig', 'TrainConfig', 'Config', 'named', 'override', 'get_config',
+           'config_to_dict', 'mistyped', 'config_from_dict', 'found_tokenizer', 'end_notes', 'brought_tokenizer',
+           'folder_config']
 
 # %% ../nbs/00_config.ipynb #d1339c98
 import dataclasses, json, math, re, shutil
@@ -159,38 +160,63 @@ def check_dataset(
 
 # %% ../nbs/00_config.ipynb #19ab2507
 @dataclass(frozen=True)
-class TrainConfig:
-    "How a run is trained. The defaults suit training from scratch; `RECIPES` has settings for fine-tuning."
-    # 'stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext', 'text:PATH' or 'python:PATH'
-    dataset:str = 'stdlib'
-    tokenizer:str = ''  # a tokenizer.json that the model came with; '': the one of its vocabulary size
+class StepConfig:
+    "What of a training run is compiled into its step: runs that are alike in it share one."
     batch_size:int = 8                # B, windows a step
-    max_steps:int = 1000              # optimizer steps
-    lr:float = 6e-4                   # peak learning rate of AdamW
-    lr_end:float = .1                 # share of it that the cosine ends at
     weight_decay:float = 0.1          # on matrices; embeddings and norms have none
-    warmup_steps:int = 100            # steps of linear warm-up
     clip_norm:float = 1.0             # global gradient norm is clipped to this
     dropout:float = 0.                # share of what each part adds to the residual stream that is zeroed
     beta2:float = 0.95                # AdamW's second-moment decay; the first is 0.9
     quant_reg_weight:float = 0.       # λ of the commitment loss
-    # of λ: 'warmup' over the first quarter, 'constant', 'anneal' to 0 at the end, or 'ramp' from 0 up to it
-    quant_reg_schedule:str = 'warmup'
-    # share of the run, at its end, in which the matrices' latent weights rest and the others adapt
-    settle:float = 0.
-    delay_quant_steps:int = 0         # train in float for so many steps first
     distill_weight:float = 0.         # share of KL(teacher ‖ student) in the loss, between 0 and 1
-    teacher:str = ''  # float checkpoint of the same shape to distill from; '': the one the run starts from
     distill_temperature:float = 1.    # both predictions are softened by this
     # with a teacher: of the relative squared distance between both networks' last hidden states, added to the
     # loss
     match_weight:float = 0.
     matrices_only:bool = False        # train the matrices alone; embedding, head and norms stay as they were
-    calibration_tokens:int = 32768    # of the training split, read by `start='gptq'`
     accumulate:int = 1                # micro-batches a step is computed in; less memory, the same step
     remat:bool = False  # recompute each layer in the backward pass; less memory, a third more work
     compute_dtype:str = 'bfloat16'    # of activations and matrix products; weights stay in float32
     attention:str = 'reference'       # 'reference' (einsum, anywhere) or 'cudnn' (NVIDIA GPUs)
+
+    def __post_init__(self):
+        finite(self)
+        at_least(self, 1, 'batch_size', 'accumulate')
+        need(self.batch_size % self.accumulate == 0, 'accumulate', self.accumulate,
+             f"a divisor of batch_size = {self.batch_size}")
+        need(self.batch_size <= 2**20, 'batch_size', self.batch_size, "at most 1,048,576")
+        at_least(self, 0, 'weight_decay', 'quant_reg_weight', 'match_weight')
+        for n in ('clip_norm', 'distill_temperature'):
+            need(getattr(self, n) > 0, n, getattr(self, n), "positive")
+        need(0 <= self.distill_weight <= 1, 'distill_weight', self.distill_weight, "between 0 and 1")
+        for n in ('dropout', 'beta2'):
+            need(0 <= getattr(self, n) < 1, n, getattr(self, n), "at least 0 and below 1")
+        need(self.compute_dtype in ('bfloat16', 'float32'), 'compute_dtype', self.compute_dtype,
+             "bfloat16 or float32")
+        need(self.attention in ('reference', 'cudnn'), 'attention', self.attention, "reference or cudnn")
+
+    @property
+    def step(self)->'StepConfig':
+        "These fields alone."
+        return StepConfig(**{f.name: getattr(self, f.name) for f in fields(StepConfig)})
+
+@dataclass(frozen=True)
+class TrainConfig(StepConfig):
+    "How a run is trained. The defaults suit training from scratch; `RECIPES` has settings for fine-tuning."
+    # 'stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext', 'text:PATH' or 'python:PATH'
+    dataset:str = 'stdlib'
+    tokenizer:str = ''  # a tokenizer.json that the model came with; '': the one of its vocabulary size
+    max_steps:int = 1000              # optimizer steps
+    lr:float = 6e-4                   # peak learning rate of AdamW
+    lr_end:float = .1                 # share of it that the cosine ends at
+    warmup_steps:int = 100            # steps of linear warm-up
+    # of λ: 'warmup' over the first quarter, 'constant', 'anneal' to 0 at the end, or 'ramp' from 0 up to it
+    quant_reg_schedule:str = 'warmup'
+    # share of the run, at its end, in which the matrices' latent weights rest and the others adapt
+    settle:float = 0.
+    delay_quant_steps:int = 0         # train in float for so many steps first
+    teacher:str = ''  # float checkpoint of the same shape to distill from; '': the one the run starts from
+    calibration_tokens:int = 32768    # of the training split, read by `start='gptq'`
     log_every:int = 10                # steps between two log records
     val_every:int = 500               # steps between two validations
     val_batches:int = 20              # batches a validation reads
@@ -201,29 +227,19 @@ class TrainConfig:
     seed:int = 0                      # of the initial weights and the data order
 
     def __post_init__(self):
-        finite(self)
-        at_least(self, 1, 'batch_size', 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens',
-                 'calibration_tokens', 'accumulate', 'save_every', 'keep')
-        need(self.batch_size % self.accumulate == 0, 'accumulate', self.accumulate,
-             f"a divisor of batch_size = {self.batch_size}")
-        at_least(self, 0, 'weight_decay', 'warmup_steps', 'quant_reg_weight', 'delay_quant_steps',
-                 'match_weight', 'seed')
+        super().__post_init__()
+        at_least(self, 1, 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens',
+                 'calibration_tokens', 'save_every', 'keep')
+        at_least(self, 0, 'warmup_steps', 'delay_quant_steps', 'seed')
         need(self.delay_quant_steps < self.max_steps, 'delay_quant_steps', self.delay_quant_steps,
              f"below max_steps = {self.max_steps}")
-        for n in ('lr', 'clip_norm', 'distill_temperature'):
-            need(getattr(self, n) > 0, n, getattr(self, n), "positive")
-        for n in ('lr_end', 'settle', 'distill_weight'):
+        need(self.lr > 0, 'lr', self.lr, "positive")
+        for n in ('lr_end', 'settle'):
             need(0 <= getattr(self, n) <= 1, n, getattr(self, n), "between 0 and 1")
         need(self.quant_reg_schedule in SCHEDULES, 'quant_reg_schedule', self.quant_reg_schedule,
              f"one of {', '.join(SCHEDULES)}")
-        for n in ('dropout', 'beta2'):
-            need(0 <= getattr(self, n) < 1, n, getattr(self, n), "at least 0 and below 1")
-        need(self.compute_dtype in ('bfloat16', 'float32'), 'compute_dtype', self.compute_dtype,
-             "bfloat16 or float32")
-        need(self.attention in ('reference', 'cudnn'), 'attention', self.attention, "reference or cudnn")
         need(self.seed < 2**32, 'seed', self.seed, "below 2^32")
         need(self.max_steps < 2**31, 'max_steps', self.max_steps, "below 2^31")   # counted in 32 bits
-        need(self.batch_size <= 2**20, 'batch_size', self.batch_size, "at most 1,048,576")
         check_dataset(self.dataset)
 
 # %% ../nbs/00_config.ipynb #f1ee2c8b
@@ -233,7 +249,7 @@ class Config:
     name:str                                          # of the preset it came from
     model:ModelConfig = field(default_factory=ModelConfig)
     quant:QuantConfig = field(default_factory=QuantConfig)
-    train:TrainConfig = field(default_factory=TrainConfig)
+    train:StepConfig = field(default_factory=TrainConfig)   # a `TrainConfig`, but for what compiling sees
 
 # %% ../nbs/00_config.ipynb #c4d26054
 def _gpt(L, D, N, F, T, V=50257):

@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from nativebit.train import init as start, step
 from nativebit.models.attention import causal_attention
 from nativebit.models.checkpoint import save_checkpoint
-from nativebit.config import Config, QuantConfig, TrainConfig, get_config
+from nativebit.config import Config, QuantConfig, StepConfig, TrainConfig, get_config
 from nativebit.utils.pytree import leaf_names
 from nativebit.evaluation.perplexity import compare
 from nativebit.ptq.gptq import refit_codebook
@@ -275,6 +275,7 @@ def test_no_field_that_a_step_is_compiled_with_is_evened_out():
     read.clear()
     step._compiled_step.__wrapped__(noted).trace(state, tokens(0), teacher, 1e-3, 1., jax.random.key(0), 1.)
     assert {'clip_norm', 'weight_decay', 'beta2', 'dropout', 'distill_temperature', 'match_weight', 'accumulate', 'attention', 'compute_dtype'} <= read
+    assert read <= {f.name for f in fields(StepConfig)}, "compiling reads what two runs that share a step may differ in"
     others = CHANGES | SAME | ROUNDED | dict(quant_reg_weight=0.)   # of λ compiling asks whether there is one; its value is passed at run time
     shared = {n for n in read if structure(replace(cfg, train=replace(cfg.train, **{n: others[n]}))) == structure(cfg)}
     assert not shared, f"runs that differ in {', '.join(shared)} would share a step"

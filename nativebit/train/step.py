@@ -106,14 +106,9 @@ def loss_fn(
 
 # %% ../../nbs/08_train/02_step.ipynb #4927af44
 def structure(cfg:Config)->Config:
-    "The part of a config that decides what is compiled: runs that differ elsewhere share compiled functions."
-    t = cfg.train
-    same = dict(lr=1., lr_end=1., settle=0., quant_reg_schedule='constant', max_steps=1, warmup_steps=0,
-                seed=0, dataset='stdlib', log_every=1, val_every=1, val_batches=1, delay_quant_steps=0,
-                test_tokens=None, tokenizer='',
-                calibration_tokens=1, save_every=1, keep=1, teacher='')
-    train = replace(t, **same, quant_reg_weight=float(t.quant_reg_weight > 0))
-    return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), train)
+    "What compiling sees of a run, with a `StepConfig` for its training: of λ only whether there is one."
+    step = replace(cfg.train.step, quant_reg_weight=float(cfg.train.quant_reg_weight > 0))
+    return Config('structure', cfg.model, replace(cfg.quant, requantize_every=1, start='quantile'), step)
 
 # %% ../../nbs/08_train/02_step.ipynb #00726d7f
 def batch_gradients(
@@ -191,13 +186,13 @@ def make_step(
     return lambda state, batch, i, teacher=None: step(state, batch, teacher, *numbers(i))
 
 def lowered_step(
-    cfg:Config,  # the run, on one device
+    cfg:Config,  # the run, on one device, or its `structure`
 ):               # its step, traced; `.compile()` compiles it
     "A run's step before there is a state; once it is compiled the run finds it so."
-    batch, shared = (jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32),
-                     structure(cfg))
+    batch = jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32)
+    shared, numbers = structure(cfg), step_numbers(Config('any run'))(0)   # all runs have numbers of one type
     teacher = model_shapes(cfg) if cfg.train.distill_weight else None
-    return _compiled_step(shared).lower(state_shapes(shared), batch, teacher, *step_numbers(cfg)(0))
+    return _compiled_step(shared).lower(state_shapes(shared), batch, teacher, *numbers)
 
 # %% ../../nbs/08_train/02_step.ipynb #82f8d332
 def _where_it_was(new, old): return new if new.sharding == old.sharding else jax.device_put(new, old.sharding)

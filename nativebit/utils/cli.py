@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'UserError', 'drop_output', 'one_sentence', 'need', 'at_least', 'suggest', 'hyphenate', 'yes_or_no',
-           'as_flag', 'also_flags', 'refuse_empty', 'parse_args', 'set_flags', 'run']
+           'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'set_flags', 'run']
 
 # %% ../../nbs/00_utils/01_cli.ipynb #1459cc91
 import difflib, errno, os, sys
@@ -103,13 +103,19 @@ def as_flag(
     if kind is not bool: return Param(field.docment, kind)
     return Param(field.docment, yes_or_no, nargs='?', const=True)
 
+def field_docs(
+    cls,     # a dataclass with docments
+)->dict:     # {its own fields and then those of the classes that it builds on: as of `docments`}
+    "What is said of the fields of a dataclass, each by the class that has it."
+    return {n: f for c in cls.__mro__ if '__annotations__' in vars(c)
+            for n,f in docments(c, full=True, returns=False).items() if n in vars(c)['__annotations__']}
+
 def also_flags(
     *classes,    # dataclasses with docments
     without=(),  # fields that are no flags
 ):
     "Decorator: a function's `**settings` are fields of dataclasses, their comments its help."
-    known = {n: f for c in classes
-             for n,f in docments(c, full=True, returns=False).items() if n not in without}
+    known = {n: f for c in classes for n,f in field_docs(c).items() if n not in without}
     fields = {n: as_flag(f) for n,f in known.items()}
     def mark(func):
         own = [p for p in signature(func).parameters.values() if p.kind != p.VAR_KEYWORD]
