@@ -15,6 +15,7 @@ from nativebit.utils.cli import UserError, hyphenate
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT/n for n in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'kernels/README.md')] + sorted((ROOT/'data').rglob('README.md')) + sorted((ROOT/'nbs').rglob('*.ipynb'))
 OTHERS = {'cd', 'true', 'source', 'git', 'jupyter', 'sed', 'nbdev_export', 'nbdev_clean', 'nbdev_test', 'export'}   # programs of other people
+THEIRS = set('--model --model_args --tasks --include_path --flags --max-bacon --no-show --rankdir --max-module-depth --cluster'.split())   # lm_eval, nbdev_test, pydeps
 
 # ---- what is written ---------------------------------------------------------------------------------------
 
@@ -34,7 +35,12 @@ def in_code(text):
     yield from ((c, True) for c in re.findall(r"\bshow\((?:where \+ )?'([^']+)'\)", text))
     yield from ((c, False) for c in re.findall(rf'`({OURS}[^`\n]*)`', text))
 
+def prose(path):
+    if path.suffix != '.ipynb': return path.read_text()
+    return '\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] != 'code')
+
 def written(path):
+    "The commands of a document."
     if path.suffix != '.ipynb': return list(in_markdown(path.read_text()))
     return [c for cell in json.loads(path.read_text())['cells'] for c in (in_code if cell['cell_type'] == 'code' else in_markdown)(''.join(cell['source']))]
 
@@ -133,6 +139,17 @@ def wrong(commands):
 
 @pytest.mark.parametrize('path', [p for p in DOCUMENTS if written(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_documents(path): assert not wrong(written(path))
+
+@cache
+def our_flags():
+    "Of all commands and scripts."
+    scripts = [p for d in ('tpu_scripts', 'kernels', 'tools', 'tests/fuzz', 'tests/kill', 'tests/wrong') for p in (ROOT/d).glob('*') if p.is_file()]
+    return set().union(*(parser(c, False)._option_string_actions for c in COMMANDS if c != 'hf'), *map(flags_of, scripts))
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_flags_in_sentences(path):
+    "In comments and tables, too."
+    assert not set(re.findall(r'(?<![\w-])--[a-z][-\w]*', prose(path))) - our_flags() - THEIRS
 
 def test_many_are_found():
     assert len({c for p in DOCUMENTS for c in written(p)}) > 100 and len(headers()) > 100
