@@ -49,7 +49,7 @@ def begun(
 
     A log without one is of a run that was killed, or found no room, at its first line."""
     log = Path(folder)/'log.jsonl'
-    return log.exists() and bool(read_jsonl(log))
+    return log.exists() and bool(read_log(log))
 
 def text_note(
     tokens:dict,  # {split: its tokens}
