@@ -223,7 +223,7 @@ def convert(
 )->Path:
     """Write a packed folder.
 
-    Raises `UserError` where the model is not prepared, holds numbers that are none, or `out` is in use."""
+    Raises `UserError` where the model is not prepared, holds NaN, or `out` is in use."""
     model = getattr(model, '_orig_mod', model)   # of torch.compile
     if not hasattr(model, 'save_pretrained'):
         raise UserError(f"convert writes transformers models, and this is a {type(model).__name__}; "
