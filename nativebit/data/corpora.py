@@ -192,8 +192,9 @@ def file_documents(
     path = Path(path)
     name = Path(path.name.lower())
     reader = READERS.get(Path(name.stem if name.suffix in UNPACKED else name).suffix)
-    docs = reader(path) if reader else from_text(path, whole)
-    try: yield from (d.removeprefix('\ufeff') for d in docs if d.strip())
+    try:
+        docs = reader(path) if reader else from_text(path, whole)
+        yield from (d.removeprefix('\ufeff') for d in docs if d.strip())
     except OSError as e:
         raise UserError(f"cannot read the text {path}: {e.strerror or e}; "
                         "give text:PATH a file that can be read") from e

@@ -276,10 +276,13 @@ def whole_record(line:str):
     return x if isinstance(x, dict) and type(x.get('step', 0)) is int else None
 
 def read_log(path, say=False)->list:
-    "The records of a run's log, without damaged lines; which ones those are can be said."
+    """The records of a run's log, without damaged lines; which ones those are can be said.
+
+    Raises `NoRecords` for a file that has lines and no record: it is no log."""
     lines = Path(path).read_bytes().decode('utf-8-sig', 'replace').split('\n')[:-1]
     found = {k: whole_record(line) for k,line in enumerate(lines, 1) if line.strip()}
     lost = [str(k) for k,r in found.items() if r is None]
+    if lost and len(lost) == len(found): record(path, int(lost[0]), lines[int(lost[0])-1])
     if lost and say:
         print(f"note: {path} has damaged lines, which are left out: "
               f"{', '.join(lost[:9])}{', …'*(len(lost) > 9)}", file=sys.stderr)
