@@ -267,8 +267,7 @@ def hub_texts(
     try: yield from (row['text'] for row in datasets.load_dataset(repo, config, split=split, streaming=True))
     except OSError as e:
         raise UserError(f"cannot read {dataset} from the hub ({type(e).__name__} at {repo}); "
-                        "connect to a network, "
-                                         "set HF_HOME to a cache that has it, "
+                        "connect to a network, set HF_HOME to a cache that has it, "
                         "or use local files as text:PATH") from e
 
 # %% ../../nbs/03_data/01_corpora.ipynb #f793bd45

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'weights_stamps', 'folder_quant', 'folder_tensors', 'qat_config', 'begin_compiling', 'checkpoint_layers',
            'whole_checkpoint', 'trained', 'folder_bits', 'report', 'check_request', 'usable', 'read_data', 'calibrated',
-           'quantize', 'main']
+           'keep_table', 'quantize', 'main']
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #5f2dcad9
 import json, shlex, shutil, sys
@@ -199,6 +199,17 @@ def calibrated(cfg, source, data, tokenizer, tokens:int):
                    calibration_text(cfg, data, tokenizer, tokens))
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #5eb259da
+def keep_table(
+    out,        # the packed folder
+    rows:list,  # of the table
+    **setup,    # what they are of
+):
+    "Write `quantize.json`: the table, and the command, commit and device that made it."
+    about = dict(command=shlex.join(['python', '-m', 'nativebit', 'quantize', *sys.argv[1:]]),
+                 git_hash=git_hash(), device=jax.devices()[0].device_kind)
+    with atomic_path(out/'quantize.json') as tmp:
+        tmp.write_text(json.dumps({**about, **setup, 'rows': rows}, indent=1))
+
 def quantize(
     where,                       # the model: a folder, a .gguf file, or a name on the hub
     out,                         # folder to write
@@ -224,9 +235,9 @@ def quantize(
                  else partial(packed_layers, source.model, source.read, quant, method))
     reads = ({} if method in ('rtn', 'kmeans') else
              dict(text=text, calibration_tokens=calibration_tokens, network=asdict(source.model), **settings))
-    if quant.overrides: reads['overrides'] = [*map(list, quant.overrides)]
     setup = dict(weights=weights_stamps(source), method=method, geometry=geometry, context_len=context_len,
                  version=VERSION, **reads)
+    if quant.overrides: setup['overrides'] = [*map(list, quant.overrides)]
     work = out.with_name(f'{out.name}.work')
     with one_writer(out, work/'.lock'):
         begin_work(work, setup)
@@ -241,11 +252,7 @@ def quantize(
                         not_converted=in_float)
             rows = report(source, out, method, tokens.get('test'), test_tokens,
                           matrix_counts(source.model, geometry, quant))
-        about = dict(
-            model=str(where), command=shlex.join(['python', '-m', 'nativebit', 'quantize', *sys.argv[1:]]),
-            git_hash=git_hash(), device=jax.devices()[0].device_kind, data=data, test_tokens=test_tokens)
-        with atomic_path(out/'quantize.json') as tmp:
-            tmp.write_text(json.dumps({**about, **setup, 'rows': rows}, indent=1))
+        keep_table(out, rows, model=str(where), data=data, test_tokens=test_tokens, **setup)
         if method == 'qat': shutil.copyfile(work/'qat'/'log.jsonl', out/'qat.jsonl')
         end_work(work)
         return rows

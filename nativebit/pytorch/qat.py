@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['geometry_of', 'prepared', 'all_but_head', 'other_name', 'chosen', 'as_native', 'quantize_', 'distillation',
-           'distillation_loss', 'param_groups', 'in_range', 'stored', 'common_quant', 'folder_tensors', 'small_files',
+           'distillation_loss', 'param_groups', 'finite', 'stored', 'common_quant', 'folder_tensors', 'small_files',
            'convert']
 
 # %% ../../nbs/11_pytorch/08_qat.ipynb #57e67983
@@ -166,7 +166,7 @@ def param_groups(
     return [g | dict(params=p) for g in groups if (p := [p for p in g['params'] if p.requires_grad])]
 
 # %% ../../nbs/11_pytorch/08_qat.ipynb #3137cb4b
-def in_range(name:str, x:Tensor)->Tensor:
+def finite(name:str, x:Tensor)->Tensor:
     "The tensor. Raises `UserError` where it is not finite."
     if not x.isfinite().all():
         raise UserError(f"{name} holds NaN, infinite or too large numbers; the training went wrong, "
@@ -178,7 +178,7 @@ def stored(
     m:NativeBitLinear,
 )->tuple:               # Q(w), codes, scale or None, block shape
     "What a file holds of a layer, as NumPy arrays. Raises `UserError` where that is not finite."
-    for leaf in ('weight', 'codebook'): in_range(f'{name}.{leaf}', getattr(m, leaf))
+    for leaf in ('weight', 'codebook'): finite(f'{name}.{leaf}', getattr(m, leaf))
     codes, scale = encode_codebook(m.entries.detach(), m.quant.codebook_dtype)
     return (as_array(m.evaluated()), as_array(codes), None if scale is None else as_array(scale.reshape(-1)),
             m.quant.block_shape)
@@ -206,7 +206,7 @@ def folder_tensors(model, layers:dict, dtype):
         if leaf in ('weight', 'codebook') and P in layers:
             if leaf == 'weight': yield from packed_tensors(P, *stored(P, layers[P]))
         elif x.data_ptr() not in seen:
-            yield n, as_array(in_range(n, x.to(dtype) if x.is_floating_point() else x))
+            yield n, as_array(finite(n, x.to(dtype) if x.is_floating_point() else x))
         seen.add(x.data_ptr())
 
 # %% ../../nbs/11_pytorch/08_qat.ipynb #4ad65248
