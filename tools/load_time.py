@@ -54,7 +54,8 @@ def main(gb=2., cache='warm', files=8, trials=48):
         for f in WAYS: f(paths[0])
         found = {f: [] for f in WAYS}
         for k in range(trials):
-            t = [(f, timed(f, paths[k%files], cache == 'cold')) for f in WAYS + WAYS[::-1]]
+            order = WAYS[k%4:] + WAYS[:k%4]   # each way begins as often as any other
+            t = [(f, timed(f, paths[k%files], cache == 'cold')) for f in order + order[::-1]]
             for f in WAYS: found[f].append(sum(x for g,x in t if g is f))
     one = found.pop(read_arrays); row = dict(read_arrays_s_per_gb=round(statistics.median(x[0] for x in one)/2/gb*files, 3))
     for f,other in found.items():
