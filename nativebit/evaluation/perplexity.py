@@ -20,7 +20,7 @@ from ..quant.linear import gathered
 from ..models.attention import exactly
 from ..models.transformer import cross_entropy, forward_fn
 from ..distributed.sharding import to_host
-from ..formats.bitpacking import pack_matrix, unpack_matrix
+from ..formats.bitpacking import pack_matrix
 
 # %% ../../nbs/06_evaluation/01_perplexity.ipynb #4eb8b172
 @lru_cache
@@ -89,8 +89,8 @@ def read_back(
     name:str='weight',  # for the error
 )->np.ndarray:          # (O, I), the same numbers
     "A matrix packed and read again. Raises `UserError` where the file would hold other numbers."
-    parts = pack_matrix(w, *stored_codebook(cb, quant.codebook_dtype), quant.block_shape, name)
-    got = unpack_matrix(parts['words'], parts['codebook'], parts.get('scale'), w.shape, quant.block_shape)
+    codes, scale = stored_codebook(cb, quant.codebook_dtype)
+    got = pack_matrix(w, codes, scale, quant.block_shape, name).dequantize()
     if not np.array_equal(got, w):
         raise UserError(f"{name} is not the matrix that its packed form holds; please report this, "
                         "with the device and the versions of jax and jaxlib")

@@ -27,6 +27,7 @@ from ..utils.work import begin_work, end_work, store_layer, stored_layer
 from ..data.loader import prepare
 from ..formats.nbpack import Pack
 from ..formats.overrides import layer_plan, matrix_counts, matrix_names, mixed_quant
+from ..formats.bitpacking import named_tensor
 from ..formats.size import layer_shapes
 from ..interop.gguf import GGUFFile
 from ..formats.hf_folder import VERSION, is_packed, open_folder, save_folder, stored_linear
@@ -54,7 +55,7 @@ def folder_quant(
     return replace(quant, overrides=pairs), ('lm_head', *(P for P,g in own.items() if g == IN_FLOAT))
 
 def folder_tensors(
-    model,   # ModelConfig
+    model, quant,  # `ModelConfig`, `QuantConfig`
     read,    # our name -> array, of what stays in float
     layers,  # packed layers in their order, as of `packed_layers`
 ):           # yields (Hugging Face name, array)
@@ -69,10 +70,11 @@ def folder_tensors(
     for n in [n for n in names if not n.startswith('layers.')]: yield names[n], half(n)
     for i,packed in enumerate(layers):
         for n,shape in layer_shapes(model).items():
-            ours, P = f'layers.{i}.{n}', n.removesuffix('weight')
-            parts = {k: packed[P+k] for k in ('words', 'codebook', 'scale') if P+k in packed}
-            if parts: yield from stored_linear(names[ours].removesuffix('.weight'), parts, shape)
-            else: yield names[ours], half(ours)
+            ours, P = f'layers.{i}.{n}', n.removesuffix('.weight')
+            if f'{P}.words' not in packed: yield names[ours], half(ours)
+            else:
+                q = named_tensor(packed, P, shape, quant.of(f'layers.{i}.{P}').block_shape)
+                yield from stored_linear(names[ours].removesuffix('.weight'), q)
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #3d1a1446
 def qat_config(
@@ -248,8 +250,8 @@ def quantize(
             layers = layers_by(load=partial(stored_layer, work), store=partial(store_layer, work))
         with closing(layers), whole_checkpoint(work/'qat') if method == 'qat' else nullcontext():
             theirs, in_float = folder_quant(source.model, quant)
-            save_folder(out, source.config, theirs, folder_tensors(source.model, read, layers), source.files,
-                        not_converted=in_float)
+            tensors = folder_tensors(source.model, quant, read, layers)
+            save_folder(out, source.config, theirs, tensors, source.files, not_converted=in_float)
             rows = report(source, out, method, tokens.get('test'), test_tokens,
                           matrix_counts(source.model, geometry, quant))
         keep_table(out, rows, model=str(where), data=data, test_tokens=test_tokens, **setup)
