@@ -32,8 +32,9 @@ def packed_matrix(
          meta_fields=['shape', 'block_shape', 'tile'])
 @dataclass(frozen=True)
 class Tiled:
-    """A `QuantizedTensor` laid out for `lut_matmul`: output rows along the lanes, and not block after block;
-    filled up to whole blocks, and to tiles of output rows."""
+    """A `QuantizedTensor` laid out for `lut_matmul`.
+
+    Output rows lie along the lanes, filled up to whole blocks and to tiles of output rows."""
     words:object       # uint32 (bits, I/32, O)
     codes:object       # (tiles, K, I/bi, tile/bo)
     scale:object       # (tiles, 1, I/bi, tile/bo) float32, one a block; (1,), one for all; or None
