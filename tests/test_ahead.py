@@ -9,7 +9,7 @@ from nativebit.pipelines import packing
 from nativebit.pipelines.quantize import checkpoint_layers
 from nativebit.train import loop
 
-AHEAD = {'step', 'run', 'weighted_codebook', 'gptq_weight', 'refit_codebook', 'hard_weight', 'quantized_params', 'forward', '<lambda>', 'layer_diagnostics'}
+AHEAD = {'step', 'run', 'weighted_codebook', 'gptq_weights', 'refit_codebook', 'hard_weight', 'quantized_params', 'forward', '<lambda>', 'layer_diagnostics'}
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
