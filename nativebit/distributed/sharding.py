@@ -15,6 +15,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from ..config import Config, QuantConfig
+from ..quant.linear import MEMORY
 from ..utils.cli import UserError
 from ..utils.pytree import leaf_names, with_leaves
 
@@ -51,7 +52,7 @@ def spec_for(
 )->P:                   # how its axes are split
     "Where a leaf's parts go: matrices by blocks, codebooks with them, embeddings anyhow, others everywhere."
     last = name.split('.')[-1]
-    if last in ('codebook', 'counts', 'sums'):
+    if last in ('codebook', *MEMORY):
         return (P('fsdp') if spec_for(name.removesuffix(last) + 'delta', shapes, quant, n) == P('fsdp')
                 else P())
     if len(shapes[name]) < 2: return P()

@@ -23,7 +23,7 @@ from ..utils.pytree import changes, leaf_names, with_leaves
 from ..utils.safetensors import file_header, read_arrays, read_json, refuse_unconverted, save_arrays
 from ..formats.size import matrix_stored, network_note, param_shapes
 from ..quant.codebook import hard_params
-from ..quant.linear import QuantState, first_counts, layer_state, start_params
+from ..quant.linear import QuantState, first_memory, layer_state, start_params
 from .transformer import abstract_network, model_shapes
 from ..distributed.sharding import built, shard_shapes, to_host
 
@@ -230,7 +230,7 @@ def _with_codebooks(full, books, cfg):
     flat = leaf_names(full)
     for n,cb in books.items():
         p, cb = n.removesuffix('codebook'), jnp.asarray(cb)
-        flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, first_counts(cb, cfg.quant),
+        flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, first_memory(cb, cfg.quant),
                                                    cfg.quant).items()})
     return with_leaves(full, flat)
 
