@@ -9,7 +9,6 @@ __all__ = ['ROUNDS', 'weighted_codebook', 'damped', 'feedback_factor', 'gptq_wei
 # %% ../../nbs/07_ptq/01_gptq.ipynb #5cb14c77
 from functools import lru_cache, partial
 import jax, jax.numpy as jnp
-from dataclasses import replace
 from flax import nnx
 from jaxtyping import Array, Float
 from ..models.attention import exactly
@@ -18,6 +17,7 @@ from ..quant.codebook import (LLOYD_STEPS, assign, dequantize, init_codebook, ll
 from ..quant.blocks import from_blocks, to_blocks, block_of
 from ..config import Config, ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
+from ..formats.overrides import layer_plan
 from ..models.transformer import Layer, NoNumbers, model_shapes
 from tqdm import tqdm
 
@@ -182,8 +182,9 @@ def gptq_params(
                   disable=None):
         layer = params['layers'][i]
         moments = jax.tree.map(lambda *h: sum(h), *[run(layer, x)[1] for x in xs])
-        latent, books = quantize_layer(layer, moments, dict.fromkeys(moments, quant), feedback, rounds)
-        hard = {n: hard_weight(latent[n], books[n], quant) for n in latent}
+        own = dict(layer_plan(quant, i))
+        latent, books = quantize_layer(layer, moments, own, feedback, rounds)
+        hard = {n: hard_weight(latent[n], books[n], own[n]) for n in latent}
         xs = [run(with_leaves(layer, {**leaf_names(layer), **hard}), x)[0] for x in xs]
         flat.update({f'layers.{i}.{n}': x for n,x in latent.items()})
         codebooks.update({f"layers.{i}.{n.replace('weight', 'codebook')}": cb for n,cb in books.items()})
@@ -199,10 +200,11 @@ def lowered_gptq(
     f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     layer = model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
     yield second_moments(model).lower(layer, f32((*batch, model.d_model)))
-    for shape in {x.shape: 0 for n,x in leaf_names(layer).items() if x.ndim == 2}:
+    shapes, plans = leaf_names(layer), [layer_plan(quant, i) for i in range(model.n_layers)]
+    for shape,own in {(shapes[n].shape, q): 0 for plan in plans for n,q in plan}:
         w, h = f32(shape), f32(shape[1:]*2)
-        cb = jax.eval_shape(lambda w, h: weighted_codebook(w, h, quant), w, h)
+        cb = jax.eval_shape(lambda w, h: weighted_codebook(w, h, own), w, h)
         for run,args in ((weighted_codebook, (w, h)), (gptq_weight, (w, h, cb)),
                          (refit_codebook, (w, h, w, cb))):
-            yield exactly(run.lower)(*args, quant)
-        yield hard_weight.lower(w, cb, quant)
+            yield exactly(run.lower)(*args, own)
+        yield hard_weight.lower(w, cb, own)

@@ -16,7 +16,8 @@ from jax.lax import stop_gradient
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 from .codebook import (assign, cluster_stats, dequantize, init_codebook, kmeans_codebook,
-                                      project, thresholds, block_shape_of, hard_weight, quantized_layers)
+                                      project, thresholds, block_shape_of, hard_weight, quantized_layers,
+                                      with_geometry)
 from .blocks import to_blocks
 from ..config import QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
@@ -112,7 +113,7 @@ def split_batch(
 
 # %% ../../nbs/01_quant/07_linear.ipynb #a6e62b8d
 class QuantState(nnx.Variable):
-    "Quantizer state of a layer: codebook, what moves it remembers, cached delta. The optimizer never sees it."
+    "A layer's codebook, what moves it remembers, and the cached delta. The optimizer never sees it."
 
 class NativeBitDense(nnx.Module):
     "A linear layer whose weight is drawn to its codebooks: y = x (w + sg(δ))ᵀ."
@@ -141,15 +142,15 @@ class NativeBitDense(nnx.Module):
     )->Float[Array, "... O"]: return self.biased(x @ gathered(self.forward_weight().astype(x.dtype)).T)
 
 # %% ../../nbs/01_quant/07_linear.ipynb #9ae624f1
-def _each_layer(params, f, extra={}):
-    "Replace in each quantized layer of a tree what `f(its leaves, and what `extra` has of it)` returns."
-    flat, shapes = leaf_names(params), {}
+def _each_layer(params, quant, f, extra={}):
+    "Replace in each quantized layer what `f(its leaves, and what `extra` has of it; its geometry)` returns."
+    flat, alike = leaf_names(params), {}
     for p in quantized_layers(params):
         layer = {n[len(p):]: x for n,x in (flat | extra).items() if n.startswith(p)}
         arrays = {n: x for n,x in layer.items() if isinstance(x, jax.Array)}
-        shapes.setdefault(layer['weight'].shape, {})[p] = arrays
-    for layers in shapes.values():
-        out = jax.vmap(f)(jax.tree.map(lambda *x: jnp.stack(x), *layers.values()))
+        alike.setdefault((layer['weight'].shape, quant and quant.of(p[:-1])), {})[p] = arrays
+    for (_, own),layers in alike.items():
+        out = jax.vmap(partial(f, quant=own))(jax.tree.map(lambda *x: jnp.stack(x), *layers.values()))
         for i,p in enumerate(layers): flat.update({p+n: x[i] for n,x in out.items()})
     return with_leaves(params, flat)
 
@@ -159,7 +160,7 @@ def start_params(
     quant:QuantConfig,  # geometry and `start`
 ):                      # the same tree, quantizer state started from the weights
     "Start every layer's codebooks from its weights."
-    return _each_layer(params, lambda l: start_layer(l['weight'], quant))
+    return _each_layer(params, quant, lambda l, quant: start_layer(l['weight'], quant))
 
 @partial(jax.jit, static_argnames='quant')
 def requantize_params(
@@ -167,8 +168,8 @@ def requantize_params(
     quant:QuantConfig,  # geometry, decay, and which EMA
 ):                      # the same tree, codebooks moved and deltas fresh
     "One codebook update of every layer."
-    moved = lambda l: requantize_layer(l['weight'], l['codebook'], remembered(EMAState, l), quant)
-    return _each_layer(params, moved)
+    moved = lambda l, quant: requantize_layer(l['weight'], l['codebook'], remembered(EMAState, l), quant)
+    return _each_layer(params, quant, moved)
 
 def learn_params(
     params,             # a tree with the leaves of `NativeBitDense`, weights already updated
@@ -181,8 +182,8 @@ def learn_params(
                   for tree in (old, grads)]
     extra = {n.removesuffix('weight')+k: x for k,tree in (('old', old), ('grad', grads))
              for n,x in tree.items()}
-    return _each_layer(params, lambda l: learn_layer(l['old'], l['weight'], l['grad'], l, quant, lr, t),
-                       extra)
+    learned = lambda l, quant: learn_layer(l['old'], l['weight'], l['grad'], l, quant, lr, t)
+    return _each_layer(params, quant, learned, extra)
 
 # %% ../../nbs/01_quant/07_linear.ipynb #a290614b
 @partial(jax.jit, static_argnames='quant')
@@ -191,11 +192,12 @@ def quantized_params(
     quant:QuantConfig|None=None,  # geometry; None: row blocks, float32 entries
 ):                           # the same tree, each weight its entry
     "The network that is evaluated and packed: every quantized matrix replaced by Q(w)."
-    return _each_layer(params, lambda l: dict(weight=hard_weight(l['weight'], l['codebook'], quant)))
+    hard = lambda l, quant: dict(weight=hard_weight(l['weight'], l['codebook'], quant))
+    return _each_layer(params, quant, hard)
 
 def float_params(params):
     "The same tree with every delta zero: a layer then computes with its latent weights, in float."
-    return _each_layer(params, lambda l: dict(delta=jnp.zeros_like(l['delta'])))
+    return _each_layer(params, None, lambda l, quant: dict(delta=jnp.zeros_like(l['delta'])))
 
 # %% ../../nbs/01_quant/07_linear.ipynb #ab6a4142
 @partial(jax.jit, static_argnames='quant')
@@ -221,10 +223,10 @@ def compute_quant_diagnostics(
     quant:QuantConfig|None=None,  # geometry; None: row blocks, float32 entries
 )->dict:  # quant_error_rms, codebook_utilization, dead_entries_frac, near_threshold_frac: scalars
     "Quantization error relative to the RMS of the weights, and how the entries are used."
-    layers = quantized_layers(params).values()
-    err, sq, used, dead, near = zip(*[layer_diagnostics(w, cb, quant) for w,cb in layers])
+    layers = with_geometry(params, quant)
+    err, sq, used, dead, near = zip(*[layer_diagnostics(*layer) for layer in layers])
     return dict(quant_error_rms=jnp.sqrt(sum(err)/sum(sq)),
-                near_threshold_frac=sum(near)/sum(w.size for w,_ in layers),
+                near_threshold_frac=sum(near)/sum(w.size for w,*_ in layers),
                 codebook_utilization=jnp.concatenate(used).mean(),
                 dead_entries_frac=jnp.concatenate([d.ravel() for d in dead]).mean())
 
@@ -232,6 +234,6 @@ def lowered_diagnostics(
     params,                  # as of `compute_quant_diagnostics`, or its shapes
     quant:QuantConfig|None=None,
 ):                           # yields programs, traced; `.compile()` compiles them
-    "What `compute_quant_diagnostics` runs: a program for each shape of a matrix."
-    shapes = {(w.shape, cb.shape): (w, cb) for w,cb in quantized_layers(params).values()}
-    for w,cb in shapes.values(): yield layer_diagnostics.lower(w, cb, quant)
+    "What `compute_quant_diagnostics` runs: a program for each shape and geometry of a matrix."
+    alike = {(w.shape, q): (w, cb, q) for w,cb,q in with_geometry(params, quant)}
+    for layer in alike.values(): yield layer_diagnostics.lower(*layer)
