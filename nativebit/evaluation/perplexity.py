@@ -106,7 +106,7 @@ def as_read(
     def stored(item):
         n, x, w, cb = item
         new = (w.astype(ml_dtypes.bfloat16).astype(np.float32) if cb is None
-               else read_back(np.asarray(w, np.float32), cb, quant, n))
+               else read_back(np.asarray(w, np.float32), cb, quant.of(n.removesuffix('.weight')), n))
         # as it lay, so that nothing is compiled again
         return n, jax.device_put(new, x.sharding) if getattr(x, 'committed', False) else jnp.asarray(new)
     book = lambda n: None if (cb := books.get(n.removesuffix('weight') + 'codebook')) is None else to_host(cb)

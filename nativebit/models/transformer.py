@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer
 from .attention import causal_attention
 from ..config import MATRIX, Config, ModelConfig, QuantConfig
-from ..utils.cli import need
 from ..utils.pytree import count_params, leaf_names, named_key
 from ..quant.linear import NativeBitDense, QuantState, gathered, split_batch
 from .rope import rotations
@@ -53,7 +52,7 @@ class Attention(nnx.Module):
     def __init__(self, cfg:ModelConfig, quant:QuantConfig, *, rngs):
         self.cfg = cfg
         D, heads, kv = cfg.d_model, cfg.n_heads*cfg.head_dim, cfg.kv_heads*cfg.head_dim
-        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std,
+        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant.of(f'attn.{name}'), std=std,
                                                            bias=f'attn.{name}' in cfg.biases, rngs=rngs)
         self.q, self.k, self.v = dense('q', D, heads), dense('k', D, kv), dense('v', D, kv)
         self.o = dense('o', heads, D, .02/(2*cfg.n_layers)**.5)
@@ -75,7 +74,7 @@ class Attention(nnx.Module):
 class SwiGLU(nnx.Module):
     "down(silu(gate(x)) · up(x))"
     def __init__(self, cfg:ModelConfig, quant:QuantConfig, *, rngs):
-        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant, std=std,
+        dense = lambda name, i, o, std=.02: NativeBitDense(i, o, quant.of(f'mlp.{name}'), std=std,
                                                            bias=f'mlp.{name}' in cfg.biases, rngs=rngs)
         self.gate, self.up = dense('gate', cfg.d_model, cfg.d_ff), dense('up', cfg.d_model, cfg.d_ff)
         self.down = dense('down', cfg.d_ff, cfg.d_model, .02/(2*cfg.n_layers)**.5)
@@ -147,11 +146,10 @@ class NativeBitGPT(nnx.Module):
         quant:QuantConfig,            # the codebooks; `nativebit=False` for a float network
         *, rngs:nnx.Rngs,             # random keys
     ):
-        need(not quant.overrides, 'overrides', quant.overrides,
-             "empty where a network is trained: all matrices have one geometry")
         self.vocab_size = cfg.vocab_size
         self.embed = nnx.Param(.02*rngs.params.normal((cfg.vocab_size, cfg.d_model)))
-        self.layers = nnx.List([Layer(cfg, quant, rngs=rngs) for _ in range(cfg.n_layers)])
+        quants = [quant.layer(i) for i in range(cfg.n_layers)]
+        self.layers, self.alike = nnx.List([Layer(cfg, q, rngs=rngs) for q in quants]), len({*quants}) == 1
         self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
         self.head = None if cfg.tied else nnx.Param(.02*rngs.params.normal((cfg.vocab_size, cfg.d_model)))
 
@@ -171,7 +169,7 @@ class NativeBitGPT(nnx.Module):
         embed = table(self.embed)
         x = embed[split_batch(tokens)]
         if drop: x = drop(x)
-        if loop and len(self.layers) >= DEEP and jax.sharding.get_abstract_mesh().empty:
+        if loop and self.alike and len(self.layers) >= DEEP and jax.sharding.get_abstract_mesh().empty:
             x = looped(self.layers, x, attend)
         else:
             for layer in self.layers: x = applied(layer, x, attend, drop, remat)

@@ -45,7 +45,7 @@ def layer_fn(model:ModelConfig):
 def _calibrated(model, read, quant, batches, load, store):
     run, xs = second_moments(model), embedded(read, batches)
     for i in range(model.n_layers):
-        plan = layer_plan(model, quant, i)
+        plan = layer_plan(quant, i)
         if (packed := load(i) if plan else {}) is None:
             params, moments = read_layer(model, read, i), {}
             for x in xs:

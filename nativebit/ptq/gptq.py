@@ -10,7 +10,6 @@ __all__ = ['ROUNDS', 'SAME_INPUT', 'weighted_codebook', 'damped', 'feedback_fact
 # %% ../../nbs/07_ptq/01_gptq.ipynb #5cb14c77
 from functools import lru_cache, partial
 import jax, jax.numpy as jnp, numpy as np
-from dataclasses import replace
 from flax import nnx
 from jaxtyping import Array, Float
 from ..models.attention import exactly
@@ -19,6 +18,7 @@ from ..quant.codebook import (LLOYD_STEPS, assign, dequantize, init_codebook, ll
 from ..quant.blocks import from_blocks, to_blocks, block_of
 from ..config import Config, ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
+from ..formats.overrides import layer_plan
 from ..models.transformer import Layer, NoNumbers, model_shapes
 from tqdm import tqdm
 
@@ -226,8 +226,9 @@ def gptq_params(
                   disable=None):
         layer = params['layers'][i]
         moments = jax.tree.map(lambda *h: sum(h), *[run(layer, x)[1] for x in xs])
-        latent, books = quantize_layer(layer, moments, dict.fromkeys(moments, quant), feedback, rounds)
-        hard = {n: hard_weight(latent[n], books[n], quant) for n in latent}
+        own = dict(layer_plan(quant, i))
+        latent, books = quantize_layer(layer, moments, own, feedback, rounds)
+        hard = {n: hard_weight(latent[n], books[n], own[n]) for n in latent}
         xs = [run(with_leaves(layer, {**leaf_names(layer), **hard}), x)[0] for x in xs]
         flat.update({f'layers.{i}.{n}': x for n,x in latent.items()})
         codebooks.update({f"layers.{i}.{n.replace('weight', 'codebook')}": cb for n,cb in books.items()})
@@ -244,12 +245,14 @@ def lowered_gptq(
     layer = model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
     yield second_moments(model).lower(layer, f32((*batch, model.d_model)))
     shapes = {n: f32(x.shape) for n,x in leaf_names(layer).items() if x.ndim == 2}
-    book = lambda w: jax.eval_shape(partial(weighted_codebook, quant=quant), w, f32(w.shape[1:]*2))
-    for w in {w.shape: w for w in shapes.values()}.values():
-        h, cb = f32(w.shape[1:]*2), book(w)
+    plans = [dict(layer_plan(quant, i)) for i in range(model.n_layers)]
+    book = lambda w, own: jax.eval_shape(partial(weighted_codebook, quant=own), w, f32(w.shape[1:]*2))
+    for w,own in {(shapes[n].shape, q): (shapes[n], q) for plan in plans for n,q in plan.items()}.values():
+        h, cb = f32(w.shape[1:]*2), book(w, own)
         for run,args in ((weighted_codebook, (w, h)), (refit_codebook, (w, h, w, cb))):
-            yield exactly(run.lower)(*args, quant)
-        yield hard_weight.lower(w, cb, quant)
-    for names in of_one_input(dict.fromkeys(shapes, quant)):
+            yield exactly(run.lower)(*args, own)
+        yield hard_weight.lower(w, cb, own)
+    for names,own in {(*names, plan[names[0]]): (names, plan[names[0]])
+                      for plan in plans for names in of_one_input(plan)}.values():
         ws = [shapes[n] for n in names]
-        yield exactly(gptq_weights.lower)(ws, f32(ws[0].shape[1:]*2), [*map(book, ws)], quant)
+        yield exactly(gptq_weights.lower)(ws, f32(ws[0].shape[1:]*2), [book(w, own) for w in ws], own)

@@ -14,6 +14,7 @@ from ..config import Config
 from ..utils.cli import UserError
 from ..data.loader import calibration_batches
 from ..ptq.gptq import gptq_params
+from ..quant.codebook import codebooks
 from ..models.transformer import init_model, model_shapes
 from ..distributed.sharding import PlacedRngs, built, shard_shapes, shard_state, shardings
 from .step import first_state, make_quant_ops
@@ -25,7 +26,7 @@ def check_start(
     tensors:dict,  # what it holds
 ):
     "Raise `UserError` where a run can't begin like this."
-    t, books = cfg.train, any(n.endswith('.codebook') for n in tensors)
+    t, books = cfg.train, codebooks(tensors)
     if t.attention == 'cudnn' and (jax.default_backend() != 'gpu' or t.compute_dtype != 'bfloat16'):
         raise UserError("--attention cudnn needs an NVIDIA GPU and --compute-dtype bfloat16; "
                         "use --attention reference")
@@ -49,7 +50,7 @@ def load_teacher(
         raise UserError("--distill-weight needs a teacher: give a trained float checkpoint with --init-from, "
                         "or another with --teacher")
     tensors = load_checkpoint(path)[0]
-    if any(n.endswith('.codebook') for n in tensors):
+    if codebooks(tensors):
         raise UserError(f"{path} is quantized already; "
                         "--distill-weight needs a float checkpoint as the teacher")
     try: return fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant))

@@ -28,7 +28,7 @@ from ..models.transformer import (abstract_network, cross_entropy, dropout, forw
 class TrainState(NamedTuple):
     "Everything a step changes."
     params: Any       # latent weights: what the optimizer moves
-    quant_state: Any  # codebooks, counts, sums, deltas: what it never sees
+    quant_state: Any  # codebooks, what moves them remembers, deltas: what it never sees
     opt_state: Any    # AdamW's moments
     step: Any         # optimizer steps taken
 
