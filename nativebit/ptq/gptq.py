@@ -197,7 +197,7 @@ def lowered_gptq(
 ):                      # yields programs, traced; `.compile()` compiles them
     "What `gptq_params` runs, before there are weights."
     f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    layer = model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
+    layer = model_shapes(model)['layers'][0]
     yield second_moments(model).lower(layer, f32((*batch, model.d_model)))
     for shape in {x.shape: 0 for n,x in leaf_names(layer).items() if x.ndim == 2}:
         w, h = f32(shape), f32(shape[1:]*2)
