@@ -14,12 +14,11 @@ from tqdm import tqdm
 from ..config import ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
 from ..data.loader import eval_batches
-from ..inference.generate import rms_norm
 from ..models.attention import exactly
 from ..formats.overrides import layer_plan
 from .packing import layer_arrays, layer_matrices, packed_layer, to_float32
 from ..ptq.gptq import quantize_layer, second_moments
-from ..models.transformer import cross_entropy, model_shapes
+from ..models.transformer import cross_entropy, model_shapes, rms_norm
 
 # %% ../../nbs/13_pipelines/02_layerwise.ipynb #4953e948
 @lru_cache
