@@ -244,7 +244,7 @@ def restore(
     books = codebooks(tensors) if cfg.quant.nativebit else {}
     if books: check_books(books, cfg)
     params = fit_params({n: x for n,x in tensors.items() if n not in books},
-                        shard_shapes(model_shapes(cfg), mesh, cfg.quant))
+                        shard_shapes(model_shapes(cfg.model), mesh, cfg.quant))
     return (params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params, books)
             if cfg.quant.nativebit else nnx.State({}))
 
@@ -265,4 +265,4 @@ def load_network(
     books = codebooks(tensors)
     if books or cfg.quant.nativebit: check_books(books, cfg)
     return (cfg, hard_params(fit_params({n: x for n,x in tensors.items() if n not in books},
-                                        model_shapes(cfg)), books, cfg.quant))
+                                        model_shapes(cfg.model)), books, cfg.quant))

@@ -19,7 +19,7 @@ from ..quant.blocks import from_blocks, to_blocks, block_of
 from ..config import Config, ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
 from ..formats.overrides import layer_plan
-from ..models.transformer import Layer, NoNumbers, model_shapes
+from ..models.transformer import FLOAT, Layer, NoNumbers, model_shapes, together
 from tqdm import tqdm
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #c82f685a
@@ -169,17 +169,14 @@ def second_moments(
     @jax.jit
     @exactly
     def run(params, x):
-        layer = Layer(model, QuantConfig(nativebit=False), rngs=NoNumbers())
+        layer = Layer(model, FLOAT, rngs=NoNumbers())
         nnx.update(layer, params)
-        a = layer.attn_norm(x)
-        h = layer.attn.mix(a)
-        x = x + layer.attn.o(h)
-        m = layer.mlp_norm(x)
-        f = layer.mlp.hidden(m)
-        given = {'attn.q': a, 'attn.k': a, 'attn.v': a, 'attn.o': h, 'mlp.gate': m, 'mlp.up': m,
-                 'mlp.down': f}
-        return (x + layer.mlp.down(f),
-                {f'{n}.weight': jnp.einsum('bti,btj->ij', x, x) for n,x in given.items()})
+        name, given = {m: '.'.join(path) for path,m in nnx.iter_modules(layer)}, {}
+        def noted(x, *dense):
+            given.update({f'{name[d]}.weight': x for d in dense})
+            return together(x, *dense)
+        y = layer(x, multiply=noted)
+        return y, {n: jnp.einsum('bti,btj->ij', x, x) for n,x in given.items()}
     return run
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #a11b0f5e
@@ -242,7 +239,7 @@ def lowered_gptq(
 ):                      # yields programs, traced; `.compile()` compiles them
     "What `gptq_params` runs, before there are weights."
     f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    layer = model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
+    layer = model_shapes(model)['layers'][0]
     yield second_moments(model).lower(layer, f32((*batch, model.d_model)))
     shapes = {n: f32(x.shape) for n,x in leaf_names(layer).items() if x.ndim == 2}
     plans = [dict(layer_plan(quant, i)) for i in range(model.n_layers)]
