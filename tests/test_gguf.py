@@ -1,5 +1,5 @@
 "GGUF files: a tokenizer gives the numbers of the one the file was made from, and of llama.cpp; whatever is changed in a file, it ends in a model or in a sentence, at once."
-import ctypes, importlib.util, json, random, re, subprocess, sys, time, unicodedata
+import ctypes, importlib.util, json, random, re, struct, subprocess, sys, time, unicodedata
 from pathlib import Path
 import numpy as np, pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -246,6 +246,11 @@ def test_a_damaged_file_ends_at_once(tmp_path, tiny):
         except UserError as e: assert '\n' not in str(e); said.add(re.sub(r"[\d,]+|'.*?'", '', str(e).partition('(')[2])[:20])
         slowest = max(slowest, time.process_time() - start)
     assert slowest < 1 and 0 < read < 400 and len(said) > 5, (slowest, read, said)
+
+def test_an_array_without_dimensions(tmp_path):
+    entry = struct.pack('<Q1sIIQ', 1, b'x', 0, T.Q8_0, 0)
+    (tmp_path/'x.gguf').write_bytes(struct.pack('<4sIQQ', b'GGUF', 3, 1, 0) + entry + bytes(64))
+    with pytest.raises(UserError, match="'x' has rows of 1, and Q8_0 has blocks of 32"): read_gguf(tmp_path/'x.gguf')
 
 def test_memory_does_not_grow(tmp_path, tiny):
     "A count of 2⁶⁰ is compared with the bytes that are there, not allocated."

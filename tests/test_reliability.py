@@ -18,9 +18,11 @@ from nativebit.interop.export import export_safetensors
 from nativebit.interop.families import hf_names, model_config
 from nativebit.models.checkpoint import load_checkpoint, load_network, save_checkpoint
 from nativebit.models.transformer import init_model
+from nativebit.pipelines.compare import compare_texts
 from nativebit.pipelines.quantize import quantize
 from nativebit.ptq.posthoc import main as posthoc
 from nativebit.ptq.pack import pack_checkpoint
+from nativebit.train.loop import train
 from nativebit.train.run import begin_log, begun, continued
 from nativebit.utils.cli import UserError, one_sentence, parse_args
 from nativebit.utils.files import atomic_path, whole_folder
@@ -92,7 +94,7 @@ def test_a_table_is_of_these_weights(tmp_path, monkeypatch, capsys):
     old = json.loads(header); del old['setup']['weights']; Path('old.jsonl').write_text('\n'.join([json.dumps(old), *rows, '']))
     table('rtn', out='old.jsonl'); assert 'kept no digest of the weights' in capsys.readouterr().err
     for begin in (lambda: sweep('tiny', dict(max_steps=[1]), 's.jsonl', 'c'), lambda: run_rows('method=float', make_setup('tiny', {}, 'c'), 'r.jsonl')):
-        monkeypatch.setattr('nativebit.experiments.grids.begin_rows', lambda out, header: stop(header)); monkeypatch.setattr('nativebit.experiments.runner.begin_rows', lambda out, header: stop(header))
+        monkeypatch.setattr('nativebit.evaluation.results_file.begin_rows', lambda out, header: stop(header)); monkeypatch.setattr('nativebit.experiments.runner.begin_rows', lambda out, header: stop(header))
         monkeypatch.setattr('nativebit.experiments.runner.load_tokens', lambda cfg: {})
         with pytest.raises(KeyboardInterrupt, match=weights_digest('c')): begin()
 
@@ -258,6 +260,20 @@ def test_two_at_once(tmp_path, words):
     with pytest.raises(UserError, match=f'process {first.pid} on .* is writing .*q'): quantize(tmp_path/'m', tmp_path/'q', 'rtn')
     first.communicate('')
     assert first.returncode == 0 and sorted(p.name for p in tmp_path.iterdir()) == ['m', 'q']
+
+@pytest.mark.parametrize('write, path', [(lambda: posthoc('c', 'rtn', dataset='text:t.txt', max_tokens=32, out='o/rows.jsonl'), 'o/rows.jsonl'), (lambda: sweep('tiny', dict(max_steps=[1], dataset=['text:t.txt']), 'o/s.jsonl'), 'o/s.jsonl'),
+                                         (lambda: compare_texts('m', ['m'], dict(a='text:t.txt'), 'o/cmp.jsonl', max_tokens=32), 'o/cmp.jsonl'), (lambda: train(get_config('tiny', max_steps=1, dataset='text:t.txt'), 'o/run'), 'o/run')], ids=['posthoc', 'sweep', 'compare', 'train'])
+def test_a_table_and_a_run_have_one_writer(tmp_path, words, monkeypatch, write, path):
+    "Two that made the same rows wrote each of them twice; whoever comes second is told who is there, and nothing is begun."
+    monkeypatch.chdir(tmp_path); monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache')); Path('t.txt').write_text(TEXT); checkpoint('c'); hub_model(tmp_path/'m', words)
+    lock = Path(path)/'.lock' if path.endswith('run') else Path('o', f'.{Path(path).name}.lock'); lock.parent.mkdir(parents=True)
+    code = 'import sys, nativebit.utils.files as f; from pathlib import Path\nwith f.one_writer(*map(Path, sys.argv[1:])): print("here", flush=True); sys.stdin.read()'
+    first = subprocess.Popen([sys.executable, '-c', code, path, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == 'here\n'
+    with pytest.raises(UserError, match=f'process {first.pid} on .* is writing {path}; wait for it, or '): write()
+    assert [p for p in Path('o').rglob('*') if p.is_file()] == [lock]
+    first.communicate('')
+    write(); assert not lock.exists()
 
 def test_devices_are_not_replaced(tmp_path):
     os.mkfifo(tmp_path/'pipe')

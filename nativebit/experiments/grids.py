@@ -14,7 +14,7 @@ from ..config import FIELD_PART, PARTS, get_config
 from ..utils.cli import suggest, UserError
 from ..utils.files import plain, read_jsonl
 from ..utils.safetensors import weights_digest
-from ..evaluation.results_file import add_row, begin_rows, run_header
+from ..evaluation.results_file import add_row, one_table, run_header
 from ..train.run import begun, continued
 from ..train.loop import NotANumber, load_tokens, train
 
@@ -81,17 +81,17 @@ def sweep(
     setup = dict(config=config, init_from=init_from and str(init_from),
                  weights=init_from and weights_digest(init_from),
                  fixed={k: v[0] for k,v in grid.items() if len(v) == 1}, varied=sorted(varied))
-    done = begin_rows(out, run_header('sweep', setup))
-    for i,(cfg,point) in enumerate(configs, 1):
-        place = Path(folder or f'logs/sweep/{out.stem}')/'-'.join(f'{k}{v}' for k,v in point.items())
-        if not any(point.items() <= d.items() for d in done):
-            tqdm.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}",
-                       sys.stderr)
-            done.append(run_point(cfg, point, place, init_from))
-            add_row(out, **done[-1])
-        # its row is on the disk; killed meanwhile, the same command takes away the rest
-        shutil.rmtree(place/'state', ignore_errors=True)
-    return done
+    with one_table(out, run_header('sweep', setup)) as done:
+        for i,(cfg,point) in enumerate(configs, 1):
+            place = Path(folder or f'logs/sweep/{out.stem}')/'-'.join(f'{k}{v}' for k,v in point.items())
+            if not any(point.items() <= d.items() for d in done):
+                tqdm.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}",
+                           sys.stderr)
+                done.append(run_point(cfg, point, place, init_from))
+                add_row(out, **done[-1])
+            # its row is on the disk; killed meanwhile, the same command takes away the rest
+            shutil.rmtree(place/'state', ignore_errors=True)
+        return done
 
 # %% ../../nbs/14_experiments/02_grids.ipynb #b284c461
 def main(

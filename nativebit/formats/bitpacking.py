@@ -67,7 +67,9 @@ def _nibbles(s):
     "The inverse of `_selectors`."
     xp = library(s[0])
     b = cast(xp.stack(s, 1).view(xp.uint8), 'int16')
-    return ((b | b << 4) & 0x0f0f).view(xp.uint8).reshape(-1)
+    b |= b << 4   # in place, but for JAX
+    b &= 0x0f0f
+    return b.view(xp.uint8).reshape(-1)
 
 # %% ../../nbs/02_formats/01_bitpacking.ipynb #5c04f3b6
 def pack_indices(

@@ -102,8 +102,8 @@ def array_info(
     if number not in TYPES: raise ValueError(f"{name[:60]!r} is of type {number}, which is not known")
     kind, block, size = TYPES[number]
     if 0 in shape: raise ValueError(f"{name[:60]!r} has no elements")
-    if (shape or (1,))[-1] % block:
-        raise ValueError(f"{name[:60]!r} has rows of {shape[-1]:,}, and {kind} has blocks of {block}")
+    if (row := (shape or (1,))[-1]) % block:
+        raise ValueError(f"{name[:60]!r} has rows of {row:,}, and {kind} has blocks of {block}")
     return name, kind, shape, offset, prod(shape)//block*size
 
 def placed(

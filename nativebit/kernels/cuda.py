@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 import torch
+from ..utils.files import beside
 
 # %% ../../nbs/09_kernels/04_cuda.ipynb #6cbb26fc
 def find_nvcc()->str|None:
@@ -39,7 +40,7 @@ def build(
     out = cache_dir()/f'lut_{kind}_{bits}_{hashlib.sha256(b"".join(parts)).hexdigest()[:16]}.so'
     if out.exists(): return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = out.with_suffix(f'.{os.getpid()}.tmp')
+    tmp = beside(out, 'tmp')
     r = subprocess.run([*command, '-o', str(tmp)], capture_output=True, text=True)
     if r.returncode: raise RuntimeError(f"{command[0]} failed: {(r.stderr or r.stdout)[-2000:]}")
     os.replace(tmp, out)

@@ -27,7 +27,7 @@ from ..interop.families import model_config
 from ..utils.safetensors import weight_files
 from ..formats.hf_folder import is_packed, open_folder
 from ..interop.export import folder_reader
-from ..evaluation.results_file import add_row, as_markdown, begin_rows, run_header
+from ..evaluation.results_file import add_row, as_markdown, one_table, run_header
 from .layerwise import paired_losses, hidden_states
 
 # %% ../../nbs/13_pipelines/04_compare.ipynb #a7dce8ba
@@ -189,14 +189,14 @@ def compare_texts(
     tokens = {name: text_tokens(dataset, tokenizer, max_tokens) for name,dataset in texts.items()}
     setup = dict(original=one.name, original_digest=one.digest, context_len=one.model.context_len,
                  max_tokens=max_tokens)
-    rows = begin_rows(out, run_header('compare', setup, texts=texts)) if out else []
-    check_rows(rows, dict(text={n: tokens_digest(t) for n,t in tokens.items()},
-                          model={n.name: n.digest for n in others}), out)
-    done = {(r['text'], r['model']): r for r in rows}
     wanted = [(t, n.name) for t in tokens for n in others]
-    for r in new_rows(one, others, tokens, {k for k in wanted if k in done}):
-        done[r['text'], r['model']] = r
-        if out: add_row(out, **r)
+    with one_table(out, run_header('compare', setup, texts=texts)) as rows:
+        check_rows(rows, dict(text={n: tokens_digest(t) for n,t in tokens.items()},
+                              model={n.name: n.digest for n in others}), out)
+        done = {(r['text'], r['model']): r for r in rows}
+        for r in new_rows(one, others, tokens, {k for k in wanted if k in done}):
+            done[r['text'], r['model']] = r
+            if out: add_row(out, **r)
     return [done[k] for k in wanted]
 
 # %% ../../nbs/13_pipelines/04_compare.ipynb #6e0ca950

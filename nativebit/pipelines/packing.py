@@ -108,13 +108,13 @@ def packed_layer(
 
 def lowered_packing(
     model:ModelConfig,
-    quant:QuantConfig,  # of all layers
-):                      # traced; `.compile()` compiles it
-    "What `packed_layer` runs, before there are weights."
-    plan, shapes, f32 = (layer_plan(model, quant, 0), layer_shapes(model),
-                         partial(jax.ShapeDtypeStruct, dtype=jnp.float32))
-    return _pack_jit.lower({n: f32(shapes[n]) for n,_ in plan},
-                           {n: f32(matrix_stored(shapes[n], q)['codebook'].shape) for n,q in plan}, plan)
+    quant:QuantConfig,  # geometry, and `overrides`
+):                      # yields programs, traced; `.compile()` compiles them
+    "What `packed_layer` runs, before there are weights: a program for all layers that are alike."
+    shapes, f32 = layer_shapes(model), partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    for plan in {layer_plan(quant, i): 0 for i in range(model.n_layers)}:
+        yield _pack_jit.lower({n: f32(shapes[n]) for n,_ in plan},
+                              {n: f32(matrix_stored(shapes[n], q)['codebook'].shape) for n,q in plan}, plan)
 
 def layer_matrices(
     model:ModelConfig,
@@ -148,7 +148,7 @@ def _quantized(arrays, plan, method):
 
 def _packed_layers(model, read, quant, method, load, store):
     "Layers one behind the other: read, begun, fetched, stored."
-    plans = [layer_plan(model, quant, i) for i in range(model.n_layers)]
+    plans = [layer_plan(quant, i) for i in range(model.n_layers)]
     stored = ((i, load(i) if plan else {}) for i,plan in enumerate(plans))   # {}: the layer stays in float
     arrays = ((i, packed, layer_arrays(model, read, i) if packed is None else None) for i,packed in stored)
     begun = ((i, packed, _quantized({n: arrays[n] for n,_ in plans[i]}, plans[i], method) if packed is None

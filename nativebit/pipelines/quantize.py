@@ -26,9 +26,9 @@ from ..utils.safetensors import weight_files
 from ..utils.work import begin_work, end_work, store_layer, stored_layer
 from ..data.loader import prepare
 from ..formats.nbpack import Pack
-from ..formats.overrides import layer_plan, matrix_counts, matrix_names, mixed_quant
+from ..formats.overrides import layer_plan, matrix_counts, mixed_quant
 from ..formats.bitpacking import named_tensor
-from ..formats.size import layer_shapes
+from ..formats.size import layer_shapes, matrix_shapes
 from ..interop.gguf import GGUFFile
 from ..formats.hf_folder import VERSION, is_packed, open_folder, save_folder, stored_linear
 from ..evaluation.results_file import as_markdown
@@ -49,7 +49,7 @@ def folder_quant(
     "What a folder's config.json says of geometries."
     names = hf_names(model)
     own = {names[f'{n}.weight'].removesuffix('.weight'): g
-           for n in matrix_names(model) if (g := quant.override_of(n))}
+           for n in matrix_shapes(model) if (g := quant.override_of(n))}
     # with the prefix or without, as `transformers` saves it
     pairs = tuple(('*' + P.removeprefix('model.'), g) for P,g in own.items() if g != IN_FLOAT)
     return replace(quant, overrides=pairs), ('lm_head', *(P for P,g in own.items() if g == IN_FLOAT))
@@ -93,7 +93,7 @@ def begin_compiling(cfg, geometry:str, **settings):
     cfg = qat_config(cfg, geometry, **settings)
     if compiling(cfg):
         in_background(lambda: [program.compile() for program in (
-            *lowered_compare(cfg.model, (8, cfg.model.context_len)), lowered_packing(cfg.model, cfg.quant))])
+            *lowered_compare(cfg.model, (8, cfg.model.context_len)), *lowered_packing(cfg.model, cfg.quant))])
 
 def checkpoint_layers(
     tensors:dict,  # {name: array} of a quantized checkpoint: latent weights and codebooks
@@ -101,7 +101,7 @@ def checkpoint_layers(
 ):                 # yields packed layers, as of `packed_layer`
     "The layers of a quantized checkpoint, packed."
     for i in range(model.n_layers):
-        plan = layer_plan(model, quant, i)
+        plan = layer_plan(quant, i)
         latent, books = ({n: tensors[f'layers.{i}.{n}'.replace('weight', k)] for n,_ in plan}
                          for k in ('weight', 'codebook'))
         yield packed_layer(latent, books, plan)
@@ -162,13 +162,10 @@ def report(
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #cb1f84e2
 METHODS = ('rtn', 'kmeans', 'gptq', 'qat')
 
-def check_request(method:str, geometry:str, data, settings=(), overrides=()):
+def check_request(method:str, geometry:str, data, settings=()):
     "Raise `UserError` for an unknown method or geometry, data that are missing, settings that are ignored."
     for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES)):
         if name not in known: raise UserError(suggest(kind, name, list(known)))
-    if overrides and method == 'qat':
-        raise UserError("qat trains all matrices with one geometry; leave --override out, or use rtn, "
-                        "kmeans or gptq")
     if method in ('gptq', 'qat') and not data:
         raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")
     if settings and method != 'qat':
@@ -225,7 +222,7 @@ def quantize(
     **settings,                  # of the training run of qat; by default the recipe's
 )->list:                         # rows of the table
     "Quantize a model into a folder that transformers loads. Raises `UserError` for whatever can't be done."
-    check_request(method, geometry, data, settings, overrides)
+    check_request(method, geometry, data, settings)
     source, out = open_model(where, context_len), usable(out)
     quant = mixed_quant(source.model, geometry, overrides)
     reading = dict(test_tokens=test_tokens, calibration_tokens=calibration_tokens)
@@ -244,7 +241,8 @@ def quantize(
     with one_writer(out, work/'.lock'):
         begin_work(work, setup)
         if method == 'qat':
-            read, layers = trained(source, work, geometry, dataset=data, **reading, **settings)
+            read, layers = trained(source, work, geometry, dataset=data, overrides=quant.overrides, **reading,
+                                   **settings)
         else:
             read = source.read
             layers = layers_by(load=partial(stored_layer, work), store=partial(store_layer, work))

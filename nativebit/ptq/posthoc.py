@@ -14,7 +14,7 @@ from ..utils.cli import need, suggest, UserError
 from ..utils.safetensors import weights_digest
 from ..data.loader import prepare
 from ..data.tokenizers import load_tokenizer
-from ..evaluation.results_file import add_row, as_markdown, begin_rows, run_header
+from ..evaluation.results_file import add_row, as_markdown, one_table, run_header
 from .baselines import CALIBRATED, METHODS, calibration_text, index_bits, load_float, posthoc_row
 
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #2b991324
@@ -52,12 +52,13 @@ def sweep_rows(
 )->list:          # the rows of all points, in their order, with geometry and index_bits
     "Make a table row by row, going on where an earlier run stopped."
     key = lambda r: (r['method'], r['geometry'], r['index_bits'])
-    done = {key(r): r for r in (begin_rows(out, run_header('posthoc', setup)) if out else [])}
     wanted = [(m, g, index_bits(q)) for m,g,q in points]
-    for k,(_,_,quant) in tqdm([*zip(wanted, points)], 'rows', disable=None, leave=False):
-        if k in done: continue
-        done[k] = dict(zip(('method', 'geometry', 'index_bits'), k)) | evaluate(quant, k[0])
-        if out: add_row(out, **done[k])
+    with one_table(out, run_header('posthoc', setup)) as rows:
+        done = {key(r): r for r in rows}
+        for k,(_,_,quant) in tqdm([*zip(wanted, points)], 'rows', disable=None, leave=False):
+            if k in done: continue
+            done[k] = dict(zip(('method', 'geometry', 'index_bits'), k)) | evaluate(quant, k[0])
+            if out: add_row(out, **done[k])
     return [done[k] for k in wanted]
 
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #3e4885b8

@@ -8,13 +8,12 @@ __all__ = ['NoLogger', 'begin_log', 'begun', 'text_note', 'say_other_text', 'con
 
 # %% ../../nbs/08_train/04_run.ipynb #f504bfd3
 import sys, zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 import jax, numpy as np
-from filelock import FileLock, Timeout
 from ..config import config_from_dict, config_to_dict, override
-from ..utils.files import JSONLogger, git_hash, read_log
+from ..utils.files import JSONLogger, git_hash, one_writer, read_log
 from ..utils.cli import UserError
 from ..utils.pytree import changes
 from ..utils.safetensors import read_json
@@ -129,14 +128,9 @@ def check_folder(
 def alone(folder):
     "Keep a folder for one run at a time. Raises `UserError` where another process has it."
     made = [p for p in (Path(folder), *Path(folder).parents) if not p.exists()]
-    lock = FileLock(Path(folder)/'.lock', timeout=0)
-    try: jax.process_index() or lock.acquire()
-    except Timeout as e:
-        raise UserError(f"another process is training in {folder}; wait for it, "
-                        "or give this run another --name") from e
-    except OSError: pass   # the log can't be written there either, and says so
-    try: yield
+    try:
+        with (nullcontext() if jax.process_index() else
+              one_writer(folder, Path(folder)/'.lock', 'give this run another --name')): yield
     finally:
-        if lock.is_locked: Path(lock.lock_file).unlink(missing_ok=True); lock.release()
         with suppress(OSError):
             for p in made: p.rmdir()   # of a run that could not begin no empty folder stays

@@ -6,7 +6,7 @@ import argparse, json, mmap, os, resource, select, shutil, signal, struct, sys, 
 from collections import Counter
 from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent)]
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu'); os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 import numpy as np
 from tqdm import tqdm
 from mutate import mutant
@@ -14,7 +14,7 @@ from readers import READERS
 from nativebit.utils import safetensors as files
 from nativebit.utils.cli import UserError
 
-SECONDS, MEMORY, CHUNK = 2, 1_500_000_000, 500   # of CPU time a mutant, of bytes, mutants a process reads
+SECONDS, MEMORY, CHUNK = 2, 1_500_000_000, 2000   # of CPU time a mutant, of bytes, mutants a process reads
 GOOD, BAD = ('refused', 'loaded'), ('traceback', 'slow', 'crashed', 'wrong')
 
 # ---- one mutant ---------------------------------------------------------------------------------------------
@@ -54,34 +54,32 @@ def verdict(name, path, want)->tuple:
 
 # ---- a process that reads a chunk, and its parent ------------------------------------------------------------
 
-def read_chunk(name, seeds, made, at, out):
+def read_chunk(name, seeds, folder, at, out):
     "The child: read mutants, say which one is at hand, write a line for each."
-    folder = Path(tempfile.mkdtemp(prefix='fuzz-', dir='/dev/shm' if Path('/dev/shm').is_dir() else None))
-    try:
-        shutil.copytree(made, folder, dirs_exist_ok=True); shutil.rmtree(folder/'x', ignore_errors=True)
-        held, want = original(name, folder/'x'); there = dict(held)
-        size = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY)); resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for k,seed in seeds:
-            at[:8] = struct.pack('<q', k)
-            there = write_files(folder/'x', mutant(held, seed, READERS[name].targets), there)
-            what, why = verdict(name, folder/'x'/READERS[name].where, want)
-            out.write(json.dumps([k, what, why]) + '\n'); out.flush()
-        at[:8] = struct.pack('<q', -1)
-    finally: shutil.rmtree(folder, ignore_errors=True)
+    tempfile.tempdir = str(folder)   # what readers write beside their files
+    shutil.rmtree(folder/'x', ignore_errors=True)
+    held, want = original(name, folder/'x'); there = dict(held)
+    size = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY)); resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for k,seed in seeds:
+        at[:8] = struct.pack('<q', k)
+        there = write_files(folder/'x', mutant(held, seed, READERS[name].targets), there)
+        what, why = verdict(name, folder/'x'/READERS[name].where, want)
+        out.write(json.dumps([k, what, why]) + '\n'); out.flush()
+    at[:8] = struct.pack('<q', -1)
 
 class Child:
     "A chunk that is being read; started again behind a mutant that kills its process."
     def __init__(self, name, chunk, n, seed):
         self.name, self.chunk, self.seeds, self.results = name, chunk, [(k, f'{seed}/{name}/{chunk*CHUNK + k}') for k in range(n)], {}
-        self.at, self.made = mmap.mmap(-1, 8), tempfile.mkdtemp(prefix='fuzz-')
+        self.at, self.folder = mmap.mmap(-1, 8), Path(tempfile.mkdtemp(prefix='fuzz-', dir='/dev/shm' if Path('/dev/shm').is_dir() else None))
         self.start(0)
     def start(self, k):
         self.at[:8] = struct.pack('<q', -2 - k)   # until the original is read
         r, w = os.pipe()
         if (pid := os.fork()) == 0:
             code = 1
-            try: os.close(r); read_chunk(self.name, self.seeds[k:], self.made, self.at, os.fdopen(w, 'w')); code = 0
+            try: os.close(r); read_chunk(self.name, self.seeds[k:], self.folder, self.at, os.fdopen(w, 'w')); code = 0
             except BaseException: traceback.print_exc(file=sys.__stderr__)
             finally: os._exit(code)
         os.close(w); self.pid, self.pipe, self.text, self.since, self.cpu = pid, r, b'', (None, 0., 0.), 0.
@@ -106,7 +104,7 @@ class Child:
         if k < -1: raise RuntimeError(f'the original of {self.name} is not read')
         if k >= 0: self.results.setdefault(k, ('crashed', f'status {status}'))
         if k >= 0 and k + 1 < len(self.seeds): self.start(k + 1); return False
-        shutil.rmtree(self.made, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         return True
     @property
     def line(self):

@@ -154,12 +154,12 @@ def spans(data):
 
 def gguf_file(data, r, cache={}):
     "Damage one to three fields of a header, or bytes."
-    if data not in cache: cache[data] = spans(data)
+    if data not in cache: fields, end = spans(data); cache[data] = {k: [f for f in fields if f[0] == k] for k in sorted({f[0] for f in fields})}, end
     fields, end = cache[data]
     if r.random() < .25: return bytes_of(data[:end], r) + data[end:] if r.random() < .5 else bytes_of(data, r)
-    kinds = sorted({f[0] for f in fields}); b = bytearray(data)
+    b = bytearray(data)
     for _ in range(r.choice([1, 1, 2, 3])):
-        what, at, code = r.choice([f for f in fields if f[0] == r.choice(kinds)] or fields)
+        what, at, code = r.choice(fields[r.choice([*fields])])
         n = struct.calcsize('<' + code)
         if code.endswith('s') or code in 'fd': part = bytearray(b[at:at+n]); part and r.choice([flip, put, exchange, zeros])(part, r); b[at:at+n] = part[:n].ljust(n, b'\0'); continue
         old = int.from_bytes(b[at:at+n], 'little')
