@@ -175,7 +175,7 @@ class QuantizedTensor:
 
     def stray(self)->str:
         "The first sign that the indices are damaged, '' where there is none."
-        if (K := self.codebook.shape[1]) == 2**self.bits or (top := self.indices().max()) < K: return ''
+        if (K := self.codebook.shape[1]) == 2**self.bits or (top := int(self.indices().max())) < K: return ''
         return f"an index {top}, and there are {K} entries"
 
 def named_tensor(
