@@ -146,6 +146,13 @@ class QuantConfig:
         geometry = self.override_of(name)
         return None if geometry == IN_FLOAT else replace(self, overrides=(), **GEOMETRIES.get(geometry, {}))
 
+    def layer(self,
+        i:int,        # which layer of a network
+    )->'QuantConfig':
+        "What a layer needs of it: its overrides by the names of `MATRICES`."
+        own = {n: self.override_of(f'layers.{i}.{n}') for n in MATRICES}
+        return replace(self, overrides=tuple((n, g) for n,g in own.items() if g))
+
 # %% ../nbs/00_config.ipynb #ff440a7f
 DATASETS = ('stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext')
 

@@ -5,14 +5,14 @@ os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_T
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from nativebit.inference.packed_matmul import Packed, lut_matmul, tiled
+from nativebit.inference.packed_matmul import QuantizedTensor, lut_matmul, tiled
 
 def shapes(O, I, block_shape, dtype, chip):
     "A tiled matrix of the 2.2B model, by its shapes."
     blocks = O*I//(block_shape[0]*block_shape[1])
     s = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype)
     scale = s((blocks,), jnp.float16) if dtype == jnp.int8 else s((1,), jnp.float32)
-    t = jax.eval_shape(tiled, Packed(s((O*I//32*3,), jnp.uint32), s((blocks, 8), dtype), scale, (O, I), block_shape))
+    t = jax.eval_shape(tiled, QuantizedTensor(s((O*I//32*3,), jnp.uint32), s((blocks, 8), dtype), scale, (O, I), block_shape))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), t)
 
 chip = NamedSharding(Mesh(topologies.get_topology_desc(platform='tpu', topology_name='v6e:2x4').devices[:1], 'x'), P())

@@ -45,7 +45,7 @@ def whole(where):
     "A model as `06_evaluation/01_perplexity` wants it."
     n = compare.open_network(where)
     cfg = Config('whole', n.model, QuantConfig(nativebit=False))
-    return cfg, fit_params({k: np.asarray(n.read(k), np.float32) for k,_ in param_shapes(n.model)}, model_shapes(cfg))
+    return cfg, fit_params({k: np.asarray(n.read(k), np.float32) for k,_ in param_shapes(n.model)}, model_shapes(cfg.model))
 
 @pytest.mark.parametrize('original, other', [('model', 'kmeans'), ('untied', 'untied-rtn')])
 def test_rows_are_those_of_two_whole_networks(home, original, other):

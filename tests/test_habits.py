@@ -286,7 +286,7 @@ def test_tensors_that_may_take_part(llama):
 @pytest.mark.parametrize('size, geometry, fits', [(1e9, 'published', True), (1e9, 'int8', False), (1e9, 'lut-b', True), (1e-9, 'int8', False), (1e-9, '4bit', False), (1e-9, 'lut-b', True), (0, 'int8', True), (1e4, 'int8', True), (1e-3, '2bit', True)])
 @pytest.mark.parametrize('method', ['rtn', 'kmeans'])
 def test_weights_out_of_range(llama, tmp_path, size, geometry, fits, method):
-    from nativebit.formats.hf_folder import linear_weight, open_folder
+    from nativebit.formats.hf_folder import open_folder
     from nativebit.pipelines.quantize import quantize
     import torch
     with torch.no_grad(): w = llama[1].model.layers[0].mlp.up_proj.weight.mul_(size*50)
@@ -296,7 +296,7 @@ def test_weights_out_of_range(llama, tmp_path, size, geometry, fits, method):
         with pytest.raises(UserError, match='model.layers.0.mlp.up_proj.weight .*out of the range of .* --geometry lut-b'): make()
         return
     make()
-    q = linear_weight(open_folder(tmp_path/'q'), 'model.layers.0.mlp.up_proj')
+    q = open_folder(tmp_path/'q').tensor('model.layers.0.mlp.up_proj').dequantize()
     assert np.linalg.norm(q - w.detach().numpy().astype(float)) <= .6*np.linalg.norm(w.detach().numpy().astype(float))
 
 @pytest.mark.parametrize('seed', [2**32, 2**63, 2**64, -1])

@@ -8,7 +8,7 @@ from nativebit.config import GEOMETRIES, QuantConfig
 from nativebit.utils.cli import UserError
 from nativebit.interop.export import export_lut_b, export_nbpack, export_safetensors
 from nativebit.formats.size import CODES, DTYPES
-from nativebit.formats.hf_folder import GUARD, linear_weight, open_folder, packed_tensors, save_folder, save_shard, weight_files
+from nativebit.formats.hf_folder import GUARD, open_folder, packed_tensors, save_folder, save_shard, weight_files
 from nativebit.formats.bitpacking import entries_of
 from nativebit.quant.blocks import from_blocks, to_blocks
 import nativebit.interop.transformers as hf
@@ -52,7 +52,7 @@ def looked_up(model, path):
     "The float model with the folder's weights."
     f = open_folder(path)
     state = {n: torch.from_numpy(x.astype(np.float32)) for n,x in f.tensors.items() if n.rpartition('.')[0] not in f.linears or n.endswith('.bias')}
-    model.load_state_dict(state | {f'{P}.weight': torch.from_numpy(linear_weight(f, P)) for P in f.linears}, strict=False)
+    model.load_state_dict(state | {f'{P}.weight': torch.from_numpy(f.tensor(P).dequantize()) for P in f.linears}, strict=False)
     return model
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,7 @@
 "Kernels without a GPU: layouts over many shapes, Triton in its interpreter, the CUDA source lane by lane on a CPU, PTX compiled ahead of time."
 import ctypes, os, shutil, subprocess, sys
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 import pytest
 os.environ.setdefault('TRITON_INTERPRET', '1')   # before Triton is imported
@@ -15,42 +16,35 @@ ROOT = Path(__file__).resolve().parent.parent
 GXX = ['g++', '-std=c++17', '-O1', '-DON_CPU', '-I../../tests', '-x', 'c++', '-shared', '-fPIC', '-pthread']
 pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason='Triton was imported before TRITON_INTERPRET=1 was set')
 
-def parts(o, i, bits, kind):
-    "Words, codes and scales of a random matrix, as a file has them."
-    words, codes, scales = layout.random_blocks(o, i, bits, kind)
-    return words, codes, torch.tensor(1/60/i**.5) if scales is None else scales
-
 sizes = dict(o=st.integers(1, 70), i=st.integers(1, 70).map(lambda n: 8*n), bits=st.sampled_from([2, 3, 4]), kind=st.sampled_from(list(layout.KINDS)))
 
 @settings(max_examples=40, deadline=None)
 @given(**sizes)
 def test_units_can_be_undone(o, i, bits, kind):
-    words, codes, scales = parts(o, i, bits, kind)
-    scales = scales if kind == 'int8' else None
-    for a, b in zip((words, codes, scales), layout.from_units(layout.to_units(words, codes, scales, (o, i)), (o, i), bits, kind)):
-        assert (a is None and b is None) or torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    q = layout.random_tensor(o, i, bits, kind)
+    again = layout.from_units(layout.to_units(q), (o, i), bits, kind, None if kind == 'int8' else q.scale)
+    for k, x in q.arrays().items(): assert torch.equal(x.view(torch.uint8), again.arrays()[k].view(torch.uint8))
 
 @settings(max_examples=20, deadline=None)
 @given(**sizes)
 def test_dequantize_is_what_the_file_says(o, i, bits, kind):
-    words, codes, scales = parts(o, i, bits, kind)
-    cb, (bo, bi) = codes.float()*scales.float().reshape(-1, 1), layout.KINDS[kind][1]
-    w = layout.dequantize(layout.pack_matrix(words, codes, scales, (o, i), (bo, bi)))
+    q = layout.random_tensor(o, i, bits, kind)
+    cb, (bo, bi) = q.codebook.float()*q.scale.float().reshape(-1, 1), layout.KINDS[kind][1]
+    w = layout.dequantize(layout.to_kernel_layout(q))
     row, col = torch.arange(o)[:, None], torch.arange(i)[None, :]
     block = row//bo * -(-i//bi) + col//bi
-    idx = layout.unpack_words(words, bits).flatten(1)[block, row % bo * bi + col % bi]
+    idx = q.indices().long()[block, row % bo * bi + col % bi]
     assert torch.equal(w, cb[block, idx])
 
 @pytest.mark.parametrize('kind', list(layout.KINDS))
 def test_codebooks_of_few_entries(kind):
-    words, codes, scales = parts(16, 128, 3, kind)
-    idx = layout.unpack_words(words, 3).clamp(max=5)
-    p = layout.pack_matrix(layout.pack_words(idx, 3), codes.view(torch.uint8)[:, :6].contiguous().view(codes.dtype), scales, (16, 128), layout.KINDS[kind][1])
-    assert p.kind == kind and torch.equal(layout.dequantize(p), layout.dequantize(layout.pack_matrix(layout.pack_words(idx, 3), codes, scales, (16, 128), layout.KINDS[kind][1])))
+    q = layout.random_tensor(16, 128, 3, kind)
+    q = replace(q, words=layout.pack_indices(q.indices().clamp(max=5).flatten(), 3))
+    p = layout.to_kernel_layout(replace(q, codebook=q.codebook.view(torch.uint8)[:, :6].contiguous().view(q.codebook.dtype)))
+    assert p.kind == kind and torch.equal(layout.dequantize(p), layout.dequantize(layout.to_kernel_layout(q)))
 
 def test_odd_inputs_go_the_slow_way():
-    words, codes, scales = parts(16, 100, 3, 'int8')
-    p = layout.pack_matrix(words, codes, scales, (16, 100), (1, 128))
+    p = layout.to_kernel_layout(layout.random_tensor(16, 100, 3, 'int8'))
     assert p.kind == 'float' and p.shape == (16, 100)
 
 def test_defaults_fit_shared_memory():

@@ -1,15 +1,28 @@
 "Some matrices differently: whoever reads the folder, or the file made of it, reads the same mixture; what nobody can have meant is refused."
 import json, shutil
-import numpy as np, pytest
+import jax, jax.numpy as jnp, ml_dtypes, numpy as np, pytest
 torch, transformers, gguf = [pytest.importorskip(n) for n in ('torch', 'transformers', 'gguf')]
 import nativebit as nb, nativebit.hf
-from nativebit.config import GEOMETRIES, QuantConfig, get_config
+from nativebit.config import GEOMETRIES, QuantConfig, get_config, override
+from nativebit.evaluation.perplexity import perplexity, token_nll
 from nativebit.formats.hf_folder import open_folder
 from nativebit.formats.nbpack import file_ledger, read_pack
+from nativebit.formats.overrides import override_pairs
+from nativebit.formats.size import matrix_shapes
 from nativebit.interop.export import export_lut_b, export_nbpack, export_safetensors
+from nativebit.models import transformer
+from nativebit.models.checkpoint import load_network, save_checkpoint, start_codebooks
+from nativebit.models.transformer import init_model
 from nativebit.pipelines.decoders import jax_decoder, torch_decoder
 from nativebit.pipelines.quantize import main, quantize, store_layer
+from nativebit.ptq.pack import pack_checkpoint
+from nativebit.quant.codebook import codebooks
+from nativebit.train.init import init_state
+from nativebit.train.loop import load_tokens, main as train_main, train
+from nativebit.train.states import RunStates
+from nativebit.train.step import eval_params, first_state, make_quant_ops, state_shapes
 from nativebit.utils.cli import UserError, parse_args
+from nativebit.utils.pytree import leaf_names, with_leaves
 from nativebit.interop.convert import open_model
 from test_convert import random_transformer, write_gguf
 
@@ -132,6 +145,79 @@ def test_a_file_without_exceptions_is_as_it_was(home, tmp_path):
     assert 'overrides' not in read_pack(export_nbpack(open_folder(home/'plain'), tmp_path/'x'/'p.nbpack.safetensors')).meta['config']
     assert QuantConfig(**GEOMETRIES['lut-b']).of('layers.0.attn.q') == QuantConfig(**GEOMETRIES['lut-b'])
 
-def test_training_has_one_geometry():
-    from nativebit.models.transformer import init_model
-    with pytest.raises(UserError, match='overrides'): init_model(get_config('tiny', overrides=(('*.down', '4bit'),)), seed=0)
+TRAINED = {'layers.0.attn.*': 'float', 'layers.0.mlp.up': '4bit', '*.down': '2bit'}
+
+@pytest.mark.parametrize('geometry, recipe, start', [('int8', 'published', 'quantile'), ('lut-b', 'qat', 'kmeans'), ('lut-b', 'published', 'gptq')])
+def test_a_run_trains_evaluates_and_packs_one_mixture(tmp_path, geometry, recipe, start):
+    "Q(w) of the state, the checkpoint and what is read of the packed file are the same numbers; a kept state is the run's."
+    text = tmp_path/'some.txt'
+    text.write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(300)))
+    cfg = get_config('tiny', recipe=recipe, geometry=geometry, overrides=override_pairs(TRAINED), start=start, n_layers=3, dataset=f'text:{text}', max_steps=6, save_every=3,
+                     requantize_every=2 if recipe == 'published' else 1, warmup_steps=1, lr=1e-2, batch_size=2, val_batches=1, test_tokens=64, calibration_tokens=128)
+    save_checkpoint(tmp_path/'float', cfg, init_model(override(cfg, nativebit=False), seed=0)[0])
+    result = train(cfg, tmp_path/'run', tmp_path/'float')
+    state = RunStates(tmp_path/'run'/'state', keep=None).restore(state_shapes(cfg))
+    entries = {n.removesuffix('.codebook'): x.shape[1] for n,x in codebooks(state.quant_state).items()}
+    assert entries == {n: q.n_entries for n in matrix_shapes(cfg.model) if (q := cfg.quant.of(n))} and {*entries.values()} == {4, 8, 16} and len(entries) == 17
+    moved = leaf_names(init_state(cfg, tmp_path/'float', load_tokens(cfg)['train'])[0].quant_state)
+    assert all((x != moved[n]).any() for n,x in codebooks(state.quant_state).items())
+    want = {n: np.asarray(x) for n,x in leaf_names(eval_params(state, cfg)).items()}
+    assert all((leaf_names(state.params)[f'{n}.weight'] != want[f'{n}.weight']).any() for n in entries)
+    _, loaded = load_network(tmp_path/'run')
+    pack = read_pack(pack_checkpoint(tmp_path/'run', tmp_path/'one'/'m.nbpack.safetensors'))
+    for n,x in want.items():
+        assert np.array_equal(x, leaf_names(loaded)[n]), n
+        held = x if n.removesuffix('.weight') in entries else x.astype(ml_dtypes.bfloat16).astype(np.float32)
+        assert np.array_equal(pack.weight(n), held), n
+    nll = token_nll(cfg, with_leaves(loaded, {n: jnp.asarray(pack.weight(n)) for n in want}), load_tokens(cfg)['test'], batch_size=2, max_tokens=64)
+    assert perplexity(nll) == pytest.approx(result['test_ppl'], rel=1e-6)
+
+def test_each_matrix_learns_as_in_a_network_of_its_geometry():
+    "One step: what is not an exception moves as without exceptions, an exception as where all are like it."
+    cfg = get_config('tiny', geometry='int8')
+    tokens = jax.random.randint(jax.random.key(0), (2, 65), 0, 256)
+    params = init_model(cfg, seed=0)[0]
+    def moved(cfg):
+        new = make_quant_ops(cfg.quant)['requantize'](first_state(cfg, params, start_codebooks(cfg, params)))
+        return leaf_names(new.quant_state)
+    mixed, plain, four = [moved(c) for c in (override(cfg, overrides=override_pairs({'*.down': '4bit', '*.q': 'float'})), cfg, override(cfg, geometry='4bit'))]
+    assert {n for n in plain if n not in mixed} == {n for n in plain if '.attn.q.' in n}
+    for n,x in mixed.items(): assert np.array_equal(x, (four if '.down.' in n else plain)[n]), n
+
+def test_layers_that_differ_are_no_loop(monkeypatch):
+    monkeypatch.setattr(transformer, 'DEEP', 3)
+    tokens = jnp.ones((1, 8), jnp.int32)
+    def logits(loop, **overrides):
+        cfg = get_config('tiny', n_layers=3, overrides=override_pairs(overrides))
+        params, state = init_model(cfg, seed=0)
+        f = jax.jit(lambda *x: transformer.forward_fn(cfg)(*x, loop=loop))
+        return 'while' in f.lower(params, tokens, state).as_text(), np.asarray(f(params, tokens, state))
+    assert logits(True)[0] and logits(True, **{'*.down': '4bit'})[0]   # all layers have the same exception
+    differ, at_once = logits(True, **{'layers.1.*': 'float'}), logits(False, **{'layers.1.*': 'float'})
+    assert not differ[0] and np.array_equal(differ[1], at_once[1])
+
+def test_training_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'some.txt').write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(300)))
+    words = ['--config', 'tiny', '--dataset', 'text:some.txt', '--max-steps', '4', '--batch-size', '2', '--val-batches', '1', '--test-tokens', '64', '--save-every', '2', '--name']
+    run = lambda *more: train_main(**parse_args(train_main, [*words, *more]))
+    run('mixed', '--override', 'layers.0.*=float', '--override', '*.down=4bit')
+    meta = json.loads((tmp_path/'logs'/'mixed'/'meta.json').read_text())
+    assert meta['config']['quant']['overrides'] == [['layers.0.*', 'float'], ['*.down', '4bit']]
+    run('mixed', '--resume', '--max-steps', '6')   # the name is enough
+    assert json.loads((tmp_path/'logs'/'mixed'/'meta.json').read_text())['step'] == 6
+    with pytest.raises(UserError, match='another network or codebooks'): run('mixed', '--resume', '--override', '*.down=2bit')
+    with pytest.raises(UserError, match="mlp.down' is near"): run('typo', '--override', '*.donw=4bit')
+    with pytest.raises(UserError, match='all matrices would stay in float'): run('none', '--override', '*=float')
+    assert not (tmp_path/'logs'/'typo').exists()
+
+def test_qat_of_a_mixture(home, tmp_path):
+    text = tmp_path/'some.txt'
+    text.write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(300)))
+    rows = quantize(home/'model', tmp_path/'qat', 'qat', 'lut-b', data=f'text:{text}', context_len=32, overrides=MIXED, max_steps=3, batch_size=2, warmup_steps=1, val_batches=1, test_tokens=64, lr=1e-2)
+    assert '5 float' in rows[1]['matrices']
+    got, start = nb.load(tmp_path/'qat'), nb.load(home/'mixed')
+    assert {n: got.config.quant.override_of(n) for n in SAYS} == SAYS and got.bits_per_weight == pytest.approx(start.bits_per_weight)
+    for n in SAYS: assert not np.array_equal(got.read(f'{n}.weight'), start.read(f'{n}.weight'))   # in float or not, all have learned
+    live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/'qat', dtype=torch.float32)
+    with torch.no_grad(): np.testing.assert_allclose(live(torch.tensor(TOKENS)).logits.numpy(), np.asarray(got.logits(TOKENS)), atol=1e-4)

@@ -9,7 +9,7 @@ from nativebit.utils.cli import UserError
 from nativebit.formats.size import CODES, DTYPES, ledger_text, param_shapes
 from nativebit.formats.nbpack import estimate_ledger, file_ledger, int8_rows, metadata_crc, pack_tensors, read_pack, write_pack
 from nativebit.data.tokenizers import tokenizer_note
-from nativebit.formats.bitpacking import entries_of, index_width, pack_matrix, unpack_matrix
+from nativebit.formats.bitpacking import entries_of, index_width, pack_matrix
 
 STDLIB = Path(__file__).resolve().parent.parent/'data'/'stdlib'
 some = lambda n: settings(max_examples=n, deadline=None, derandomize=True)
@@ -38,9 +38,9 @@ def random_network(seed=0, **settings):
        st.sampled_from(CODEBOOK_DTYPES), st.integers(0, 2**32-1))
 def test_a_matrix_comes_back(o, i, K, block_shape, dtype, seed):
     w, codes, scale = random_matrix(np.random.default_rng(seed), (o, i), K, block_shape, dtype)
-    parts = pack_matrix(w, codes, scale, block_shape)
-    assert np.array_equal(unpack_matrix(parts['words'], codes, scale, (o, i), block_shape), w)
-    assert parts['words'].nbytes == -(-len(codes)*math.prod(block_of(block_shape, (o, i)))//32)*4*index_width(K)
+    q = pack_matrix(w, codes, scale, block_shape)
+    assert np.array_equal(q.dequantize(), w)
+    assert q.words.nbytes == -(-len(codes)*math.prod(block_of(block_shape, (o, i)))//32)*4*index_width(K)
 
 @pytest.mark.parametrize('geometry', GEOMETRIES)
 @pytest.mark.parametrize('embed', ['bfloat16', 'int8', 'float32'])

@@ -4,7 +4,7 @@ import pytest
 torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')   # in the extra [hf]
 from torch import nn
 from nativebit.config import GEOMETRIES, QuantConfig
-from nativebit.formats.hf_folder import linear_weight, open_folder
+from nativebit.formats.hf_folder import open_folder
 from nativebit.pytorch import NativeBitLinear, convert, distillation_loss, param_groups, quantize_
 from nativebit.pytorch.qat import distillation, prepared
 from nativebit.pytorch.quant import start_codebook
@@ -44,7 +44,7 @@ def rounded(model):
 def holds(path, model):
     "Does a folder hold a model's Q(w), bit for bit?"
     folder, layers = open_folder(path), prepared(model)
-    return set(folder.linears) == set(layers) and all((linear_weight(folder, P) == m.evaluated().cpu().numpy()).all() for P,m in layers.items())
+    return set(folder.linears) == set(layers) and all((folder.tensor(P).dequantize() == m.evaluated().cpu().numpy()).all() for P,m in layers.items())
 
 @pytest.mark.parametrize('device', ['cpu', GPU])
 @pytest.mark.parametrize('family, geometry', [('llama', '2bit'), ('tied', 'int8'), ('qwen2', 'lut-b')])

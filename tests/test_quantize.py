@@ -1,18 +1,19 @@
 "The command as a user runs it: each method, stopped and taken up again, refused where it can't be done."
-import json, signal, time
+import json, re, signal, time
 from pathlib import Path
 from unittest.mock import Mock
 import ml_dtypes, numpy as np, pytest, test_cli
 from safetensors.numpy import save_file
 from nativebit.interop.families import hf_names, model_config
 from nativebit.models.checkpoint import fit_params
-from nativebit.config import Config, QuantConfig
+from nativebit.config import GEOMETRIES, QuantConfig
 from nativebit.interop.convert import open_model
 from nativebit.utils.cli import one_sentence, parse_args
 from nativebit.data.tokenizers import train_tokenizer
 from nativebit.formats.size import param_shapes
-from nativebit.models.transformer import forward_fn, model_shapes
+from nativebit.models.transformer import model_shapes, network
 from nativebit.formats.hf_folder import open_folder
+from nativebit.ptq.gptq import refit_codebook, weighted_codebook
 from nativebit.pipelines.quantize import folder_reader, main, quantize, store_layer
 
 CONFIG = dict(architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
@@ -83,9 +84,17 @@ def test_transformers_loads_what_is_written(tmp_path, kind):
     quantize(source, tmp_path/'packed', 'rtn', 'lut-b')
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/'packed', dtype=torch.float32)
     model, tokens = open_model(source).model, np.random.default_rng(0).integers(0, 80, (2, 24))
-    cfg, read = Config('packed', model, QuantConfig(nativebit=False)), folder_reader(open_folder(tmp_path/'packed'), model)
-    params = fit_params({n: read(n) for n,_ in param_shapes(model)}, model_shapes(cfg))
-    with torch.no_grad(): np.testing.assert_allclose(forward_fn(cfg)(params, tokens), theirs(torch.tensor(tokens)).logits.numpy(), atol=1e-4)
+    read = folder_reader(open_folder(tmp_path/'packed'), model)
+    params = fit_params({n: read(n) for n,_ in param_shapes(model)}, model_shapes(model))
+    with torch.no_grad(): np.testing.assert_allclose(network(model, params)(tokens), theirs(torch.tensor(tokens)).logits.numpy(), atol=1e-4)
+
+@pytest.mark.parametrize('geometry', GEOMETRIES)
+def test_on_a_cpu_no_thread_waits_for_others(geometry):
+    "Of a batch of systems each thread solves a part and waits for the rest: with as many batches as threads, for ever."
+    w, quant = np.ones((64, 128), np.float32), QuantConfig(**GEOMETRIES[geometry])
+    cb = weighted_codebook(w, np.eye(128, dtype=np.float32), quant)
+    program = refit_codebook.lower(w, np.eye(128, dtype=np.float32), w, cb, quant).as_text()
+    assert set(re.findall(r'num_batch_dims = "(\d)"', program)) == {'0'}
 
 def test_no_data_no_perplexity(home):
     p = run(home, '--method', 'rtn', '--out', 'rtn')

@@ -8,10 +8,10 @@ from nativebit.__main__ import program
 from nativebit.config import get_config
 from nativebit.data.loader import prepare
 from nativebit.data.tokenizers import ByteTokenizer, train_tokenizer
-from nativebit.formats.hf_folder import linear_weight, open_folder
+from nativebit.formats.hf_folder import open_folder
 from nativebit.formats.size import param_shapes
 from nativebit.evaluation.results_file import begin_rows
-from nativebit.experiments.grids import sweep
+from nativebit.experiments.sweep import sweep
 from nativebit.experiments.runner import make_setup, run_rows
 from nativebit.interop.convert import convert
 from nativebit.interop.export import export_safetensors
@@ -69,7 +69,7 @@ def test_unfinished_work_is_of_these_weights(tmp_path, words, monkeypatch):
     quantize(tmp_path/'kept', tmp_path/'q', 'rtn')   # the same weights elsewhere
     quantize(tmp_path/'kept', tmp_path/'whole', 'rtn')
     a, b = open_folder(tmp_path/'q'), open_folder(tmp_path/'whole')
-    assert all(np.array_equal(linear_weight(a, P), linear_weight(b, P)) for P in b.linears)
+    assert all(np.array_equal(a.tensor(P).dequantize(), b.tensor(P).dequantize()) for P in b.linears)
 
 def test_unfinished_work_is_of_this_text(tmp_path, words, monkeypatch):
     hub_model(tmp_path/'m', words); (tmp_path/'t.txt').write_text(TEXT); monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache'))
@@ -250,7 +250,7 @@ def test_quantize_goes_on_after_a_kill(tmp_path, words, packed, at):
     if at != 'last': quantize(tmp_path/'m', tmp_path/'q', 'rtn')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m', 'q'] and (tmp_path/'q'/'quantize.json').exists()
     a, b = open_folder(tmp_path/'q'), open_folder(packed)
-    assert all(np.array_equal(linear_weight(a, P), linear_weight(b, P)) for P in b.linears)
+    assert all(np.array_equal(a.tensor(P).dequantize(), b.tensor(P).dequantize()) for P in b.linears)
 
 def test_two_at_once(tmp_path, words):
     hub_model(tmp_path/'m', words)

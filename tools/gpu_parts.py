@@ -27,16 +27,16 @@ def text(folder):
 def jax_logits(folder, source, tokens):
     import jax
     from nativebit.models.checkpoint import fit_params
-    from nativebit.config import Config, QuantConfig
     from nativebit.interop.convert import open_model
     from nativebit.formats.size import param_shapes
-    from nativebit.models.transformer import forward_fn, model_shapes
+    from nativebit.models.transformer import model_shapes, network
     from nativebit.formats.hf_folder import open_folder
     from nativebit.interop.export import folder_reader
     model = open_model(source).model
-    cfg, read = Config('packed', model, QuantConfig(nativebit=False)), folder_reader(open_folder(folder), model)
-    params = fit_params({n: read(n) for n,_ in param_shapes(model)}, model_shapes(cfg))
-    with jax.default_matmul_precision('highest'): return np.asarray(jax.jit(forward_fn(cfg))(params, tokens))
+    read = folder_reader(open_folder(folder), model)
+    params = fit_params({n: read(n) for n,_ in param_shapes(model)}, model_shapes(model))
+    run = jax.jit(lambda params, tokens: network(model, params)(tokens))
+    with jax.default_matmul_precision('highest'): return np.asarray(run(params, tokens))
 
 def logits(folder, source):
     import torch, nativebit.hf

@@ -8,6 +8,7 @@ __all__ = ['make_mesh', 'split_axis', 'spec_for', 'shardings', 'shard_state', 'p
            'to_host', 'anywhere']
 
 # %% ../../nbs/04_distributed/01_sharding.ipynb #0b5ba89e
+import re
 from contextlib import nullcontext
 from functools import lru_cache
 import jax, numpy as np
@@ -15,6 +16,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from ..config import Config, QuantConfig
+from ..quant.linear import MEMORY
 from ..utils.cli import UserError
 from ..utils.pytree import leaf_names, with_leaves
 
@@ -50,12 +52,13 @@ def spec_for(
     n:int,              # devices on the axis 'fsdp'
 )->P:                   # how its axes are split
     "Where a leaf's parts go: matrices by blocks, codebooks with them, embeddings anyhow, others everywhere."
-    last = name.split('.')[-1]
-    if last in ('codebook', 'counts', 'sums'):
+    last, matrix = name.split('.')[-1], re.search(r'layers\.\d+\.\w+\.\w+(?=\.)', name)
+    if last in ('codebook', *MEMORY):
         return (P('fsdp') if spec_for(name.removesuffix(last) + 'delta', shapes, quant, n) == P('fsdp')
                 else P())
     if len(shapes[name]) < 2: return P()
-    axis = split_axis(shapes[name], (1, 1) if last in ('embed', 'head') else quant.block_shape, n)
+    own = matrix and quant.of(matrix[0]) or quant   # what stays in float is cut as most are
+    axis = split_axis(shapes[name], (1, 1) if last in ('embed', 'head') else own.block_shape, n)
     return P() if axis is None else P(*[None]*axis, 'fsdp')
 
 # %% ../../nbs/04_distributed/01_sharding.ipynb #75fb26e3

@@ -8,7 +8,7 @@ __all__ = ['lowered_nll', 'token_nll', 'perplexity', 'ppl_report', 'evaluate_ppl
 # %% ../../nbs/06_evaluation/01_perplexity.ipynb #3d909271
 import math
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np
-from functools import lru_cache, partial
+from functools import lru_cache
 from jaxtyping import Integer
 from tqdm import tqdm
 from ..quant.codebook import stored_codebook
@@ -18,15 +18,15 @@ from ..utils.pytree import leaf_names, with_leaves
 from ..data.loader import eval_batches, thread_map
 from ..quant.linear import gathered
 from ..models.attention import exactly
-from ..models.transformer import cross_entropy, forward_fn
+from ..models.transformer import cross_entropy, network
 from ..distributed.sharding import to_host
-from ..formats.bitpacking import pack_matrix, unpack_matrix
+from ..formats.bitpacking import pack_matrix
 
 # %% ../../nbs/06_evaluation/01_perplexity.ipynb #4eb8b172
 @lru_cache
 def _nll(model):
-    forward = partial(forward_fn(Config('evaluation', model)), loop=True)
-    return jax.jit(exactly(lambda params, x, y: gathered(cross_entropy(forward(params, x), y))))
+    loss = lambda params, x, y: gathered(cross_entropy(network(model, params)(x, loop=True), y))
+    return jax.jit(exactly(loss))
 
 def lowered_nll(
     model:ModelConfig,  # the network's shape
@@ -89,8 +89,8 @@ def read_back(
     name:str='weight',  # for the error
 )->np.ndarray:          # (O, I), the same numbers
     "A matrix packed and read again. Raises `UserError` where the file would hold other numbers."
-    parts = pack_matrix(w, *stored_codebook(cb, quant.codebook_dtype), quant.block_shape, name)
-    got = unpack_matrix(parts['words'], parts['codebook'], parts.get('scale'), w.shape, quant.block_shape)
+    codes, scale = stored_codebook(cb, quant.codebook_dtype)
+    got = pack_matrix(w, codes, scale, quant.block_shape, name).dequantize()
     if not np.array_equal(got, w):
         raise UserError(f"{name} is not the matrix that its packed form holds; please report this, "
                         "with the device and the versions of jax and jaxlib")
@@ -106,7 +106,7 @@ def as_read(
     def stored(item):
         n, x, w, cb = item
         new = (w.astype(ml_dtypes.bfloat16).astype(np.float32) if cb is None
-               else read_back(np.asarray(w, np.float32), cb, quant, n))
+               else read_back(np.asarray(w, np.float32), cb, quant.of(n.removesuffix('.weight')), n))
         # as it lay, so that nothing is compiled again
         return n, jax.device_put(new, x.sharding) if getattr(x, 'committed', False) else jnp.asarray(new)
     book = lambda n: None if (cb := books.get(n.removesuffix('weight') + 'codebook')) is None else to_host(cb)
@@ -117,9 +117,8 @@ def as_read(
 # %% ../../nbs/06_evaluation/01_perplexity.ipynb #41c74f77
 @lru_cache
 def _divergence(model):
-    forward = partial(forward_fn(Config('evaluation', model)), loop=True)
     def f(teacher, params, x):
-        p, q = [jax.nn.log_softmax(forward(w, x)) for w in (teacher, params)]
+        p, q = [jax.nn.log_softmax(network(model, w)(x, loop=True)) for w in (teacher, params)]
         return (jnp.exp(p)*(p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
     return jax.jit(exactly(f))
 
@@ -142,9 +141,8 @@ def compare(
 # %% ../../nbs/06_evaluation/01_perplexity.ipynb #8512484d
 @lru_cache
 def _next_token(model):
-    forward = partial(forward_fn(Config('evaluation', model)), loop=True)
     def f(params, window, n, key, temperature):
-        logits = forward(params, window[None])[0, n-1]
+        logits = network(model, params)(window[None], loop=True)[0, n-1]
         return jax.random.categorical(key, logits/temperature)
     return jax.jit(f)
 

@@ -9,7 +9,7 @@ __all__ = []
 from ..utils.lazy import lazy
 
 __getattr__, __dir__ = lazy(__name__,
-    bitpacking='pack_indices unpack_indices pack_matrix unpack_matrix',
+    bitpacking='QuantizedTensor pack_indices unpack_indices pack_matrix',
     size='ledger ledger_text stored_tensors',
     nbpack='Pack write_pack read_pack',
     hf_folder='open_folder save_folder',

@@ -6,8 +6,7 @@
 __all__ = ['METHOD', 'VERSION', 'MIXED', 'HINT', 'GUARD', 'GEOMETRY', 'SUFFIXES', 'SHARD', 'METADATA', 'TIED', 'quant_to_dict',
            'packed_config', 'check_quant', 'geometry_note', 'check_geometry', 'packed_tensors', 'stored_linear',
            'linear_misfit', 'is_packed', 'save_shard', 'shards', 'save_tensors', 'save_folder', 'read_shard', 'Folder',
-           'linear_names', 'linear_weight', 'check_linears', 'check_bytes', 'check_folder', 'shapes_of', 'read_files',
-           'open_folder']
+           'linear_names', 'check_linears', 'check_bytes', 'check_folder', 'shapes_of', 'read_files', 'open_folder']
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #6419f382
 import json
@@ -22,7 +21,8 @@ from ..utils.safetensors import (ARRAY_TYPES, check_sums, file_header, full_sum,
 from ..utils.cli import UserError
 from ..utils.files import settled, copy_files, whole_folder
 from .size import DTYPES, matrix_stored
-from .bitpacking import index_width, pack_matrix, unpack_indices, unpack_matrix
+from ..quant.blocks import block_of
+from .bitpacking import QuantizedTensor, pack_matrix
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #e04b8e29
 METHOD, VERSION, MIXED = 'nativebit', 1, 2   # the second version is of folders with several geometries
@@ -96,17 +96,16 @@ def packed_tensors(
     block_shape:tuple,   # rows × columns of a block
 ):                       # yields (name, array)
     "A matrix as the folder holds it. Raises `UserError` where a weight is none of its codebook's entries."
-    yield from stored_linear(P, pack_matrix(w, codes, scale, block_shape), w.shape)
+    yield from stored_linear(P, pack_matrix(w, codes, scale, block_shape))
 
 def stored_linear(
-    P:str,        # a module's name
-    parts:dict,   # words, codebook and perhaps scale, as of `pack_matrix`
-    shape:tuple,  # of the matrix, (out, in)
-):                # yields (name, array)
+    P:str,              # a module's name
+    q:QuantizedTensor,
+):                      # yields (name, array)
     "A packed matrix as the folder holds it."
-    yield f'{P}.weight', parts['words'].view(np.int32)
-    yield from ((f'{P}.{k}', np.asarray(x)) for k,x in parts.items() if k != 'words')
-    yield f'{P}.shape', np.array(shape, np.int32)
+    yield f'{P}.weight', q.words.view(np.int32)
+    yield from ((f'{P}.{k}', np.asarray(x)) for k,x in q.arrays().items() if k != 'words')
+    yield f'{P}.shape', np.array(q.shape, np.int32)
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #cc7ac10c
 def linear_misfit(
@@ -233,23 +232,17 @@ class Folder:
         return linear_names(self.types)
     def shape(self, P:str)->tuple: return tuple(map(int, self.tensors[f'{P}.shape']))
 
-    def words(self, P:str)->np.ndarray: return self.tensors[f'{P}.weight'].view(np.uint32)
-    def parts(self, P:str)->tuple:
-        "Words, codebooks and scales (or None) of a quantized module."
-        return self.words(P), self.tensors[f'{P}.codebook'], self.tensors.get(f'{P}.scale')
+    def tensor(self, P:str)->QuantizedTensor:
+        "The matrix of a quantized module."
+        words, shape = self.tensors[f'{P}.weight'].view(np.uint32), self.shape(P)
+        return QuantizedTensor(words, self.tensors[f'{P}.codebook'], self.tensors.get(f'{P}.scale'), shape,
+                               block_of(self.quant.of(P).block_shape, shape))
 
 def linear_names(types:dict)->list:
     "The modules of which a folder holds anything packed."
     packed = lambda n, x: (n.endswith(('.codebook', '.scale', '.shape')) or n.endswith('.weight')
                            and x[0] == 'I32')
     return sorted({n.rpartition('.')[0] for n,x in types.items() if packed(n, x)})
-
-def linear_weight(
-    folder:Folder,
-    P:str,            # a quantized module's name
-)->np.ndarray:        # (O, I) float32
-    "The weights of a quantized module, looked up."
-    return unpack_matrix(*folder.parts(P), folder.shape(P), folder.quant.of(P).block_shape)
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #84b7ea4b
 def check_linears(
@@ -288,12 +281,8 @@ def check_folder(folder:Folder, files):
     "Raise `UserError` where a checksum is wrong or an index too large."
     check_bytes(folder, files)
     for P in folder.linears:
-        # no index can be too large
-        if (K := folder.quant.of(P).n_entries) == 2**(bits := index_width(K)): continue
-        top = unpack_indices(folder.words(P), bits, folder.words(P).size*32//bits).max()
-        if top >= K:
-            raise UserError(f"{folder.path} is damaged ({P} has an index {top}, and there are {K} entries); "
-                            "make it anew")
+        if bad := folder.tensor(P).stray():
+            raise UserError(f"{folder.path} is damaged ({P} has {bad}); make it anew")
 
 def shapes_of(tensors:dict)->dict:
     "{module: (out, in)} of a folder's `P.shape`s."

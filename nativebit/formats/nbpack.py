@@ -8,19 +8,18 @@ __all__ = ['FORMAT', 'VERSION', 'int8_rows', 'pack_tensors', 'crc', 'metadata_cr
            'read_pack', 'file_ledger', 'header_size', 'estimate_ledger']
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #b88c9aa5
-import json, math, os, re, zlib
+import json, os, re, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import ml_dtypes, numpy as np
 from jaxtyping import Float
 from ..config import MATRIX, Config, QuantConfig, config_from_dict, config_to_dict, found_tokenizer
-from ..quant.blocks import block_of
 from ..utils.cli import need, UserError
 from ..utils.safetensors import array_bytes, save_arrays
 from ..utils.files import atomic_path, git_hash
 from .size import DTYPES, FLOATS, Stored, ledger, param_shapes, stored_tensors
-from .bitpacking import entries_of, index_width, pack_matrix, unpack_indices, unpack_matrix
+from .bitpacking import QuantizedTensor, entries_of, named_tensor, pack_matrix
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #ec11e9df
 def int8_rows(
@@ -42,8 +41,8 @@ def pack_tensors(
     for n,w in weights.items():
         w, p = np.asarray(w, np.float32), n.removesuffix('.weight')
         if p in books:
-            out |= {f'{p}.{k}': x
-                    for k,x in pack_matrix(w, *books[p], cfg.quant.of(p).block_shape, n).items()}
+            q = pack_matrix(w, *books[p], cfg.quant.of(p).block_shape, n)
+            out |= {f'{p}.{k}': x for k,x in q.arrays().items()}
         elif n in ('embed', 'head') and embed == 'int8': out[n], out[f'{n}.scale'] = int8_rows(w)
         else: out[n] = w.astype(DTYPES['F32' if embed == 'float32' else 'BF16'])
     return out
@@ -179,31 +178,21 @@ class Pack:
     @property
     def bits_per_weight(self)->float:
         "Bits that a weight of a matrix takes, on average: of indices, codebooks, scales, or of a float."
-        t, names = self.tensors, self.matrices
-        if not self.quantized: return 8.*t['layers.0.attn.q.weight'].dtype.itemsize
-        return 8*sum(t[x].nbytes for n in names for k in ('words', 'codebook', 'scale', 'weight')
-                     if (x := f'{n}.{k}') in t)/sum(o*i for o,i in names.values())
+        nbytes = lambda n: (self.tensor(n) if self.geometry(n) else self.tensors[f'{n}.weight']).nbytes
+        return 8*sum(map(nbytes, self.matrices))/sum(o*i for o,i in self.matrices.values())
 
     def geometry(self, name:str)->QuantConfig|None:
         "Of a matrix, such as 'layers.0.attn.q'; None for one that is in float."
         return self.config.quant.of(name) if f'{name}.words' in self.tensors else None
 
-    def indices(self, name:str)->np.ndarray:
-        "Indices (G, E) of a matrix; uint8."
-        quant, G = self.geometry(name), len(self.tensors[f'{name}.codebook'])
-        E = math.prod(block_of(quant.block_shape, self.matrices[name]))
-        return unpack_indices(self.tensors[f'{name}.words'], index_width(quant.n_entries), G*E).reshape(G, E)
-
-    def entries(self, name:str)->np.ndarray:
-        "Entries (G, K) of a matrix; float32."
-        return entries_of(self.tensors[f'{name}.codebook'], self.tensors.get(f'{name}.scale'))
+    def tensor(self, name:str)->QuantizedTensor:
+        "A quantized matrix, such as 'layers.0.attn.q'."
+        return named_tensor(self.tensors, name, self.matrices[name], self.geometry(name).block_shape)
 
     def weight(self, name:str)->np.ndarray:
         "A parameter by its checkpoint's name, such as 'layers.0.attn.q.weight' or 'embed'; float32."
         p, t = name.removesuffix('.weight'), self.tensors
-        if f'{p}.words' in t:
-            return unpack_matrix(t[f'{p}.words'], t[f'{p}.codebook'], t.get(f'{p}.scale'), self.matrices[p],
-                                 self.geometry(p).block_shape)
+        if f'{p}.words' in t: return self.tensor(p).dequantize()
         return entries_of(t[name], t[f'{name}.scale']) if f'{name}.scale' in t else t[name].astype(np.float32)
 
     def weights(self)->dict: return {n: self.weight(n) for n,_ in param_shapes(self.config.model)}
@@ -233,11 +222,8 @@ def check_tensors(
     if bad := next((n for n,x in zip(pack.tensors, here) if sums.get(n) != x), None):
         raise UserError(f"{pack.path} is damaged (the checksum of {bad} is wrong); copy or pack it again")
     for n in pack.matrices:
-        # of what is no power of two an index can be too large
-        if (quant := pack.geometry(n)) is None or (K := quant.n_entries) == 2**index_width(K): continue
-        if (top := pack.indices(n).max()) >= K:
-            raise UserError(f"{pack.path} is damaged ({n} has an index {top}, and there are {K} entries); "
-                            "pack it again")
+        if pack.geometry(n) and (bad := pack.tensor(n).stray()):
+            raise UserError(f"{pack.path} is damaged ({n} has {bad}); pack it again")
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #183c0b63
 def read_pack(

@@ -18,8 +18,7 @@ from .families import hf_names, model_config
 from ..utils.files import TEMPLATES, copy_files, refuse_links, whole_folder
 from ..data.tokenizers import tokenizer_note
 from ..formats.nbpack import write_pack
-from ..formats.hf_folder import SHARD, Folder, linear_weight, open_folder, save_tensors
-from ..formats.bitpacking import entries_of, unpack_indices
+from ..formats.hf_folder import SHARD, Folder, open_folder, save_tensors
 
 # %% ../../nbs/12_interop/05_export.ipynb #fe7e6665
 FLOAT = dict(bfloat16=ml_dtypes.bfloat16, float16=np.float16, float32=np.float32)
@@ -76,7 +75,7 @@ def unpacked_tensors(
     for n,x in folder.tensors.items():
         P, _, kind = n.rpartition('.')
         if P not in packed or kind == 'bias': yield n, held_in(x, dtype, n)
-        elif kind == 'weight' and P not in keep: yield n, held_in(linear_weight(folder, P), dtype, n)
+        elif kind == 'weight' and P not in keep: yield n, held_in(folder.tensor(P).dequantize(), dtype, n)
 
 def export_safetensors(
     folder:Folder, out,
@@ -102,12 +101,10 @@ def lut_b_tensors(
     P:str,  # a quantized module whose sides are multiples of a tile's
 )->tuple:   # weight_packed, weight_codebook
     "A matrix as the prototype has it."
-    words, codes, scale = folder.parts(P)
-    o, i = folder.shape(P)
-    idx = unpack_indices(words, 3, len(codes)*512).reshape(-1, 512)
-    shape = o//TILE[0], i//TILE[1], -1
-    return (lut_b_indices(idx).reshape(shape),
-            entries_of(codes, scale).astype(ml_dtypes.float8_e4m3fn).reshape(shape))
+    q = folder.tensor(P)
+    shape = q.shape[0]//TILE[0], q.shape[1]//TILE[1], -1
+    return (lut_b_indices(q.indices()).reshape(shape),
+            q.entries().astype(ml_dtypes.float8_e4m3fn).reshape(shape))
 
 # %% ../../nbs/12_interop/05_export.ipynb #aa2ca3ae
 def lut_b_config(
@@ -150,7 +147,7 @@ def scale_error(
     folder:Folder, P:str,
 )->np.ndarray:  # squared error, squared weights
     "What rounding scaled entries to E4M3 changes."
-    w = linear_weight(folder, P).astype(np.float64)
+    w = folder.tensor(P).dequantize().astype(np.float64)
     return np.array([((w.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) - w)**2).sum(),
                      (w**2).sum()])
 
@@ -163,7 +160,7 @@ def folder_reader(
     names, packed = hf_names(model), {*folder.linears}
     def read(n):
         P = names[n].removesuffix('.weight')
-        return linear_weight(folder, P) if P in packed else folder.tensors[names[n]].astype(np.float32)
+        return folder.tensor(P).dequantize() if P in packed else folder.tensors[names[n]].astype(np.float32)
     return read
 
 def our_overrides(
@@ -197,7 +194,7 @@ def pack_of(
             out[ours] = folder.tensors[theirs] if exact else folder.tensors[theirs].astype(ml_dtypes.bfloat16)
             continue
         out |= {f"{ours.removesuffix('.weight')}.{k}": x
-                for k,x in zip(('words', 'codebook', 'scale'), folder.parts(P)) if x is not None}
+                for k,x in folder.tensor(P).arrays().items()}
     return cfg, out
 
 def export_nbpack(folder:Folder, out)->Path:

@@ -23,21 +23,23 @@ def repeat_kv(
 def attention_weights(
     q:Float[Array, "B T N H"],  # queries
     k:Float[Array, "B S N H"],  # keys
+    start=0,                    # position of the first query
 )->Float[Array, "B N T S"]:     # float32, rows sum to 1
     "Who attends to whom: the causal softmax of the scaled products."
     scores = jnp.einsum('btnh,bsnh->bnts', q, k, preferred_element_type=jnp.float32) * q.shape[-1]**-.5
-    causal = jnp.arange(q.shape[1])[:, None] >= jnp.arange(k.shape[1])
+    causal = start + jnp.arange(q.shape[1])[:, None] >= jnp.arange(k.shape[1])
     return jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1)
 
 # %% ../../nbs/05_models/01_attention.ipynb #9432c9d1
 def causal_attention(
     q:Float[Array, "B T N H"],    # queries
-    k:Float[Array, "B T Nkv H"],  # keys
-    v:Float[Array, "B T Nkv H"],  # values
+    k:Float[Array, "B S Nkv H"],  # keys, from the text's beginning
+    v:Float[Array, "B S Nkv H"],  # values
+    start=0,                      # position of the first query
 )->Float[Array, "B T N H"]:       # in the dtype of the values
     "Causal softmax attention over time, the softmax in float32."
     k, v = repeat_kv(k, q.shape[2]), repeat_kv(v, q.shape[2])
-    return jnp.einsum('bnts,bsnh->btnh', attention_weights(q, k).astype(v.dtype), v)
+    return jnp.einsum('bnts,bsnh->btnh', attention_weights(q, k, start).astype(v.dtype), v)
 
 # %% ../../nbs/05_models/01_attention.ipynb #0f40a653
 cudnn_attention = partial(jax.nn.dot_product_attention, is_causal=True, implementation='cudnn')

@@ -15,15 +15,15 @@ from pathlib import Path
 from dataclasses import replace
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np  # ml_dtypes: NumPy learns bfloat16
 from flax import nnx
-from ..config import (MATRIX, Config, brought_tokenizer, config_from_dict, config_to_dict,
+from ..config import (Config, brought_tokenizer, config_from_dict, config_to_dict,
                               found_tokenizer)
 from ..utils.cli import UserError
 from ..utils.files import atomic_path, git_hash
 from ..utils.pytree import changes, leaf_names, with_leaves
 from ..utils.safetensors import file_header, read_arrays, read_json, refuse_unconverted, save_arrays
-from ..formats.size import matrix_stored, network_note, param_shapes
-from ..quant.codebook import hard_params
-from ..quant.linear import QuantState, first_counts, layer_state, start_params
+from ..formats.size import matrix_shapes, matrix_stored, network_note
+from ..quant.codebook import codebooks, hard_params
+from ..quant.linear import QuantState, first_memory, layer_state, start_params
 from .transformer import abstract_network, model_shapes
 from ..distributed.sharding import built, shard_shapes, to_host
 
@@ -34,7 +34,7 @@ def checkpoint_tensors(
     dtype=np.float32,   # of the weights; codebooks stay float32
 )->dict:                # {name: array}
     "What a checkpoint holds of a network."
-    books = {n: to_host(x) for n,x in leaf_names(quant_state or {}).items() if n.endswith('.codebook')}
+    books = {n: to_host(x) for n,x in codebooks(quant_state or {}).items()}
     return {**{n: to_host(x).astype(dtype, copy=False) for n,x in leaf_names(params).items()}, **books}
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #0975e277
@@ -202,8 +202,8 @@ def check_books(
     cfg:Config,  # of the network
 ):
     "Raise `UserError` where a codebook is missing, of another shape, not finite or out of order."
-    check_fit(books, {n.replace('.weight', '.codebook'): matrix_stored(s, cfg.quant)['codebook']
-                      for n,s in param_shapes(cfg.model) if re.search(MATRIX, n)},
+    quantized = ((n, s, cfg.quant.of(n)) for n,s in matrix_shapes(cfg.model).items())
+    check_fit(books, {f'{n}.codebook': matrix_stored(s, q)['codebook'] for n,s,q in quantized if q},
               "the checkpoint's codebooks do not fit")
     for n,cb in books.items():
         cb = np.asarray(cb, np.float32)
@@ -229,9 +229,9 @@ def _with_codebooks(full, books, cfg):
     "A tree whose quantizer state follows from the given codebooks."
     flat = leaf_names(full)
     for n,cb in books.items():
-        p, cb = n.removesuffix('codebook'), jnp.asarray(cb)
-        flat.update({p+k: x for k,x in layer_state(flat[p+'weight'], cb, first_counts(cb, cfg.quant),
-                                                   cfg.quant).items()})
+        p, cb = n.removesuffix('.codebook'), jnp.asarray(cb)
+        state = layer_state(flat[f'{p}.weight'], cb, first_memory(cb, cfg.quant), cfg.quant.of(p))
+        flat.update({f'{p}.{k}': x for k,x in state.items()})
     return with_leaves(full, flat)
 
 # %% ../../nbs/05_models/04_checkpoint.ipynb #89de2209
@@ -241,10 +241,10 @@ def restore(
     mesh=None,  # devices that share the arrays (04_distributed/01_sharding); each is given its parts alone
 )->tuple:           # (params, quant_state)
     "A network from a checkpoint; codebooks are the file's if it has any, else started from the weights."
-    books = {n: x for n,x in tensors.items() if n.endswith('.codebook')} if cfg.quant.nativebit else {}
+    books = codebooks(tensors) if cfg.quant.nativebit else {}
     if books: check_books(books, cfg)
     params = fit_params({n: x for n,x in tensors.items() if n not in books},
-                        shard_shapes(model_shapes(cfg), mesh, cfg.quant))
+                        shard_shapes(model_shapes(cfg.model), mesh, cfg.quant))
     return (params, built(partial(start_codebooks, cfg), mesh, cfg.quant, params, books)
             if cfg.quant.nativebit else nnx.State({}))
 
@@ -262,7 +262,7 @@ def load_network(
     if cfg.model.n_layers > len(tensors):
         raise UserError(f"{folder} says n_layers={cfg.model.n_layers:,} and holds {len(tensors)} tensors; "
                         "copy the checkpoint again")
-    books = {n: x for n,x in tensors.items() if n.endswith('.codebook')}
+    books = codebooks(tensors)
     if books or cfg.quant.nativebit: check_books(books, cfg)
     return (cfg, hard_params(fit_params({n: x for n,x in tensors.items() if n not in books},
-                                        model_shapes(cfg)), books, cfg.quant))
+                                        model_shapes(cfg.model)), books, cfg.quant))

@@ -11,20 +11,19 @@ import math
 from functools import lru_cache
 import jax, jax.numpy as jnp, numpy as np
 from tqdm import tqdm
-from ..config import Config, ModelConfig, QuantConfig
+from ..config import ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
 from ..data.loader import eval_batches
-from ..inference.generate import rms_norm
 from ..models.attention import exactly
 from ..formats.overrides import layer_plan
 from .packing import layer_arrays, layer_matrices, packed_layer, to_float32
 from ..ptq.gptq import quantize_layer, second_moments
-from ..models.transformer import cross_entropy, model_shapes
+from ..models.transformer import cross_entropy, model_shapes, rms_norm
 
 # %% ../../nbs/13_pipelines/02_layerwise.ipynb #4953e948
 @lru_cache
 def layer_tree(model:ModelConfig):
-    return model_shapes(Config('layer', model, QuantConfig(nativebit=False)))['layers'][0]
+    return model_shapes(model)['layers'][0]
 
 def read_layer(model:ModelConfig, read, i:int):
     "A layer of a network as a tree of its parameters, float32."
@@ -45,7 +44,7 @@ def layer_fn(model:ModelConfig):
 def _calibrated(model, read, quant, batches, load, store):
     run, xs = second_moments(model), embedded(read, batches)
     for i in range(model.n_layers):
-        plan = layer_plan(model, quant, i)
+        plan = layer_plan(quant, i)
         if (packed := load(i) if plan else {}) is None:
             params, moments = read_layer(model, read, i), {}
             for x in xs:

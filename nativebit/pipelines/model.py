@@ -181,7 +181,7 @@ def quantize(
 )->Model:                  # its `rows` are the table of what was lost
     "Quantize a model. Raises `UserError` for whatever can't be done."
     from nativebit.pipelines.quantize import check_request, quantize as write_packed
-    check_request(method, geometry, data, overrides=overrides)
+    check_request(method, geometry, data)
     home, live = TemporaryDirectory(prefix='nativebit-'), hasattr(where, 'save_pretrained')
     source = (saved_module(where, Path(home.name)/type(where).__name__, tokenizer) if live
               else float_model(where))

@@ -81,7 +81,9 @@ def from_checkpoint(path, context_len=None)->tuple:
         raise UserError(f"{path} has no meta.json with a config; give the folder of a checkpoint")
     cfg = found_tokenizer(config_from_dict(meta['config']), path)
     if cfg.quant.nativebit: tensors = pack_tensors(*checkpoint_network(path), 'float32')
-    else: check_fit(tensors, leaf_names(model_shapes(cfg)), f"the weights in {path} do not fit their config")
+    else:
+        check_fit(tensors, leaf_names(model_shapes(cfg.model)),
+                  f"the weights in {path} do not fit their config")
     cfg = shorter(cfg, context_len)
     return Pack(Path(path), cfg, {}, tensors), partial(tokenizer_for, cfg, {})
 

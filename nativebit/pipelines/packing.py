@@ -18,9 +18,8 @@ from ..utils.cli import UserError
 from ..interop.families import their_name
 from ..formats.overrides import layer_plan
 from ..formats.size import layer_shapes, matrix_stored
-from ..inference.packed_matmul import pack_words
 from ..ptq.from_weights import rtn_codebook
-from ..formats.bitpacking import index_width, unpack_matrix
+from ..formats.bitpacking import index_width, named_tensor, pack_indices
 
 # %% ../../nbs/13_pipelines/01_packing.ipynb #3a32e67b
 def layer_arrays(
@@ -59,7 +58,8 @@ def _packed_matrices(latent, entries, plan):
         w, (codes, scale) = latent[n], encode_codebook(entries[n], quant.codebook_dtype)
         idx = assign(to_blocks(w, quant.block_shape), decode_codebook(codes, scale))
         P = n.removesuffix('weight')
-        out |= {f'{P}words': pack_words(idx.reshape(-1), index_width(quant.n_entries)), f'{P}codebook': codes}
+        out |= {f'{P}words': pack_indices(idx.reshape(-1), index_width(quant.n_entries)),
+                f'{P}codebook': codes}
         if scale is not None: out[f'{P}scale'] = scale.reshape(-1)
         # XLA's maximum may pass NaN over
         out[f'{P}most'] = jnp.where(jnp.isfinite(w).all(), abs(w).max(), jnp.nan)
@@ -108,13 +108,13 @@ def packed_layer(
 
 def lowered_packing(
     model:ModelConfig,
-    quant:QuantConfig,  # of all layers
-):                      # traced; `.compile()` compiles it
-    "What `packed_layer` runs, before there are weights."
-    plan, shapes, f32 = (layer_plan(model, quant, 0), layer_shapes(model),
-                         partial(jax.ShapeDtypeStruct, dtype=jnp.float32))
-    return _pack_jit.lower({n: f32(shapes[n]) for n,_ in plan},
-                           {n: f32(matrix_stored(shapes[n], q)['codebook'].shape) for n,q in plan}, plan)
+    quant:QuantConfig,  # geometry, and `overrides`
+):                      # yields programs, traced; `.compile()` compiles them
+    "What `packed_layer` runs, before there are weights: a program for all layers that are alike."
+    shapes, f32 = layer_shapes(model), partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    for plan in {layer_plan(quant, i): 0 for i in range(model.n_layers)}:
+        yield _pack_jit.lower({n: f32(shapes[n]) for n,_ in plan},
+                              {n: f32(matrix_stored(shapes[n], q)['codebook'].shape) for n,q in plan}, plan)
 
 def layer_matrices(
     model:ModelConfig,
@@ -123,9 +123,8 @@ def layer_matrices(
 )->dict:          # {'attn.q.weight': (O, I), …}
     "The matrices of a packed layer, looked up."
     shapes = layer_shapes(model)
-    part = lambda n, k: packed.get(n.replace('weight', k))
-    return {n: unpack_matrix(part(n, 'words'), part(n, 'codebook'), part(n, 'scale'), shapes[n],
-                             quant.block_shape) for n,quant in plan}
+    matrix = lambda n, quant: named_tensor(packed, n.removesuffix('.weight'), shapes[n], quant.block_shape)
+    return {n: matrix(n, quant).dequantize() for n,quant in plan}
 
 # %% ../../nbs/13_pipelines/01_packing.ipynb #67dc907b
 def ahead(
@@ -149,7 +148,7 @@ def _quantized(arrays, plan, method):
 
 def _packed_layers(model, read, quant, method, load, store):
     "Layers one behind the other: read, begun, fetched, stored."
-    plans = [layer_plan(model, quant, i) for i in range(model.n_layers)]
+    plans = [layer_plan(quant, i) for i in range(model.n_layers)]
     stored = ((i, load(i) if plan else {}) for i,plan in enumerate(plans))   # {}: the layer stays in float
     arrays = ((i, packed, layer_arrays(model, read, i) if packed is None else None) for i,packed in stored)
     begun = ((i, packed, _quantized({n: arrays[n] for n,_ in plans[i]}, plans[i], method) if packed is None

@@ -26,8 +26,9 @@ from ..utils.safetensors import weight_files
 from ..utils.work import begin_work, end_work, store_layer, stored_layer
 from ..data.loader import prepare
 from ..formats.nbpack import Pack
-from ..formats.overrides import layer_plan, matrix_counts, matrix_names, mixed_quant
-from ..formats.size import layer_shapes
+from ..formats.overrides import layer_plan, matrix_counts, mixed_quant
+from ..formats.bitpacking import named_tensor
+from ..formats.size import layer_shapes, matrix_shapes
 from ..interop.gguf import GGUFFile
 from ..formats.hf_folder import VERSION, is_packed, open_folder, save_folder, stored_linear
 from ..evaluation.results_file import as_markdown
@@ -48,13 +49,13 @@ def folder_quant(
     "What a folder's config.json says of geometries."
     names = hf_names(model)
     own = {names[f'{n}.weight'].removesuffix('.weight'): g
-           for n in matrix_names(model) if (g := quant.override_of(n))}
+           for n in matrix_shapes(model) if (g := quant.override_of(n))}
     # with the prefix or without, as `transformers` saves it
     pairs = tuple(('*' + P.removeprefix('model.'), g) for P,g in own.items() if g != IN_FLOAT)
     return replace(quant, overrides=pairs), ('lm_head', *(P for P,g in own.items() if g == IN_FLOAT))
 
 def folder_tensors(
-    model,   # ModelConfig
+    model, quant,  # `ModelConfig`, `QuantConfig`
     read,    # our name -> array, of what stays in float
     layers,  # packed layers in their order, as of `packed_layers`
 ):           # yields (Hugging Face name, array)
@@ -69,10 +70,11 @@ def folder_tensors(
     for n in [n for n in names if not n.startswith('layers.')]: yield names[n], half(n)
     for i,packed in enumerate(layers):
         for n,shape in layer_shapes(model).items():
-            ours, P = f'layers.{i}.{n}', n.removesuffix('weight')
-            parts = {k: packed[P+k] for k in ('words', 'codebook', 'scale') if P+k in packed}
-            if parts: yield from stored_linear(names[ours].removesuffix('.weight'), parts, shape)
-            else: yield names[ours], half(ours)
+            ours, P = f'layers.{i}.{n}', n.removesuffix('.weight')
+            if f'{P}.words' not in packed: yield names[ours], half(ours)
+            else:
+                q = named_tensor(packed, P, shape, quant.of(f'layers.{i}.{P}').block_shape)
+                yield from stored_linear(names[ours].removesuffix('.weight'), q)
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #3d1a1446
 def qat_config(
@@ -91,7 +93,7 @@ def begin_compiling(cfg, geometry:str, **settings):
     cfg = qat_config(cfg, geometry, **settings)
     if compiling(cfg):
         in_background(lambda: [program.compile() for program in (
-            *lowered_compare(cfg.model, (8, cfg.model.context_len)), lowered_packing(cfg.model, cfg.quant))])
+            *lowered_compare(cfg.model, (8, cfg.model.context_len)), *lowered_packing(cfg.model, cfg.quant))])
 
 def checkpoint_layers(
     tensors:dict,  # {name: array} of a quantized checkpoint: latent weights and codebooks
@@ -99,7 +101,7 @@ def checkpoint_layers(
 ):                 # yields packed layers, as of `packed_layer`
     "The layers of a quantized checkpoint, packed."
     for i in range(model.n_layers):
-        plan = layer_plan(model, quant, i)
+        plan = layer_plan(quant, i)
         latent, books = ({n: tensors[f'layers.{i}.{n}'.replace('weight', k)] for n,_ in plan}
                          for k in ('weight', 'codebook'))
         yield packed_layer(latent, books, plan)
@@ -160,13 +162,10 @@ def report(
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #cb1f84e2
 METHODS = ('rtn', 'kmeans', 'gptq', 'qat')
 
-def check_request(method:str, geometry:str, data, settings=(), overrides=()):
+def check_request(method:str, geometry:str, data, settings=()):
     "Raise `UserError` for an unknown method or geometry, data that are missing, settings that are ignored."
     for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES)):
         if name not in known: raise UserError(suggest(kind, name, list(known)))
-    if overrides and method == 'qat':
-        raise UserError("qat trains all matrices with one geometry; leave --override out, or use rtn, "
-                        "kmeans or gptq")
     if method in ('gptq', 'qat') and not data:
         raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")
     if settings and method != 'qat':
@@ -223,7 +222,7 @@ def quantize(
     **settings,                  # of the training run of qat; by default the recipe's
 )->list:                         # rows of the table
     "Quantize a model into a folder that transformers loads. Raises `UserError` for whatever can't be done."
-    check_request(method, geometry, data, settings, overrides)
+    check_request(method, geometry, data, settings)
     source, out = open_model(where, context_len), usable(out)
     quant = mixed_quant(source.model, geometry, overrides)
     reading = dict(test_tokens=test_tokens, calibration_tokens=calibration_tokens)
@@ -242,14 +241,15 @@ def quantize(
     with one_writer(out, work/'.lock'):
         begin_work(work, setup)
         if method == 'qat':
-            read, layers = trained(source, work, geometry, dataset=data, **reading, **settings)
+            read, layers = trained(source, work, geometry, dataset=data, overrides=quant.overrides, **reading,
+                                   **settings)
         else:
             read = source.read
             layers = layers_by(load=partial(stored_layer, work), store=partial(store_layer, work))
         with closing(layers), whole_checkpoint(work/'qat') if method == 'qat' else nullcontext():
             theirs, in_float = folder_quant(source.model, quant)
-            save_folder(out, source.config, theirs, folder_tensors(source.model, read, layers), source.files,
-                        not_converted=in_float)
+            tensors = folder_tensors(source.model, quant, read, layers)
+            save_folder(out, source.config, theirs, tensors, source.files, not_converted=in_float)
             rows = report(source, out, method, tokens.get('test'), test_tokens,
                           matrix_counts(source.model, geometry, quant))
         keep_table(out, rows, model=str(where), data=data, test_tokens=test_tokens, **setup)

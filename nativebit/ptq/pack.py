@@ -6,12 +6,11 @@
 __all__ = ['posthoc_network', 'calibration', 'checkpoint_network', 'pack_checkpoint', 'main']
 
 # %% ../../nbs/07_ptq/04_pack.ipynb #33c68d56
-import re
 from pathlib import Path
 import numpy as np
-from ..config import MATRIX, Config, brought_tokenizer, get_config, override
+from ..config import Config, brought_tokenizer, get_config, override
 from ..utils.cli import need, UserError
-from ..formats.size import FLOATS, ledger_text
+from ..formats.size import FLOATS, ledger_text, matrix_shapes
 from ..formats.nbpack import estimate_ledger, file_ledger, pack_tensors, write_pack
 from ..data.tokenizers import tokenizer_note, load_tokenizer
 
@@ -29,8 +28,8 @@ def posthoc_network(
     cfg = override(cfg, nativebit=True, start=start, geometry=geometry)
     if start == 'gptq': params, books = gptq_params(cfg, params, calibration(cfg), cfg.quant)
     else:
-        books = {n.replace('.weight', '.codebook'): start_layer(w, cfg.quant)['codebook']
-                 for n,w in leaf_names(params).items() if re.search(MATRIX, n)}
+        flat, own = leaf_names(params), {n: cfg.quant.of(n) for n in matrix_shapes(cfg.model)}
+        books = {f'{n}.codebook': start_layer(flat[f'{n}.weight'], q)['codebook'] for n,q in own.items() if q}
     return cfg, hard_params(params, books, cfg.quant), books
 
 def calibration(cfg:Config):
@@ -49,7 +48,7 @@ def checkpoint_network(
 
     Raises `UserError` for a float one without `posthoc`, and a quantized one with it."""
     from nativebit.models.checkpoint import load_checkpoint, load_network
-    from nativebit.quant.codebook import stored_codebook
+    from nativebit.quant.codebook import codebooks, stored_codebook
     from nativebit.utils.pytree import leaf_names
     cfg, params = load_network(ckpt)
     if cfg.quant.nativebit and (posthoc or geometry):
@@ -59,9 +58,9 @@ def checkpoint_network(
                         f"train codebooks with nativebit train --init-from {ckpt}, "
                         "or find some now with --posthoc gptq (or kmeans)")
     if posthoc: cfg, params, books = posthoc_network(cfg, params, posthoc, geometry)
-    else: books = {n: x for n,x in load_checkpoint(ckpt)[0].items() if n.endswith('.codebook')}
-    books = {n.removesuffix('.codebook'): stored_codebook(cb, cfg.quant.codebook_dtype)
-             for n,cb in books.items()}
+    else: books = codebooks(load_checkpoint(ckpt)[0])
+    books = {n.removesuffix('.codebook'): cb for n,cb in books.items()}
+    books = {n: stored_codebook(cb, cfg.quant.of(n).codebook_dtype) for n,cb in books.items()}
     return cfg, {n: np.asarray(x) for n,x in leaf_names(params).items()}, books
 
 # %% ../../nbs/07_ptq/04_pack.ipynb #7f243d7b

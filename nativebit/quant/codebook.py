@@ -6,7 +6,8 @@
 __all__ = ['LLOYD_STEPS', 'FLOAT16', 'FLOAT8_E4M3', 'CODE_DTYPE', 'SCALE_DTYPE', 'ENTRY_BITS', 'init_codebook', 'thresholds',
            'assign', 'dequantize', 'cluster_stats', 'lloyd', 'kmeans_codebook', 'exponent', 'power_of_two', 'round_to',
            'nearest_code', 'rounded_codebook', 'encode_codebook', 'decode_codebook', 'project', 'stored_codebook',
-           'bits_per_weight', 'quantized_layers', 'block_shape_of', 'hard_weight', 'hard_params']
+           'bits_per_weight', 'codebooks', 'quantized_layers', 'with_geometry', 'block_shape_of', 'hard_weight',
+           'hard_params']
 
 # %% ../../nbs/01_quant/02_codebook.ipynb #49c0b6db
 import math
@@ -212,13 +213,26 @@ def bits_per_weight(
     return (index + codebook + scale)/(o*i)
 
 # %% ../../nbs/01_quant/02_codebook.ipynb #6349f129
+def codebooks(
+    tree,   # any tree, or {name: array} of a file
+)->dict:    # {'layers.0.attn.q.codebook': (G, K), …}
+    "The codebooks among the leaves of a tree."
+    return {n: x for n,x in leaf_names(tree).items() if n.split('.')[-1] == 'codebook'}
+
 def quantized_layers(
     params,      # any tree with `weight` and `codebook` leaves
 )->dict:         # {'layers.0.attn.q.': (weight, codebook), …}; the name ends where the leaf's begins
     "The layers of a tree that have codebooks."
     flat = leaf_names(params)
-    prefixes = [n[:-len('codebook')] for n in flat if n.split('.')[-1] == 'codebook']
+    prefixes = [n.removesuffix('codebook') for n in codebooks(flat)]
     return {p: (flat[p+'weight'], flat[p+'codebook']) for p in prefixes}
+
+def with_geometry(
+    params,                  # as of `quantized_layers`
+    quant:QuantConfig|None,  # geometry, and `overrides`
+)->list:                     # (weight, codebook, geometry), …
+    "The layers of a tree that have codebooks, each with its own geometry."
+    return [(w, cb, quant and quant.of(p[:-1])) for p,(w, cb) in quantized_layers(params).items()]
 
 # %% ../../nbs/01_quant/02_codebook.ipynb #9cf04ca3
 def block_shape_of(
@@ -243,9 +257,9 @@ def hard_weight(
 def hard_params(
     params,             # tree of latent weights
     books:dict,         # {'layers.0.attn.q.codebook': (G, K), …}
-    quant:QuantConfig,  # geometry
+    quant:QuantConfig,  # geometry, and `overrides`
 ):                      # the same tree, each weight that has codebooks its Q(w)
     "`hard_weight` of a whole network."
-    flat, of = leaf_names(params), lambda n: n.removesuffix('codebook') + 'weight'
-    return with_leaves(params, flat | {of(n): hard_weight(flat[of(n)], jnp.asarray(cb), quant)
-                                       for n,cb in books.items()})
+    flat, of = leaf_names(params), {n.removesuffix('.codebook'): jnp.asarray(cb) for n,cb in books.items()}
+    return with_leaves(params, flat | {f'{n}.weight': hard_weight(flat[f'{n}.weight'], cb, quant.of(n))
+                                       for n,cb in of.items()})

@@ -8,7 +8,7 @@ __all__ = ['compute_quant_reg']
 # %% ../../nbs/01_quant/05_commitment.ipynb #966a4416
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
-from .codebook import hard_weight, quantized_layers
+from .codebook import hard_weight, with_geometry
 from ..config import QuantConfig
 
 # %% ../../nbs/01_quant/05_commitment.ipynb #5939ead4
@@ -17,6 +17,6 @@ def compute_quant_reg(
     quant:QuantConfig|None=None,  # geometry; None: row blocks, float32 entries
 )->Float[Array, ""]:
     "Squared distance of all weights from their entries, over the number of quantized matrices."
-    layers = quantized_layers(params).values()
-    total = sum(((w - stop_gradient(hard_weight(w, cb, quant)))**2).sum() for w,cb in layers)
+    layers = with_geometry(params, quant)
+    total = sum(((w - stop_gradient(hard_weight(w, cb, q)))**2).sum() for w,cb,q in layers)
     return total/max(1, len(layers))

@@ -20,7 +20,7 @@ def step_flops(
     cfg:Config,  # the run
 )->int:          # operations of one step
     "Useful operations of a training step: matrix products, and causal attention's half of its square."
-    m, shapes = cfg.model, model_shapes(cfg)
+    m, shapes = cfg.model, model_shapes(cfg.model)
     weights = count_params(shapes, MATRIX) + m.vocab_size*m.d_model
     return 6*(weights + m.n_layers*m.context_len*m.d_model)*cfg.train.batch_size*m.context_len
 

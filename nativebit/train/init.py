@@ -14,6 +14,7 @@ from ..config import Config
 from ..utils.cli import UserError
 from ..data.loader import calibration_batches
 from ..ptq.gptq import gptq_params
+from ..quant.codebook import codebooks
 from ..models.transformer import init_model, model_shapes
 from ..distributed.sharding import PlacedRngs, built, shard_shapes, shard_state, shardings
 from .step import first_state, make_quant_ops
@@ -25,7 +26,7 @@ def check_start(
     tensors:dict,  # what it holds
 ):
     "Raise `UserError` where a run can't begin like this."
-    t, books = cfg.train, any(n.endswith('.codebook') for n in tensors)
+    t, books = cfg.train, codebooks(tensors)
     if t.attention == 'cudnn' and (jax.default_backend() != 'gpu' or t.compute_dtype != 'bfloat16'):
         raise UserError("--attention cudnn needs an NVIDIA GPU and --compute-dtype bfloat16; "
                         "use --attention reference")
@@ -49,10 +50,10 @@ def load_teacher(
         raise UserError("--distill-weight needs a teacher: give a trained float checkpoint with --init-from, "
                         "or another with --teacher")
     tensors = load_checkpoint(path)[0]
-    if any(n.endswith('.codebook') for n in tensors):
+    if codebooks(tensors):
         raise UserError(f"{path} is quantized already; "
                         "--distill-weight needs a float checkpoint as the teacher")
-    try: return fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant))
+    try: return fit_params(tensors, shard_shapes(model_shapes(cfg.model), mesh, cfg.quant))
     except UserError as e: raise UserError(f"{path} can't be the teacher: {e}") from e
 
 # %% ../../nbs/08_train/03_init.ipynb #882c1fa0
@@ -61,7 +62,7 @@ def random_network(cfg, mesh=None)->tuple:
 
     On a mesh all codebooks of one shape are started at once: hundreds of matrices compile slowly."""
     if mesh is None: return init_model(cfg, seed=cfg.train.seed)
-    shapes, plain = model_shapes(cfg), replace(cfg, quant=replace(cfg.quant, nativebit=False))
+    shapes, plain = model_shapes(cfg.model), replace(cfg, quant=replace(cfg.quant, nativebit=False))
     where = {x.shape: s for x,s in zip(*map(jax.tree.leaves, (shapes, shardings(shapes, mesh, cfg.quant))))}
     params, empty = init_model(plain, seed=cfg.train.seed, rngs=partial(PlacedRngs, where=where))
     params = shard_state(params, mesh, cfg.quant)  # norms too, and whatever has the shape of another
@@ -80,9 +81,8 @@ def init_state(
     tensors = load_checkpoint(init_from)[0] if init_from else {}
     check_start(cfg, init_from, tensors)
     if cfg.quant.nativebit and cfg.quant.start == 'gptq':
-        params, books = gptq_params(cfg,
-                                    fit_params(tensors, shard_shapes(model_shapes(cfg), mesh, cfg.quant)),
-                                    calibration_batches(cfg, tokens), cfg.quant)
+        params = fit_params(tensors, shard_shapes(model_shapes(cfg.model), mesh, cfg.quant))
+        params, books = gptq_params(cfg, params, calibration_batches(cfg, tokens), cfg.quant)
         quant_state = start_codebooks(cfg, params, books)
     else: params, quant_state = restore(tensors, cfg, mesh) if init_from else random_network(cfg, mesh)
     state = built(partial(first_state, cfg), mesh, cfg.quant, params, quant_state)

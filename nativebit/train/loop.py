@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 import jax, jax.numpy as jnp
+from fastcore.script import Param
 from flax import nnx
 from tqdm import tqdm
 from ..models.attention import ATTENTION, context_kl
@@ -23,11 +24,12 @@ from ..models.checkpoint import save_checkpoint
 from ..config import Config, QuantConfig, TrainConfig, get_config
 from ..utils.files import check_writable, JSONLogger, TensorBoardLogger
 from ..utils.cli import UserError, also_flags
-from ..utils.pytree import leaf_names
 from ..data.loader import batches, prepare
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
+from ..formats.overrides import check_overrides, override_pairs
 from ..ptq.gptq import lowered_gptq
+from ..quant.codebook import codebooks
 from ..quant.linear import compute_quant_diagnostics, lowered_diagnostics, quantized_params
 from ..models.transformer import forward_fn
 from .run import (alone, begin_log, begun, check_folder, continued, finished_steps,
@@ -152,8 +154,7 @@ def delivered(
     """The network that a run leaves behind: in float, or packed and read again (`as_read`).
 
     Raises `UserError` where the file would be another network."""
-    params = eval_params(state, cfg)
-    books = {n: x for n,x in leaf_names(state.quant_state).items() if n.endswith('.codebook')}
+    params, books = eval_params(state, cfg), codebooks(state.quant_state)
     quantized = cfg.quant.nativebit and state.step >= cfg.train.delay_quant_steps
     return as_read(params, books, cfg.quant) if quantized else params
 
@@ -317,6 +318,8 @@ def main(
     geometry:str=None,        # published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
     bits:int=None,            # index bits, another number than the geometry's
     context_len:int=None,     # tokens a window
+    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit'; "
+                   "given several times, the first pattern that matches wins", action='append')=None,
     # devices as 'data,fsdp': copies of the state, and devices that share one; all share one by default
     mesh:str=None,
     hosts:str=None,  # run on several machines: auto on a TPU slice, ADDRESS:PORT,COUNT,INDEX elsewhere
@@ -328,7 +331,8 @@ def main(
 ):
     "Train a language model with learned codebooks, from scratch or from a float checkpoint."
     named = dict(recipe=recipe, geometry=geometry, bits=bits, context_len=context_len,
-                 nativebit=False if no_nativebit else None)
+                 nativebit=False if no_nativebit else None,
+                 overrides=override_pairs(override) if override else None)
     given = {**settings, **{k: v for k,v in named.items() if v is not None}}
     join_hosts(hosts)
     folder = run_folder(name)
@@ -338,6 +342,7 @@ def main(
     else:
         cfg = get_config(config or 'stdlib-5m', **given)
         if resume: tqdm.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
+    check_overrides(cfg.model, cfg.quant)
     if (cfg.train.teacher or cfg.train.match_weight) and not cfg.train.distill_weight:
         raise UserError("--teacher and --match-weight change nothing without --distill-weight, "
                         "its share of the loss; 1 is imitation alone")

@@ -28,7 +28,7 @@ from ..models.transformer import (abstract_network, cross_entropy, dropout, forw
 class TrainState(NamedTuple):
     "Everything a step changes."
     params: Any       # latent weights: what the optimizer moves
-    quant_state: Any  # codebooks, counts, sums, deltas: what it never sees
+    quant_state: Any  # codebooks, what moves them remembers, deltas: what it never sees
     opt_state: Any    # AdamW's moments
     step: Any         # optimizer steps taken
 
@@ -152,11 +152,13 @@ def learn_codebooks(state, old, task, quant, lr):
     return _with_quant(state, learn_params(merged, old, task, quant, quant.codebook_lr*lr, state.step))
 
 # %% ../../nbs/08_train/02_step.ipynb #a62f11a4
+SOONER = {'xla_backend_optimization_level': 1}   # on a GPU: seconds less to compile, a step as fast
+
 @lru_cache
 def _compiled_step(cfg):
     forward = forward_fn(cfg, dtype=jnp.dtype(cfg.train.compute_dtype), attend=ATTENTION[cfg.train.attention])
-    opt = make_optimizer(cfg, model_shapes(cfg))
-    @partial(jax.jit, donate_argnums=0)
+    opt = make_optimizer(cfg, model_shapes(cfg.model))
+    @partial(jax.jit, donate_argnums=0, compiler_options=SOONER if jax.default_backend() == 'gpu' else None)
     def step(state, batch, teacher, lr, lam, key, move):
         task, pull, metrics = gradients(state.params, state.quant_state, batch, lam, key, teacher, cfg,
                                         forward)
@@ -191,7 +193,7 @@ def lowered_step(
     "A run's step before there is a state; once it is compiled the run finds it so."
     batch = jax.ShapeDtypeStruct((cfg.train.batch_size, cfg.model.context_len+1), jnp.int32)
     shared, numbers = structure(cfg), step_numbers(Config('any run'))(0)   # all runs have numbers of one type
-    teacher = model_shapes(cfg) if cfg.train.distill_weight else None
+    teacher = model_shapes(cfg.model) if cfg.train.distill_weight else None
     return _compiled_step(shared).lower(state_shapes(shared), batch, teacher, *numbers)
 
 # %% ../../nbs/08_train/02_step.ipynb #82f8d332

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from nativebit.config import Config, ModelConfig, QuantConfig, TrainConfig, config_to_dict
-from nativebit.formats.hf_folder import linear_weight, open_folder, packed_tensors, save_folder, save_tensors
+from nativebit.formats.hf_folder import open_folder, packed_tensors, save_folder, save_tensors
 from nativebit.formats.nbpack import pack_tensors, read_pack, write_pack
 from nativebit.formats.size import matrix_stored, param_shapes
 from nativebit.interop.convert import open_model
@@ -84,7 +84,7 @@ def gguf(d):
 def read_folder(p):
     assert folder_kind(p)
     f = open_folder(p)
-    return {**{P: linear_weight(f, P) for P in f.linears}, **{n: x for n,x in f.tensors.items() if n.rpartition('.')[0] not in f.linears}}
+    return {**{P: f.tensor(P).dequantize() for P in f.linears}, **{n: x for n,x in f.tensors.items() if n.rpartition('.')[0] not in f.linears}}
 
 def read_checkpoint(p): return {n: np.asarray(x) for n,x in leaf_names(checkpoints.load_network(p)[1]).items()}
 
