@@ -306,7 +306,7 @@ def test_command_lines_end_in_a_sentence(tmp_path, monkeypatch):
     train, speed = ('train', '--config', 'tiny', '--dataset', 'text:t.txt', '--max-steps', '1', '--val-batches', '1'), ('speed', '--config', 'tiny', '--attention', 'reference', '--batch-size', '1', '--compute-dtype', 'float32')
     for args, says in (((*train, '--seed', '8'*25), 'seed='), ((*train, '--name', 'n'*280), 'File name too long'), ((*train, '--init-from', 'a.npz'), 'not a whole .npz'), ((*train, '--dataset', 'text:x.jsonl'), 'line 1 of'),
                        ((*train, '--name', 'text'), 'line 1 of'), (('kept', 'number'), 'line 1 of'), (('train', '--resume', '--name', 'number'), 'line 1 of'), (('train', '--resume', '--name', 'stepless'), 'does not fit'), ((*train, '--states', 'file'), 'Not a directory'),
-                       ((*speed, '--steps', '0'), 'steps=0'), ((*speed, '--windows', '-2'), 'windows=-2'), ((*speed, '--out', 'file/rows.jsonl'), 'cannot write the log'), (('plots', 'x.jsonl'), 'record 1 of'), (('quantize', 'm', '--out', 'q'*280), 'there is no m')):
+                       ((*speed, '--steps', '0'), 'steps=0'), ((*speed, '--steps', '9'*30), 'a million at most'), ((*speed, '--windows', '-2'), 'windows=-2'), ((*speed, '--out', 'file/rows.jsonl'), 'cannot write the log'), (('plots', 'x.jsonl'), 'record 1 of'), (('quantize', 'm', '--out', 'q'*280), 'there is no m')):
         assert says in refused(*args), (args, says)
 
 def test_what_a_program_would_find_out_hours_later_is_said_at_once(tmp_path, monkeypatch):

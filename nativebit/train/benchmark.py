@@ -74,7 +74,8 @@ def main(
     out:str=None,                # append the row to this .jsonl file
 ):
     "Time a training step on random tokens and print one row."
-    for k,v in dict(steps=steps, windows=windows).items(): need(v >= 1, k, v, "at least 1")
+    for k,v in dict(steps=steps, windows=windows).items():
+        need(1 <= v <= 10**6, k, v, "at least 1, and a million at most")
     if out:
         with open_log(out): pass   # found out before anything is timed
     if mode not in MODES: raise UserError(f"unknown mode {mode!r}: choose from {', '.join(MODES)}")

@@ -89,6 +89,7 @@ RIGHT = [   # is no mistake, and why: (program, what) as regular expressions
     ('results', '--minutes=1e999', "no limit, as by default"),
     ('train', r'--name=(~nobody/x|t\.txt|empty|nothing|binary|latin\.txt|deep\.jsonl|list|nested|fieldless|other|deepconfig|noconfig|bert|missing(/folder)?)', "names as good as others: of logs/NAME"),
     ('train', '--states=m', "a folder that can be written"), ('results', '--keep=m', "the same"), ('demo', '--out=m', "the same"),
+    ('speed', '--requantize-every=9{30}', "more than there are: never"),
     ('speed', '--out=/dev/null', "takes rows as any file does"),
     ('train|evaluate|results|posthoc|quantize|compare|sweep|speed|aot|demo', '--(tokenizer|teacher|by|bits|settings)=', "empty by default"),
     ('hf', 'hf nativebit', "a module as good as others: it prints its usage"),
