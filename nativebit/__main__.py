@@ -41,7 +41,7 @@ GROUPS = {   # of commands: the module whose `main` it is, and what it does
         posthoc=('ptq.posthoc', "quantize a float checkpoint without training, by several methods")),
     'Experiments': dict(
         demo=('experiments.demo', "the main job on the network that comes with the package"),
-        sweep=('experiments.grids', "train a grid of settings"),
+        sweep=('experiments.sweep', "train a grid of settings"),
         results=('experiments.runner', "run an experiment's rows, with controls and seeds"))}
 # commands that compute on this machine alone: its device starts while the rest is imported
 STARTED = 'quantize', 'compare', 'evaluate'

@@ -22,3 +22,10 @@ def test_every_place_of_a_program(tmp_path, name): trials(tmp_path, '--programs'
 
 @pytest.mark.slow
 def test_every_place_of_the_quick_programs(tmp_path): assert len(trials(tmp_path, '--quick', '--modes', 'kill,full,small,twice')) > 1000
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_at_random_times(tmp_path):
+    "Two minutes of what `tests/kill/long.py` does for hours."
+    r = subprocess.run([sys.executable, ROOT/'tests'/'kill'/'long.py', '--hours', '.01', '--kills', '3'], capture_output=True, text=True, cwd=tmp_path)
+    assert r.returncode == 0, r.stdout + r.stderr[-2000:]
+    row = json.loads(r.stdout); assert row['kills'] == 3 and row['equal'] and not row['leftovers']

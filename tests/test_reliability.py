@@ -11,7 +11,7 @@ from nativebit.data.tokenizers import ByteTokenizer, train_tokenizer
 from nativebit.formats.hf_folder import open_folder
 from nativebit.formats.size import param_shapes
 from nativebit.evaluation.results_file import begin_rows
-from nativebit.experiments.grids import sweep
+from nativebit.experiments.sweep import sweep
 from nativebit.experiments.runner import make_setup, run_rows
 from nativebit.interop.convert import convert
 from nativebit.interop.export import export_safetensors

@@ -47,7 +47,7 @@ def test_signals_save_and_exit(cwd, sig, code):
 def test_a_second_process_is_refused_and_the_first_lives(cwd):
     p = start(cwd, *RUN, '--name', 'first', '--max-steps', '100000')
     after(cwd, 'first', p, 5)
-    for _ in range(2): assert 'another process is training' in run(cwd, *RUN, '--name', 'first', '--max-steps', '100000', '--resume').stderr
+    for _ in range(2): assert ' is writing logs/first; wait for it' in run(cwd, *RUN, '--name', 'first', '--max-steps', '100000', '--resume').stderr
     assert p.poll() is None
     p.send_signal(signal.SIGTERM)
     assert 'stopped at step' in p.wait(60).stderr and p.returncode == 143

@@ -1,4 +1,4 @@
-"""How long arrays take to load with all checksums, beside reading them: `python tools/load_time.py [GB [warm|cold [FILES]]] >> data/results/load_time.jsonl`.
+"""How long arrays take to load with all checksums, beside reading them: `python tools/load_time.py [GB [warm|cold [FILES [TRIALS]]]] >> data/results/load_time.jsonl`.
 
 Beside `read_arrays` stand three ways that check nothing: `same_way`, its own threads, pieces and new arrays; `fromfile`, NumPy's plain call; `load_file`, that of safetensors.
 Each file is loaded in each way and then in each way backwards, so that what drifts meets all alike; it lies in the page cache, or (cold) has been taken out of it before each load.
@@ -54,7 +54,8 @@ def main(gb=2., cache='warm', files=8, trials=48):
         for f in WAYS: f(paths[0])
         found = {f: [] for f in WAYS}
         for k in range(trials):
-            t = [(f, timed(f, paths[k%files], cache == 'cold')) for f in WAYS + WAYS[::-1]]
+            order = WAYS[k%4:] + WAYS[:k%4]   # each way begins as often as any other
+            t = [(f, timed(f, paths[k%files], cache == 'cold')) for f in order + order[::-1]]
             for f in WAYS: found[f].append(sum(x for g,x in t if g is f))
     one = found.pop(read_arrays); row = dict(read_arrays_s_per_gb=round(statistics.median(x[0] for x in one)/2/gb*files, 3))
     for f,other in found.items():
@@ -62,6 +63,6 @@ def main(gb=2., cache='warm', files=8, trials=48):
         for i,n in enumerate(('clock', 'cpu')):
             ratios = [a[i]/b[i] for a,b in zip(one, other)]
             row[f'over_{f.__name__}_{n}'], row[f'over_{f.__name__}_{n}_interval'] = round(statistics.median(ratios), 3), interval(ratios)
-    print(json.dumps(dict(gb=gb, files=files, cache=cache, trials=trials, cores=os.cpu_count(), load=round(os.getloadavg()[0], 1), **row, git_hash=git_hash(), command=f"python tools/load_time.py {gb:g} {cache} {files}")))
+    print(json.dumps(dict(gb=gb, files=files, cache=cache, trials=trials, cores=os.cpu_count(), load=round(os.getloadavg()[0], 1), **row, git_hash=git_hash(), command=f"python tools/load_time.py {gb:g} {cache} {files} {trials}")))
 
-if __name__ == '__main__': main(*(f(x) for f,x in zip((float, str, int), sys.argv[1:])))
+if __name__ == '__main__': main(*(f(x) for f,x in zip((float, str, int, int), sys.argv[1:])))

@@ -65,8 +65,8 @@ def packed_row(
     Raises `UserError` where that is not the network that was trained."""
     pack = read_pack(pack_checkpoint(folder, folder/'model.nbpack.safetensors'))
     rows = {r['part']: r for r in file_ledger(pack.path)}
-    row = evaluate_row(pack.config, teacher, fit_params(pack.weights(), model_shapes(pack.config.model)), tokens,
-                       tokenizer, max_tokens)
+    params = fit_params(pack.weights(), model_shapes(pack.config.model))
+    row = evaluate_row(pack.config, teacher, params, tokens, tokenizer, max_tokens)
     if any(row[k] != qat[k] for k in ('val_ppl', 'test_ppl')):
         raise UserError(f"{pack.path} is not the network that was trained; please report this, "
                         f"with {folder}/meta.json")

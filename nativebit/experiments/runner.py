@@ -24,6 +24,7 @@ from ..utils.pytree import leaf_names
 from ..data.tokenizers import DATA, load_tokenizer
 from ..evaluation.perplexity import compare, perplexity, ppl_report, token_nll
 from .statistics import add_gaps, summary
+from ..quant.codebook import quantized_layers
 from ..quant.linear import compute_quant_diagnostics, quantized_params
 from ..ptq.baselines import (CALIBRATED, METHODS, calibration_text, index_bits, load_float,
                                      network_bits, posthoc_params)
@@ -108,8 +109,7 @@ def quantizer_state(state, cfg, start=None)->dict:
     "quant_err_rms, dead_frac, near_threshold, stale, drift of a trained state."
     full = nnx.merge_state(state.params, state.quant_state)
     flat, hard = leaf_names(full), leaf_names(quantized_params(full, cfg.quant))
-    names = [n.removesuffix('delta') for n in flat if n.endswith('.delta')]
-    rms = lambda f: float(jnp.sqrt(sum((f(p).astype(jnp.float32)**2).sum() for p in names)))
+    rms = lambda f: float(jnp.sqrt(sum((f(p).astype(jnp.float32)**2).sum() for p in quantized_layers(full))))
     weight = lambda p: flat[p+'weight']
     d = compute_quant_diagnostics(full, cfg.quant)
     out = dict(quant_err_rms=float(d['quant_error_rms']), dead_frac=float(d['dead_entries_frac']),

@@ -100,12 +100,12 @@ def select(
 # %% ../../nbs/10_inference/01_packed_matmul.ipynb #dd6d3390
 FEW = 64   # rows of x; for more, looking the matrix up once and multiplying is less work
 
-def _kernel(x, words, codes, *rest, exact):
+def _kernel(x, words, codes, scales, y, exact):
     "A tile: x (32, M, groups), words (bits, groups, tile), codes (1, K, n, tile/bo), scales; y (M, tile)."
-    y, (_, groups, tile) = rest[-1], words.shape
+    _, groups, tile = words.shape
     entries = repeated(codes[0], groups, tile, exact)
     entries += entries[-1:]*(2**words.shape[0] - len(entries))   # indices that no weight has
-    scale = repeated(rest[0][0], groups, tile, jnp.float32)[0] if len(rest) == 2 else 1.
+    scale = 1. if scales is None else repeated(scales[0], groups, tile, jnp.float32)[0]
     total = jnp.zeros(y.shape, jnp.float32)
     for k,s in enumerate(selectors(words[...])):
         for j in range(8):
@@ -113,6 +113,8 @@ def _kernel(x, words, codes, *rest, exact):
             total += jnp.dot(x[8*k+j], w, preferred_element_type=jnp.float32,
                              precision='highest' if x.dtype == jnp.float32 else None)
     y[...] = total
+
+def _unscaled(x, words, codes, y, exact): _kernel(x, words, codes, None, y, exact)
 
 @partial(jax.jit, static_argnames='interpret')
 def lut_matmul(
@@ -130,7 +132,8 @@ def lut_matmul(
              pl.BlockSpec((bits, groups, w.tile), lambda i: (0, 0, i)), *map(one_tile, blocks)]
     out = jax.ShapeDtypeStruct((x32.shape[1], tiles*w.tile), jnp.float32)
     out_spec = pl.BlockSpec((x32.shape[1], w.tile), lambda i: (0, i))
-    y = pl.pallas_call(partial(_kernel, exact=exact), out, grid=(tiles,), in_specs=specs, out_specs=out_spec,
+    kernel = _kernel if len(blocks) == 2 else _unscaled
+    y = pl.pallas_call(partial(kernel, exact=exact), out, grid=(tiles,), in_specs=specs, out_specs=out_spec,
                        interpret=interpret)(x32, w.words, *blocks)
     return (y*(1. if w.scale is None or len(blocks) == 2 else w.scale))[:M, :w.shape[0]].astype(x.dtype)
 

@@ -81,9 +81,8 @@ def init_state(
     tensors = load_checkpoint(init_from)[0] if init_from else {}
     check_start(cfg, init_from, tensors)
     if cfg.quant.nativebit and cfg.quant.start == 'gptq':
-        params, books = gptq_params(cfg,
-                                    fit_params(tensors, shard_shapes(model_shapes(cfg.model), mesh, cfg.quant)),
-                                    calibration_batches(cfg, tokens), cfg.quant)
+        params = fit_params(tensors, shard_shapes(model_shapes(cfg.model), mesh, cfg.quant))
+        params, books = gptq_params(cfg, params, calibration_batches(cfg, tokens), cfg.quant)
         quant_state = start_codebooks(cfg, params, books)
     else: params, quant_state = restore(tensors, cfg, mesh) if init_from else random_network(cfg, mesh)
     state = built(partial(first_state, cfg), mesh, cfg.quant, params, quant_state)

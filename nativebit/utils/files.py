@@ -90,7 +90,7 @@ def atomic_path(
 
 # %% ../../nbs/00_utils/02_files.ipynb #a1c0de52
 def locked(name:Path):
-    "A file that holds this process's number, open and locked. Raises `BlockingIOError` where another has it."
+    "A file with this process's number, open and locked. Raises `BlockingIOError` where another has it."
     import fcntl   # here, for Windows has none
     name.parent.mkdir(parents=True, exist_ok=True)
     f = open(name, 'a+')
@@ -111,7 +111,8 @@ def one_writer(
     try: f = locked(name)
     except BlockingIOError as e:
         whose = name.read_text() if name.exists() else ''
-        raise UserError(f"process {whose or '(just starting)'} is writing {path}; wait for it, or {other}") from e
+        raise UserError(f"process {whose or '(just starting)'} is writing {path}; "
+                        f"wait for it, or {other}") from e
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}; "
                         "free some space or choose another folder") from e
