@@ -87,8 +87,8 @@ def check_options(
 ):
     "Raise `UserError` for the first option of a generation that makes no sense."
     need(max_tokens >= 1, 'max_tokens', max_tokens, "at least 1")
-    need(temperature >= 0, 'temperature', temperature, "at least 0")
-    need(top_k >= 0, 'top_k', top_k, "at least 0")
+    need(0 <= temperature < float('inf'), 'temperature', temperature, "at least 0, and finite")
+    need(0 <= top_k < 2**31, 'top_k', top_k, "at least 0 and below 2^31")
     need(0 < top_p <= 1, 'top_p', top_p, "above 0 and at most 1")
     need(0 <= seed < 2**32, 'seed', seed, "at least 0 and below 2^32")
     need(dtype is None or dtype in dtypes, 'dtype', dtype, f"one of {', '.join(dtypes)}")

@@ -150,12 +150,12 @@ def join_hosts(
 ):
     "Meet the other hosts of a run. Raises `UserError` where that can't be."
     if hosts is None: return
-    parts = hosts.split(',')
-    if (hosts != 'auto' and (len(parts) != 3 or ':' not in parts[0] or not parts[1].isdigit()
-                             or not parts[2].isdigit() or int(parts[2]) >= int(parts[1]))):
+    parts = re.fullmatch(r'([^\s,]+:(\d{1,5})),(\d{1,5}),(\d{1,5})', hosts, re.ASCII)
+    # what is no port ends gRPC's process
+    if hosts != 'auto' and not (parts and 0 < int(parts[2]) < 2**16 and int(parts[4]) < int(parts[3])):
         raise UserError(f"--hosts {hosts!r} is not valid: give auto, or an address, "
                         "how many hosts there are and which this is, such as 10.0.0.2:8476,2,0")
-    try: jax.distributed.initialize(*(() if hosts == 'auto' else (parts[0], int(parts[1]), int(parts[2]))))
+    try: jax.distributed.initialize(*(() if hosts == 'auto' else (parts[1], int(parts[3]), int(parts[4]))))
     except (ValueError, RuntimeError) as e:
         raise UserError(f"cannot meet the other hosts ({str(e).splitlines()[0][:200]}); "
                         "on a machine that is alone leave out --hosts") from e

@@ -135,6 +135,7 @@ def chunks_of(n:int): return [(r, k, min(CHUNK, n - k*CHUNK)) for k in range(-(-
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('--mutants', type=int, default=200_000, help="of each reader")
+    a.add_argument('--readers', default=';'.join(READERS), help="some of the names of the table, separated by semicolons")
     a.add_argument('--seed', default='0')
     a.add_argument('--processes', type=int, default=os.cpu_count())
     a.add_argument('--out', type=Path, help=".jsonl file, a line a chunk; given again, the campaign goes on")
@@ -144,11 +145,12 @@ def main():
     lines = [json.loads(l) for l in a.out.read_text().splitlines()] if a.out and a.out.exists() else []
     if any(l['seed'] != a.seed for l in lines): sys.exit(f"error: {a.out} is of another seed")
     known = {(l['reader'], l['chunk']) for l in lines}
-    with tqdm(total=len(READERS)*a.mutants, initial=sum(sum(l['counts'].values()) for l in lines), unit='mutant', unit_scale=True, disable=None) as bar:
+    readers = a.readers.split(';')
+    with tqdm(total=len(readers)*a.mutants, initial=sum(sum(l['counts'].values()) for l in lines), unit='mutant', unit_scale=True, disable=None) as bar:
         def done(line):
             lines.append(line | dict(seed=a.seed)); bar.update(sum(line['counts'].values()))
             if a.out: a.out.parent.mkdir(parents=True, exist_ok=True); open(a.out, 'a').write(json.dumps(lines[-1]) + '\n')
-        campaign([c for c in chunks_of(a.mutants) if c[:2] not in known], a.seed, a.processes, done)
+        campaign([c for c in chunks_of(a.mutants) if c[0] in readers and c[:2] not in known], a.seed, a.processes, done)
     print(table(lines))
     failed = [f for l in lines for f in l['failed']]
     for f in failed[:100]: print(*f, sep=': ')

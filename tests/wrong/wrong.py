@@ -83,8 +83,8 @@ HF = [[], ['missing_module'], ['json.tool.x'], ['nativebit'], ['missing.py'], ['
 OTHERS = [('unknown', ['nonsense']), ('empty', ['']), ('nearly', ['quantise', 'm']), ('flag', ['--nonsense']), ('shell', ['--completion', 'fish'])]
 
 RIGHT = [   # is no mistake, and why: (program, what) as regular expressions
-    ('evaluate|compare|generate|generate_torch|posthoc|demo|quantize', '--(max|test|calibration)-tokens=9{30}', "more than there are: all of them"),
-    ('train', '--(log-every|val-every|save-every|val-batches|keep)=9{30}', "more than there are: never, or all of them"),
+    ('evaluate|compare|generate|generate_torch|posthoc|demo|quantize|train', '--(max|test|calibration)-tokens=9{30}', "more than there are: all of them"),
+    ('train', '--(log-every|val-every|save-every|requantize-every|warmup-steps|val-batches|keep)=9{30}', "more than there are: never, or all of them"),
     ('generate_torch', '--context=9{30}', "more than the network reads: as much as it reads"),
     ('results', '--minutes=1e999', "no limit, as by default"),
     ('train', r'--name=(~nobody/x|t\.txt|empty|nothing|binary|latin\.txt|deep\.jsonl|list|nested|fieldless|other|deepconfig|noconfig|bert|missing(/folder)?)', "names as good as others: of logs/NAME"),
