@@ -1,14 +1,18 @@
 "Properties of the quantizer over random shapes, entries and geometries."
+from dataclasses import replace
 import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
 from hypothesis import given, settings, strategies as st
 from nativebit.quant.codebook import assign, bits_per_weight, dequantize, init_codebook, lloyd, project, hard_weight
 from nativebit.quant.blocks import from_blocks, to_blocks
-from nativebit.config import GEOMETRIES, QuantConfig
-from nativebit.quant.linear import EMAState, requantize_layer, start_layer
+from nativebit.config import GEOMETRIES, QuantConfig, get_config
+from nativebit.quant.linear import EMAState, quantized_params, requantize_layer, start_layer
+from nativebit.models.transformer import init_model
+from nativebit.utils.pytree import leaf_names
 
 shapes, seeds = st.sampled_from([(1, 1), (7, 130), (64, 64)]), st.integers(0, 2**31-1)   # few shapes, many values: each shape is compiled
 blocks = st.sampled_from([(1, 128), (8, 64), (3, 5), (1, 1)])
-few = settings(max_examples=15, deadline=None)
+cfg, few = get_config('tiny', n_layers=1), settings(max_examples=15, deadline=None)
 
 def matrix(seed, *shape): return jnp.asarray(np.random.default_rng(seed).standard_t(3, shape), jnp.float32)*.02
 
@@ -57,3 +61,9 @@ def test_projection_is_idempotent_and_sorted(dtype, g, seed):
     p = project(cb, dtype)
     np.testing.assert_allclose(project(p, dtype), p, rtol=1e-6)
     assert (jnp.diff(p) >= 0).all()
+
+def test_biases_of_some_are_no_matter_to_the_quantizer():
+    "Qwen2's q adds a bias and its o, of the same shape, none."
+    plain, biased = [init_model(replace(cfg, model=replace(cfg.model, biases=b)), seed=0) for b in ((), ('attn.q', 'mlp.up'))]
+    quantized = [leaf_names(quantized_params(nnx.merge_state(*x), cfg.quant)) for x in (plain, biased)]
+    for n,w in quantized[0].items(): np.testing.assert_array_equal(w, quantized[1][n], n)

@@ -21,7 +21,7 @@ KINDS = dict(int8=(torch.int8, (1, 128)), float8_e4m3=(torch.float8_e4m3fn, (8, 
 class PackedMatrix:
     """A `QuantizedTensor` laid out for kernels.
 
-    Units hold all of it in another order; any other geometry keeps its words, and entries with their scales."""
+    Units hold all of it in another order; any other geometry is words, and entries with their scales."""
     data:torch.Tensor      # (row tiles, column blocks, bytes) uint8 units; or (m,) int32 words
     codebook:torch.Tensor  # empty; or (G, K) float32 or float16
     shape:tuple            # of the matrix, (out, in)

@@ -147,7 +147,8 @@ def _each_layer(params, quant, f, extra={}):
     flat, alike = leaf_names(params), {}
     for p in quantized_layers(params):
         layer = {n[len(p):]: x for n,x in (flat | extra).items() if n.startswith(p)}
-        arrays = {n: x for n,x in layer.items() if isinstance(x, jax.Array)}
+        # of one shape some may add a bias, which no quantizer reads
+        arrays = {n: x for n,x in layer.items() if isinstance(x, jax.Array) and n != 'bias'}
         alike.setdefault((layer['weight'].shape, quant and quant.of(p[:-1])), {})[p] = arrays
     for (_, own),layers in alike.items():
         out = jax.vmap(partial(f, quant=own))(jax.tree.map(lambda *x: jnp.stack(x), *layers.values()))
