@@ -10,7 +10,7 @@ import nativebit, nativebit.utils.safetensors
 from nativebit.models.checkpoint import load_checkpoint, load_network, save_checkpoint
 from nativebit.config import Config, ModelConfig, QuantConfig, TrainConfig
 from nativebit.interop.convert import write_arrays
-from nativebit.utils.safetensors import TYPE_CODES, save_arrays
+from nativebit.utils.safetensors import TYPE_CODES, read_arrays, save_arrays
 from nativebit.utils.cli import UserError
 from nativebit.utils.files import atomic_path
 from nativebit.utils.pytree import leaf_names, with_leaves
@@ -135,3 +135,10 @@ def test_a_checkpoint_that_holds_something_else_leaves_the_old_one(tmp_path, mon
     monkeypatch.setattr('nativebit.utils.safetensors.check_arrays', damaging(DAMAGES['last_byte']))
     with pytest.raises(UserError, match='than were written'): save_checkpoint(tmp_path/'c', CFG, params, step=2)
     assert {p.name: p.read_bytes() for p in (tmp_path/'c').iterdir()} == before
+
+def test_an_empty_array_of_endless_sides(tmp_path):
+    head = b'{"x":{"dtype":"U8","shape":[0,18446744073709551615],"data_offsets":[0,0]}}'
+    (tmp_path/'x.safetensors').write_bytes(len(head).to_bytes(8, 'little') + head)
+    with pytest.raises(UserError, match='the shape of x is too large'): read_arrays(tmp_path/'x.safetensors')
+    save_arrays(tmp_path/'y.safetensors', {'x': np.empty((0, 300), np.uint8)})
+    assert read_arrays(tmp_path/'y.safetensors')['x'].shape == (0, 300)

@@ -174,7 +174,11 @@ def file_header(
                     for k,x in head.items() if k != '__metadata__' and x['dtype'] not in ARRAY_TYPES), None):
         raise UserError(f"{path} has tensors of type {odd}, which this nativebit does not know; "
                         "install a newer one, or save them as another type")
-    return {k: x for k,x in head.items() if k != '__metadata__'}, head.get('__metadata__') or {}, 8 + n
+    held = {k: x for k,x in head.items() if k != '__metadata__'}
+    # empty ones alone: no file bounds their other sides
+    if vast := next((k for k,x in held.items() if math.prod(s or 1 for s in x['shape']) >= 2**58), None):
+        raise UserError(f"{path} is damaged (the shape of {vast[:80]} is too large); copy or download it again")
+    return held, head.get('__metadata__') or {}, 8 + n
 
 def read_array(
     path,
