@@ -177,7 +177,8 @@ def file_header(
     held = {k: x for k,x in head.items() if k != '__metadata__'}
     # empty ones alone: no file bounds their other sides
     if vast := next((k for k,x in held.items() if math.prod(s or 1 for s in x['shape']) >= 2**58), None):
-        raise UserError(f"{path} is damaged (the shape of {vast[:80]} is too large); copy or download it again")
+        raise UserError(f"{path} is damaged (the shape of {vast[:80]} is too large); "
+                        "copy or download it again")
     return held, head.get('__metadata__') or {}, 8 + n
 
 def read_array(
