@@ -87,6 +87,7 @@ GEOMETRIES = {
     'int8-row':  dict(n_entries=8,  block_shape=(1, 0),   codebook_dtype='int8'),
     '2bit':      dict(n_entries=4,  block_shape=(1, 128), codebook_dtype='int8'),         # 2.375
     '4bit':      dict(n_entries=16, block_shape=(1, 128), codebook_dtype='int8'),         # 5.125
+    '4bit-8x64': dict(n_entries=16, block_shape=(8, 64),  codebook_dtype='float8_e4m3'),  # 4.25
 }
 IN_FLOAT = 'float'   # no geometry: the matrix stays as it is
 CODEBOOK_DTYPES = ('float32', 'float16', 'int8', 'float8_e4m3')
