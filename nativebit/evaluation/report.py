@@ -32,7 +32,8 @@ def draw_layers(
     "KL and error of the hidden states after each layer."
     at = [r['layer'] + 1 for r in layers]
     def draw(left, right):
-        for ax,key,label in (left, 'kl', 'KL, nats a token'), (right, 'error', 'relative error of hidden states'):
+        for ax,key,label in ((left, 'kl', 'KL, nats a token'),
+                             (right, 'error', 'relative error of hidden states')):
             ax.plot(at, [r[key] for r in layers], marker='.')
             ax.set(xlabel='after layer', ylabel=label, ylim=(0, None))
     return drawn(draw, 2)
@@ -62,7 +63,8 @@ def draw_parts(
     return drawn(draw)
 
 # %% ../../nbs/06_evaluation/04_report.ipynb #d711ca1e
-CSS = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
+CSS = """body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60em }
+body { margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 } td, th { border: 1px solid #ddd; padding: .3em .7em }
 th { background: #f4f4f4; text-align: left } td { vertical-align: top } svg { max-width: 100%; height: auto }
 .word { font-size: 1.4em; font-weight: bold } pre { white-space: pre-wrap; margin: 0; font-size: .9em }"""

@@ -76,8 +76,8 @@ def check_quant(
         raise UserError(f"this model was packed as version {v!r}, and this nativebit reads {ours}; "
                         "install a newer nativebit or pack the model again")
     if found.get('embed') not in (None, '', 'int8'):
-        raise UserError(f"this model stores its embedding as {str(found['embed'])[:20]!r}, and this nativebit "
-                        "reads int8; install a newer nativebit or pack the model again")
+        raise UserError(f"this model stores its embedding as {str(found['embed'])[:20]!r}, and this "
+                        "nativebit reads int8; install a newer nativebit or pack the model again")
     try: return QuantConfig(**{k: found[k] for k in GEOMETRY}, overrides=found.get('overrides', ()))
     except (KeyError, TypeError) as e:
         raise UserError(f"the quantization_config of this model makes no sense ({type(e).__name__}: {e}); "
@@ -231,8 +231,8 @@ def save_folder(
     Raises `UserError` where `out` holds something else or can't be written."""
     with whole_folder(out, replace=is_packed) as tmp:
         copy_files(files, tmp)
-        (tmp/'config.json').write_text(
-            json.dumps(packed_config(config, quant, not_converted=not_converted, embed=embed), indent=2) + '\n')
+        said = packed_config(config, quant, not_converted=not_converted, embed=embed)
+        (tmp/'config.json').write_text(json.dumps(said, indent=2) + '\n')
         save_tensors(tmp, chain(tensors, [(GUARD, np.zeros(0, np.uint8))]), max_shard,
                      geometry=geometry_note(quant))
     return Path(out)

@@ -25,8 +25,8 @@ from ..quant.blocks import block_of
 from ..utils.cli import UserError
 from ..formats.size import matrix_stored
 from ..utils.safetensors import TYPE_CODES, full_sum, hashed
-from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, SCALE, VERSION, check_quant, quant_to_dict,
-                                         read_files)
+from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, SCALE, VERSION, check_quant,
+                                         quant_to_dict, read_files)
 from ..formats.bitpacking import QuantizedTensor
 from ..formats.nbpack import int8_rows
 from ..kernels.ops import lut_linear
