@@ -157,11 +157,11 @@ class QuantConfig:
 DATASETS = ('stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext')
 
 def check_dataset(
-    dataset:str,  # a name of `DATASETS`, 'text:PATH' or 'python:PATH'
+    dataset:str,  # a name of `DATASETS`, 'text:PATH', 'python:PATH' or 'shards:FOLDER'
 )->str:           # the same
     "Raise `UserError` unless there is such a dataset."
     kind, _, path = dataset.partition(':')
-    if dataset not in DATASETS and not (kind in ('text', 'python') and path):
+    if dataset not in DATASETS and not (kind in ('text', 'python', 'shards') and path):
         raise UserError(suggest('dataset', dataset, [*DATASETS, 'text:PATH', 'python:PATH']))
     return dataset
 
