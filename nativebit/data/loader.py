@@ -190,14 +190,17 @@ def open_shards(
     That one's other splits take the place of the folder's. Raises `UserError` for another tokenizer's."""
     folder = Path(folder).expanduser()
     if not (folder/'meta.json').is_file():
-        raise UserError(f"{folder} holds no prepared tokens; nativebit synthesize MODEL --out FOLDER writes some")
+        raise UserError(f"{folder} holds no prepared tokens; "
+                        "nativebit synthesize MODEL --out FOLDER writes some")
     tokens, meta = whole_splits(folder)
     if meta.get('tokenizer') != digest(tokenizer.to_str()):
-        raise UserError(f"the tokens in {folder} are of another tokenizer; write them again with this model's")
+        raise UserError(f"the tokens in {folder} are of another tokenizer; "
+                        "write them again with this model's")
     if not (also := meta.get('also')): return tokens, meta
     other, theirs = prepare(also['dataset'], tokenizer)
     joined = [t for t in (tokens['train'], other['train'][:also['tokens']]) if len(t)]
-    return {**other, 'train': Tokens(joined)}, {**meta, 'source': [meta['source'], theirs['source'], also['tokens']]}
+    made_of = [meta['source'], theirs['source'], also['tokens']]
+    return {**other, 'train': Tokens(joined)}, {**meta, 'source': made_of}
 
 def prepare(
     dataset:str,                # as of `documents`

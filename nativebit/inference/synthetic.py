@@ -24,7 +24,8 @@ def one_query(
     "`causal_attention` of one query, keys and values not repeated for the heads that share them."
     cudnn = jax.default_backend() == 'gpu' and q.dtype == jnp.bfloat16 and q.shape[3] <= 128
     many = jnp.full(len(q), start + 1, jnp.int32)
-    return jax.nn.dot_product_attention(q, k, v, query_seq_lengths=jnp.ones_like(many), key_value_seq_lengths=many,
+    return jax.nn.dot_product_attention(q, k, v, query_seq_lengths=jnp.ones_like(many),
+                                        key_value_seq_lengths=many,
                                         implementation='cudnn' if cudnn else 'xla')
 
 # %% ../../nbs/10_inference/03_synthetic.ipynb #d75274e5
