@@ -12,11 +12,11 @@ import json, re
 from dataclasses import replace
 from pathlib import Path
 import ml_dtypes, numpy as np
-from ..config import IN_FLOAT, MATRIX, NO_TOKENIZER, Config, TrainConfig, brought_tokenizer
+from ..config import IN_FLOAT, MATRIX, NO_TOKENIZER, Config, TrainConfig
 from ..utils.cli import need, UserError
 from .families import hf_names, model_config
 from ..utils.files import TEMPLATES, copy_files, refuse_links, whole_folder
-from ..data.tokenizers import tokenizer_note
+from ..data.tokenizers import pack_notes
 from ..formats.nbpack import write_pack
 from ..formats.hf_folder import SHARD, Folder, open_folder, save_tensors
 
@@ -201,8 +201,7 @@ def export_nbpack(folder:Folder, out)->Path:
     "One packed file. Raises `UserError` where our network can't be that model."
     if Path(out).exists(): raise UserError(f"{out} exists; choose another --out or delete it")
     cfg, tensors = pack_of(folder)
-    note, cfg = tokenizer_note(cfg), brought_tokenizer(cfg, Path(out).parent)
-    return write_pack(out, tensors, cfg, tokenizer=note)
+    return write_pack(out, tensors, **pack_notes(cfg))
 
 # %% ../../nbs/12_interop/05_export.ipynb #0069dd76
 def main(

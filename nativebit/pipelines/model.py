@@ -12,14 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np
-from ..config import Config, brought_tokenizer
+from ..config import Config
 from ..utils.cli import UserError, need
 from ..utils.files import whole_folder
 from ..formats.hf_folder import is_packed, open_folder
 from ..formats.kinds import existing_run, kind_of
 from ..formats.nbpack import Pack, write_pack
 from ..data.prompts import check_options
-from ..data.tokenizers import tokenizer_note
+from ..data.tokenizers import pack_notes
 from ..interop.export import export_nbpack
 from .decoders import fastest, text_stream
 from .opening import opened
@@ -32,9 +32,7 @@ def save_file_of(pack:Pack, out:Path)->Path:
                         "quantize it first, or give save the name of a folder")
     if out.exists(): raise UserError(f"{out} exists; delete it, or choose another name")
     if is_packed(pack.path): return export_nbpack(open_folder(pack.path), out)
-    note = pack.meta.get('tokenizer') or tokenizer_note(pack.config)
-    cfg = brought_tokenizer(pack.config, out.parent)
-    return write_pack(out, dict(pack.tensors), cfg, tokenizer=note)
+    return write_pack(out, dict(pack.tensors), **pack_notes(pack.config))
 
 def save_folder_of(pack:Pack, out:Path)->Path:
     "A copy of a model's folder, whole or not at all. Raises `UserError` for what is one file."
