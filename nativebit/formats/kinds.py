@@ -80,8 +80,8 @@ def as_path(where)->Path:
     return path if path.exists() else existing_run(where) or path
 
 INSTEAD = {   # of a checkpoint; m: the model, out: a name made of it
-    'packed': "give the float model that it was made from, or make float weights of it with nativebit export {m} "
-              "--to safetensors --out {out} and a checkpoint of these with nativebit convert",
+    'packed': "give the float model that it was made from, or make float weights of it with "
+              "nativebit export {m} --to safetensors --out {out} and a checkpoint of these with nativebit convert",
     'float': "make one with nativebit convert {m} --out {out}, and give {out}"}
 
 def checkpoint_path(

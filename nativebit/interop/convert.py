@@ -211,13 +211,13 @@ def main(
     "Make a float checkpoint of a Llama, Mistral, Qwen2 or Qwen3 model, for nativebit train --init-from DIR."
     if not out: raise UserError("say where to write: --out FOLDER")
     if kind_of(model) in ('run', 'checkpoint'):
-        there = existing_run(model) or model
+        q = shlex.quote(str(existing_run(model) or model))
         raise UserError(f"{model} is a checkpoint of nativebit already; train from it with "
-                        f"nativebit train --config {shlex.quote(str(there))} --init-from {shlex.quote(str(there))}")
+                        f"nativebit train --config {q} --init-from {q}")
     source = convert(model, out, context_len)
     m, kinds = source.model, sorted({x.dtype for x in source.held.values()})
     print(f"{out}: {family_of(source.config)}, {m.n_layers} layers of {m.d_model}, "
           f"{sum(int(np.prod(s)) for _,s in param_shapes(m)):,} parameters, "
           f"windows of {m.context_len}, {source.nbytes/1e6:,.2f} MB of {', '.join(kinds)}")
-    next_step('train', '--init-from', out, '--dataset', 'text:FILE', '--name', Path(out).name + '-3bit',
+    next_step('train', '--config', out, '--init-from', out, '--dataset', 'text:FILE', '--name', Path(out).name + '-3bit',
               '--recipe', 'qat')

@@ -167,8 +167,8 @@ def hub_config(
 )->dict:
     "The config.json of a network. Raises `UserError` where it is of no known family."
     kind, switches = hub_family(model)
-    scaling = model.rope_scaling
-    rope = {'rope_scaling': dict(zip(ROPES[scaling[0]], scaling[1:]), rope_type=scaling[0])} if scaling else {}
+    name, *numbers = model.rope_scaling or ('default',)
+    rope = {'rope_scaling': dict(zip(ROPES[name], numbers), rope_type=name)} if numbers else {}
     return dict(architectures=[f'{kind.capitalize()}ForCausalLM'], model_type=kind,
                 vocab_size=model.vocab_size, hidden_size=model.d_model, intermediate_size=model.d_ff,
                 num_hidden_layers=model.n_layers, num_attention_heads=model.n_heads,
