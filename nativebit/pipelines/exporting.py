@@ -29,7 +29,8 @@ def small_of(o:Opened)->dict:
     "{name: bytes} of the small files of a model that is no folder of the hub's kind."
     if kind_of(o.pack.path) != 'gguf': return hub_files(o.pack.config)
     source = open_model(o.pack.path)
-    return {p.name: p.read_bytes() for p in source.files} | {'config.json': json.dumps(source.config).encode()}
+    config = json.dumps(source.config).encode()
+    return {p.name: p.read_bytes() for p in source.files} | {'config.json': config}
 
 def stored_type(o:Opened)->str:
     "The type of a float network's matrices; bfloat16 where they are packed."
@@ -50,7 +51,8 @@ def export_plain(
     config = {k: v for k,v in json.loads(small['config.json']).items() if k != 'torch_dtype'}
     with whole_folder(out) as tmp:
         for n,x in small.items(): (tmp/n).write_bytes(x)
-        save_tensors(tmp, ((names[n], held_in(o.pack.weight(n), FLOAT[dtype], names[n])) for n in names), SHARD)
+        read = lambda n, theirs: held_in(o.pack.weight(n), FLOAT[dtype], theirs)
+        save_tensors(tmp, ((theirs, read(n, theirs)) for n,theirs in names.items()), SHARD)
         (tmp/'config.json').write_text(json.dumps(config | dict(dtype=dtype), indent=2) + '\n')
     return Path(out)
 
@@ -85,7 +87,8 @@ def export_packed(o:Opened, out)->Path:
 
 def export_file(o:Opened, out)->Path:
     "Write a packed folder or a quantized checkpoint as one packed file. Raises `UserError` for any other."
-    if (form := kind_of(o.pack.path)) == 'packed file': raise UserError(f"{o.name} is a packed file already; copy it")
+    if (form := kind_of(o.pack.path)) == 'packed file':
+        raise UserError(f"{o.name} is a packed file already; copy it")
     if not o.pack.quantized: raise unpacked_first(o, 'a packed file')
     if Path(out).exists(): raise UserError(f"{out} exists; choose another --out or delete it")
     if form == 'packed folder': return export_nbpack(open_folder(o.pack.path), out)
