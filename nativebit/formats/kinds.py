@@ -75,13 +75,13 @@ def kind_of(
 
 # %% ../../nbs/02_formats/06_kinds.ipynb #c64f8f82
 def as_path(where)->Path:
-    "The path that is meant: a run's name is that of its folder in `logs`, unless something else is called so."
+    "The path that is meant: a run's name is that of its folder in `logs`, unless a file is called so."
     path = Path(where).expanduser()
     return path if path.exists() else existing_run(where) or path
 
 INSTEAD = {   # of a checkpoint; m: the model, out: a name made of it
-    'packed': "give the float model that it was made from, or make float weights of it with "
-              "nativebit export {m} --to safetensors --out {out} and a checkpoint of these with nativebit convert",
+    'packed': "give the float model that it was made from, or make float weights of it with nativebit "
+              "export {m} --to safetensors --out {out} and a checkpoint of these with nativebit convert",
     'float': "make one with nativebit convert {m} --out {out}, and give {out}"}
 
 def checkpoint_path(
@@ -89,12 +89,16 @@ def checkpoint_path(
     does:str,         # what wants a checkpoint, as the beginning of a sentence: 'posthoc quantizes'
     instead=INSTEAD,  # what to do with a packed model, and with one in float
 )->Path:
-    "Where a checkpoint is. Raises `UserError` for a model of another kind, naming the command that comes first."
+    "Where a checkpoint is. Raises `UserError` for another model, naming the command that comes first."
     path = as_path(where)
-    if not path.exists() or path.is_file() and path.suffix in ('.npz', '.safetensors') and not is_pack(path):
+    arrays, there = path.suffix in ('.npz', '.safetensors'), path.exists()
+    on_hub = not there and not arrays and path.parts[0] != 'logs' and re.fullmatch(HUB_NAME, str(where))
+    if not (there or on_hub) or arrays and path.is_file() and not is_pack(path):
         return path   # whoever reads it says what is wrong
+    if on_hub and nearest(where): raise nothing(where)
     if (kind := kind_of(path)) == 'checkpoint': return path
     how = instead['packed' if kind.startswith('packed') else 'float']
     stem = path.name.removesuffix('.safetensors').removesuffix('.nbpack').removesuffix('.gguf')
     how = how.format(m=shlex.quote(str(where)), out=shlex.quote(f'{stem}-float'))
-    raise UserError(f"{where} is a {kind}, and {does} a checkpoint; {how}")
+    raise UserError((f"there is no {where} here, and on the hub are no checkpoints of ours" if on_hub
+                     else f"{where} is a {kind}, and {does} a checkpoint") + f"; {how}")

@@ -24,7 +24,7 @@ from .model import Model, load
 def talk_files(m:Model)->dict:
     "{name: bytes} of the small files of a model."
     path = m.pack.path
-    if (kind := kind_of(path)) == 'gguf': files = open_model(path).files
+    if (kind := kind_of(path)) == 'gguf': files = (source := open_model(path)).files   # gone with it
     elif kind in ('packed folder', 'hub folder'): files = [path/n for n in SMALL]
     else: return small_files(m.config.train.tokenizer)
     return {p.name: p.read_bytes() for p in files if p.is_file()}

@@ -37,11 +37,13 @@ def shown(pieces)->str:
     print()
     return ''.join(said)
 
-def by_jax(m, text, max_tokens, how, packed, dtype, benchmark, always)->dict:
+def by_jax(model, prompt, max_tokens, how, packed, dtype, benchmark, always)->dict:
     "Print what JAX's decoder, or the fastest one, makes of a prompt; with `benchmark` its speed."
+    m = load(model)
     if packed and not m.quantized:
         raise UserError(f"{m.name} is a float model, and --packed is for one with codebooks; leave it out")
     if packed or dtype or benchmark or always: m.decoder = jax_decoder(m.pack, packed, dtype)
+    text = read_prompt(prompt)
     said = shown(m.generate(text, max_tokens, stream=True, **how))
     if not benchmark: return dict(text=said)
     from nativebit.inference.generate import decode_speed, speed_line
@@ -50,7 +52,7 @@ def by_jax(m, text, max_tokens, how, packed, dtype, benchmark, always)->dict:
     print(speed_line(row, packed))
     return dict(text=said, benchmark=[row])
 
-def by_torch(m, text, max_tokens, how, packed, dtype, benchmark, device, compile, cuda_graph, context,
+def by_torch(model, prompt, max_tokens, how, packed, dtype, benchmark, device, compile, cuda_graph, context,
              random, geometry, embed, out)->dict:
     "The same by PyTorch's decoder."
     from nativebit.pytorch.decode import Decoder
@@ -58,11 +60,13 @@ def by_torch(m, text, max_tokens, how, packed, dtype, benchmark, device, compile
     d = torchs.pick_device(device, compile, cuda_graph)
     dtype, said = torchs.float_type(dtype, d), {}
     with torchs.enough_memory():
-        if m is None: name, net = torchs.random_model(random, geometry, embed, d, dtype)
+        if random: name, net = torchs.random_model(random, geometry, embed, d, dtype)
         else:
+            m = load(model)
             name, net = m.name, torchs.served(m.pack, packed, d, dtype)
-            decoder = Decoder(net, compile=compile, graph=cuda_graph)
-            said = dict(text=shown(torchs.continue_text(decoder, m.tokenizer, text, max_tokens, **how)))
+            pieces = torchs.continue_text(Decoder(net, compile=compile, graph=cuda_graph), m.tokenizer,
+                                          read_prompt(prompt), max_tokens, **how)
+            said = dict(text=shown(pieces))
         if not (benchmark or random): return said
         return said | dict(benchmark=torchs.measured(name, net, context, max_tokens, out, compile=compile,
                                                      graph=cuda_graph))
@@ -110,8 +114,7 @@ def main(
         raise UserError("--out takes a benchmark's records; add --benchmark, or leave it out")
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     with redirect_stdout(sys.stderr) if json else nullcontext():
-        m = None if random else load(model)
-        basic = m, None if random else read_prompt(prompt), max_tokens, how, packed, dtype, benchmark
+        basic = model, prompt, max_tokens, how, packed, dtype, benchmark
         said = (needs_torch(by_torch, *basic, device, compile, cuda_graph, context, random, geometry, embed,
                             out) if by == 'torch' else by_jax(*basic, backend == 'jax'))
     if json: print(dumps(said))
