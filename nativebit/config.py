@@ -393,6 +393,9 @@ def brought_tokenizer(
         if ends := end_notes(source):
             with atomic_path(target.with_name('generation_config.json')) as tmp:
                 tmp.write_text(json.dumps(dict(eos_token_id=ends)))
+        # a converted model's other small files: its config.json, how a chat is written, the licence
+        if (hf := source.with_name('hf')).is_dir():
+            shutil.copytree(hf, target.with_name('hf'), copy_function=shutil.copyfile, dirs_exist_ok=True)
     return override(cfg, tokenizer=target.name)
 
 # %% ../nbs/00_config.ipynb #3a826918

@@ -117,7 +117,7 @@ def check(words, whole):
         case []: pass
         case ['python', '-m', m, *rest] if m.startswith('nativebit.'):
             command = m.removeprefix('nativebit.')
-            assert command in ('train', 'data') or new_name(['python', '-m', m, *rest]) == f"error: python -m {m} is now: nativebit {command}", m
+            assert command in ('train', 'data', 'hf') or new_name(['python', '-m', m, *rest]) == f"error: python -m {m} is now: nativebit {command}", m
             check_ours(command, rest, whole)
         case ['python', '-m', 'nativebit', command, *rest] | ['nativebit', command, *rest]: check_ours(command, rest, whole)
         case ['python', '-m', 'nativebit'] | ['nativebit'] | ['python', '-c', *_] | ['python', '-m'] | ['python', '-m', 'pytest', *_]: pass

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
-from ..utils.cli import UserError
+from ..utils.cli import UserError, next_step
 from ..utils.files import atomic_path
 from ..utils.safetensors import read_json
 from ..config import Config, get_config
@@ -296,6 +296,9 @@ def main(
         tok = train_tokenizer((t for s,t in documents(dataset) if s == 'train'), cfg.model.vocab_size).tok
         # what `save` raises on a full disk is an Exception
         with atomic_path(train_tokenizer_to) as tmp: tmp.write_text(tok.to_str(pretty=True), encoding='utf-8')
-        return print(f"a tokenizer of {cfg.model.vocab_size:,} tokens is in {train_tokenizer_to}")
+        print(f"a tokenizer of {cfg.model.vocab_size:,} tokens is in {train_tokenizer_to}")
+        return next_step('train', '--no-nativebit', '--tokenizer', train_tokenizer_to, '--config', config,
+                         '--dataset', dataset)
     _, meta = prepare(dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
     print(json.dumps({s: meta[s] for s in SPLITS}, indent=1))
+    next_step('train', '--no-nativebit', '--config', config, '--dataset', dataset)

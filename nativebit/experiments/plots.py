@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ..utils.cli import UserError
 from ..utils.files import atomic_path
+from ..formats.kinds import as_path
 
 # %% ../../nbs/14_experiments/05_plots.ipynb #6fb0a574
 def parse_record(line:str):
@@ -63,10 +64,10 @@ def curves(
 
 # %% ../../nbs/14_experiments/05_plots.ipynb #973c3682
 def log_path(
-    run,     # a log, or the folder of a run
+    run,     # a log, or a run's name or folder
 )->Path:
     "The log of a run."
-    return Path(run)/'log.jsonl' if Path(run).is_dir() else Path(run)
+    return path/'log.jsonl' if (path := as_path(run)).is_dir() else path
 
 def read_run(
     path,    # a log, or the folder of a run
@@ -185,7 +186,7 @@ def plot_runs(
 
 # %% ../../nbs/14_experiments/05_plots.ipynb #e05ec200
 def main(
-    runs:Param('logs that nativebit.train wrote, or the folders of runs', nargs='+'),
+    runs:Param('names or folders of runs, or logs that nativebit train wrote', nargs='+'),
     out:str='runs.png',     # picture to write
     smooth:int=None,  # logged losses that a moving mean spans; 1: none; by default half a per cent of them
 ):

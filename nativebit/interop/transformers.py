@@ -9,6 +9,7 @@ __all__ = ['TORCH', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfig', 'module_na
 # %% ../../nbs/12_interop/06_transformers.ipynb #bb7ab973
 import json, math, re, runpy, sys, zlib
 from dataclasses import replace
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -267,19 +268,24 @@ def runnable(name:str)->bool:
 def run_module(
     argv:list,  # the name of a module or a script, and its arguments
 ):
-    """Run a module as `python -m` does, or a script, with packed folders known to `transformers`.
+    """Run a module as `python -m` does, a script, or a package's command; `transformers` knows packed folders.
 
     Raises `UserError` where there is none."""
     such = "such as nativebit hf lm_eval --model hf --model_args pretrained=DIR"
     if argv[:1] in (['-h'], ['--help']):
         return print("usage: nativebit hf PROGRAM ...\n\n"
-                     f"Run a module or a script that opens packed folders with transformers, {such}")
+                     "Run a module, a script or a package's command that opens packed folders with "
+                     f"transformers, {such}\nor nativebit hf transformers serve --help")
     if not argv or argv[0].startswith('-'): raise UserError(f"say which program to run, {such}")
     if argv[0].endswith('.py'):
         if not Path(argv[0]).is_file(): raise UserError(f"there is no file {argv[0]}; check its name")
         sys.argv, sys.path[0] = list(argv), str(Path(argv[0]).resolve().parent)
         return runpy.run_path(argv[0], run_name='__main__')
     if not runnable(argv[0]):
+        if program := next(iter(entry_points(group='console_scripts', name=argv[0])), None):
+            sys.argv = list(argv)
+            try: sys.exit(program.load()())
+            except ImportError as e: raise UserError(f"{argv[0]} can't run: {e}") from e
         raise UserError(f"there is no module {argv[0]} that can be run; install it, or check its name")
     sys.argv = list(argv)
     runpy.run_module(argv[0], run_name='__main__', alter_sys=True)

@@ -8,9 +8,11 @@ __all__ = ['chosen', 'chosen_geometries', 'sweep_rows', 'main']
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #c2da8462
 import time
 from dataclasses import replace
+from pathlib import Path
 from tqdm import tqdm
 from ..config import GEOMETRIES, QuantConfig
-from ..utils.cli import need, suggest, UserError
+from ..formats.kinds import checkpoint_path
+from ..utils.cli import need, next_step, suggest, UserError
 from ..utils.safetensors import weights_digest
 from ..data.loader import prepare
 from ..data.tokenizers import load_tokenizer
@@ -63,7 +65,7 @@ def sweep_rows(
 
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #3e4885b8
 def main(
-    ckpt:str='data/stdlib',        # float checkpoint folder
+    ckpt:str='data/stdlib',        # float checkpoint: a run's name, or a folder
     methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq
     geometry:str='int8',  # comma-separated: published, int8, lut-b, int8-256, int8-row, 2bit, 4bit; or all
     bits:str='',                   # comma-separated index bits, such as 2,3,4; the geometry's own by default
@@ -78,7 +80,7 @@ def main(
     "Quantize a trained network without training it, and compare with the float one."
     need(max_tokens is None or max_tokens > 0, 'max_tokens', max_tokens, "at least 1")
     need(calibration_tokens >= 1, 'calibration_tokens', calibration_tokens, "at least 1")
-    start = time.time()
+    start, ckpt = time.time(), str(checkpoint_path(ckpt, 'posthoc quantizes'))
     names = chosen('method', methods, (*METHODS, *CALIBRATED))
     quants = chosen_geometries(geometry, bits)
     if calibration and not {*names} & {*CALIBRATED}:
@@ -95,3 +97,5 @@ def main(
     rows = sweep_rows([('float', '', None), *((m, g, q) for q,g in quants.items() for m in names)], row,
                       setup, out)
     print(as_markdown(rows), '', f"{len(rows)} rows in {time.time()-start:.0f} s", sep='\n')
+    next_step('pack', ckpt, '--posthoc', 'gptq', '--geometry', rows[-1]['geometry'], '--out',
+              f'{Path(ckpt).name}.nbpack.safetensors')

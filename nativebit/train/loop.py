@@ -21,12 +21,13 @@ from tqdm import tqdm
 from ..models.attention import ATTENTION, context_kl
 from .states import RunStates
 from ..models.checkpoint import save_checkpoint
-from ..config import Config, QuantConfig, TrainConfig, get_config
+from ..config import CONFIGS, Config, QuantConfig, TrainConfig, get_config
 from ..utils.files import check_writable, JSONLogger, TensorBoardLogger
 from ..utils.cli import UserError, also_flags
 from ..data.loader import batches, prepare
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
+from ..formats.kinds import as_path, checkpoint_path
 from ..formats.overrides import check_overrides, override_pairs
 from ..ptq.gptq import lowered_gptq
 from ..quant.codebook import codebooks
@@ -311,7 +312,7 @@ def main(
     config:str=None,
     name:str='run',           # of the run: everything goes to logs/NAME
     no_nativebit:bool=False,  # train in float
-    init_from:str=None,       # start from this checkpoint: a folder, .safetensors or .npz
+    init_from:str=None,       # start from this checkpoint: a run's name, a folder, .safetensors or .npz
     resume:bool=False,        # go on from the last saved state of logs/NAME; from the start if there is none
     # published, or qat (teacher, no commitment, k-means start, entries by gradient); any flag given wins
     recipe:str=None,
@@ -335,6 +336,9 @@ def main(
                  overrides=override_pairs(override) if override else None)
     given = {**settings, **{k: v for k,v in named.items() if v is not None}}
     join_hosts(hosts)
+    init_from = init_from and str(checkpoint_path(init_from, 'training starts from'))
+    if t := settings.get('teacher'): given['teacher'] = str(checkpoint_path(t, 'a teacher is'))
+    if config and config not in CONFIGS: config = str(as_path(config))
     folder = run_folder(name)
     if resume and begun(folder):
         cfg, init_from, place = continued(folder, given)
