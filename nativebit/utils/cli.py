@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'UserError', 'drop_output', 'one_sentence', 'need', 'at_least', 'suggest', 'hyphenate', 'yes_or_no',
-           'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'set_flags', 'run']
+           'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'next_step', 'set_flags', 'run']
 
 # %% ../../nbs/00_utils/01_cli.ipynb #1459cc91
-import difflib, errno, os, sys
+import difflib, errno, os, shlex, sys
 from contextlib import contextmanager, suppress
 from inspect import Parameter, Signature, signature
 from typing import get_args
@@ -145,6 +145,15 @@ def parse_args(
     blank = {n for n,p in signature(func).parameters.items() if p.default == ''}
     refuse_empty(parser, args, blank | getattr(func, 'blank', set()))
     return {k:v for k,v in args.items() if k not in ('pdb', 'xtra') and (k not in fields or v is not None)}
+
+# %% ../../nbs/00_utils/01_cli.ipynb #df180a0f
+def next_step(
+    *words,  # of the command behind `nativebit`: names, paths and values as they are, in any type
+)->str:      # the line
+    "Print the command that comes next, quoted for a shell, as the last line of a program's messages."
+    line = 'next: nativebit ' + shlex.join(map(str, words))
+    print(line, file=sys.stderr)
+    return line
 
 # %% ../../nbs/00_utils/01_cli.ipynb #7a30d512
 def set_flags():
