@@ -10,7 +10,7 @@ import os, shutil, sys
 from pathlib import Path
 from fastcore.script import Param
 import torch
-from ..config import GEOMETRIES, get_config
+from ..config import GEOMETRIES, geometry_help, get_config, named, stored_name
 from ..utils.cli import need, UserError
 from ..formats.nbpack import read_pack
 from ..data.prompts import check_options, read_prompt, text_pieces, tokenizer_for
@@ -86,7 +86,7 @@ def main(
     cuda_graph:bool=False,   # record the decode step and replay it
     context:int=512,         # tokens in front of the ones a benchmark times
     random:str=None,         # instead of a file: a preset such as tpu-2b, in random weights, for a benchmark
-    geometry:str='int8',     # of the random weights: published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
+    geometry:Param(geometry_help('of the random weights'))='3bit-128',
     embed:str='bfloat16',    # embedding of the random weights: bfloat16 or int8
     out:str=None,            # add the benchmark's records to this .jsonl file
 ):
@@ -97,13 +97,13 @@ def main(
     if out and not (benchmark or random):
         raise UserError("--out takes a benchmark's records; add --benchmark, or leave it out")
     need(embed in ('bfloat16', 'int8'), 'embed', embed, "bfloat16 or int8")
-    need(geometry in GEOMETRIES, 'geometry', geometry, f"one of {', '.join(GEOMETRIES)}")
+    named('geometry', geometry, GEOMETRIES)
     d = pick_device(device, compile, cuda_graph)
     dtype, gpu = getattr(torch, dtype or ('float32' if d.type == 'cpu' else 'bfloat16')), d.type == 'cuda'
     try:
         if random:
             model = random_network(get_config(random, geometry=geometry), d, dtype, embed)
-            name = f'{random} {geometry}'
+            name = f'{random} {stored_name(geometry)}'
         else:
             (model, cfg, tok), name = open_file(file, packed, d, dtype), Path(file).name
             how = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)

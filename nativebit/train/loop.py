@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..models.attention import ATTENTION, context_kl
 from .states import RunStates
 from ..models.checkpoint import save_checkpoint
-from ..config import Config, QuantConfig, TrainConfig, get_config
+from ..config import Config, QuantConfig, TrainConfig, geometry_help, get_config
 from ..utils.files import check_writable, JSONLogger, TensorBoardLogger
 from ..utils.cli import UserError, also_flags
 from ..data.loader import batches, prepare
@@ -315,10 +315,10 @@ def main(
     resume:bool=False,        # go on from the last saved state of logs/NAME; from the start if there is none
     # published, or qat (teacher, no commitment, k-means start, entries by gradient); any flag given wins
     recipe:str=None,
-    geometry:str=None,        # published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
+    geometry:Param(geometry_help())=None,
     bits:int=None,            # index bits, another number than the geometry's
     context_len:int=None,     # tokens a window
-    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit'; "
+    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit-128'; "
                    "given several times, the first pattern that matches wins", action='append')=None,
     # devices as 'data,fsdp': copies of the state, and devices that share one; all share one by default
     mesh:str=None,

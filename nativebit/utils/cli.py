@@ -72,9 +72,10 @@ def suggest(
     what:str,    # the kind of thing
     name:str,    # what it was called
     known:list,  # the names there are
+    also=(),     # names that are understood, and not listed
 )->str:          # one sentence
     "Say that a name is unknown, and which one may be meant."
-    close = difflib.get_close_matches(name, known, 1)
+    close = difflib.get_close_matches(name, [*known, *also], 1)
     return (f"unknown {what} {name!r}: "
             + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"))
 
