@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MATRICES', 'MATRIX', 'ROPE_SCALINGS', 'LARGEST', 'EARLIER_NAMES', 'GEOMETRIES', 'IN_FLOAT', 'ENTRY_BITS',
-           'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES', 'DATASETS', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES',
+           'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES', 'DATASETS', 'WARMUP', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES',
            'NO_TOKENIZER', 'ENDS_IN', 'finite', 'ModelConfig', 'geometry_name', 'Geometries', 'stored_name',
-           'QuantConfig', 'geometry_bits', 'geometry_help', 'check_dataset', 'StepConfig', 'TrainConfig', 'Config',
-           'named', 'override', 'get_config', 'config_to_dict', 'mistyped', 'config_from_dict', 'found_tokenizer',
-           'end_notes', 'brought_tokenizer', 'folder_config']
+           'QuantConfig', 'geometry_bits', 'geometry_help', 'check_dataset', 'StepConfig', 'short_warmup',
+           'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped', 'config_from_dict',
+           'found_tokenizer', 'end_notes', 'brought_tokenizer', 'folder_config']
 
 # %% ../nbs/00_config.ipynb #d1339c98
 import dataclasses, json, math, re, shutil
@@ -249,6 +249,15 @@ class StepConfig:
         "These fields alone."
         return StepConfig(**{f.name: getattr(self, f.name) for f in fields(StepConfig)})
 
+WARMUP = 100   # steps, where nobody says another number
+
+def short_warmup(
+    steps:int,      # of a warm-up that nobody asked for: the default's, a preset's or a recipe's
+    max_steps:int,  # of the run
+)->int:
+    "As many, but a tenth of the run at most: a run that is all warm-up learns little."
+    return min(steps, max(0, max_steps)//10)
+
 @dataclass(frozen=True)
 class TrainConfig(StepConfig):
     "How a run is trained. The defaults suit training from scratch; `RECIPES` has settings for fine-tuning."
@@ -258,7 +267,7 @@ class TrainConfig(StepConfig):
     max_steps:int = 1000              # optimizer steps
     lr:float = 6e-4                   # peak learning rate of AdamW
     lr_end:float = .1                 # share of it that the cosine ends at
-    warmup_steps:int = 100            # steps of linear warm-up
+    warmup_steps:int|None = None      # steps of linear warm-up; None: 100, or a tenth of a short run
     # of λ: 'warmup' over the first quarter, 'constant', 'anneal' to 0 at the end, or 'ramp' from 0 up to it
     quant_reg_schedule:str = 'warmup'
     # share of the run, at its end, in which the matrices' latent weights rest and the others adapt
@@ -270,6 +279,7 @@ class TrainConfig(StepConfig):
     val_every:int = 500               # steps between two validations
     val_batches:int = 20              # batches a validation reads
     save_every:int = 500              # steps between two saves of the whole state, for --resume
+    save_minutes:float = 1.           # it is saved, too, when so many have passed since the last; 0: never
     # latest states that are kept; the best of those that were validated when saved is kept besides
     keep:int = 2
     test_tokens:int|None = None       # of the test split read at the end; all by default
@@ -277,9 +287,11 @@ class TrainConfig(StepConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.warmup_steps is None:
+            object.__setattr__(self, 'warmup_steps', short_warmup(WARMUP, self.max_steps))
         at_least(self, 1, 'max_steps', 'log_every', 'val_every', 'val_batches', 'test_tokens',
                  'calibration_tokens', 'save_every', 'keep')
-        at_least(self, 0, 'warmup_steps', 'delay_quant_steps', 'seed')
+        at_least(self, 0, 'warmup_steps', 'delay_quant_steps', 'seed', 'save_minutes')
         need(self.delay_quant_steps < self.max_steps, 'delay_quant_steps', self.delay_quant_steps,
              f"below max_steps = {self.max_steps}")
         need(self.lr > 0, 'lr', self.lr, "positive")
@@ -340,10 +352,16 @@ def override(
     bits=None,     # index bits: 2 ** bits entries
     **settings,    # fields of the three dataclasses by name; they win over recipe and geometry
 )->Config:
-    "A config with some fields replaced. Raises `UserError` for an unknown name or a bad value."
+    """A config with some fields replaced; a warm-up that is not among them is shortened for a short run.
+
+    Raises `UserError` for an unknown name or a bad value."""
     if bits is not None:
         need(1 <= bits <= 8, 'bits', bits, "between 1 and 8"); settings = {'n_entries': 2**bits, **settings}
+    given = settings
     settings = {**named('recipe', recipe, RECIPES), **named('geometry', geometry, GEOMETRIES), **settings}
+    if 'warmup_steps' not in given and {'warmup_steps', 'max_steps'} & {*settings}:
+        now = {n: settings.get(n, getattr(cfg.train, n)) for n in ('warmup_steps', 'max_steps')}
+        settings['warmup_steps'] = short_warmup(*now.values())
     for k in settings:
         if k not in FIELD_PART: raise UserError(suggest('setting', k, list(FIELD_PART)))
     part = lambda p: dataclasses.replace(getattr(cfg, p),

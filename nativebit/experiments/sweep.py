@@ -7,7 +7,6 @@ __all__ = ['run_point', 'sweep', 'main']
 
 # %% ../../nbs/14_experiments/07_sweep.ipynb #9c427e93
 import json, shutil, sys
-from dataclasses import replace
 from pathlib import Path
 from tqdm import tqdm
 from ..config import get_config
@@ -21,9 +20,7 @@ from ..train.loop import NotANumber, load_tokens, train
 
 # %% ../../nbs/14_experiments/07_sweep.ipynb #906cd22f
 def run_point(cfg, point:dict, folder, init_from)->dict:
-    "Train one point of the grid; a diverged run is a result too. The last step is always validated."
-    if cfg.train.max_steps % cfg.train.val_every:
-        cfg = replace(cfg, train=replace(cfg.train, val_every=cfg.train.max_steps))
+    "Train one point of the grid; a diverged run is a result too."
     if begun(folder) and continued(folder, {})[:2] != (cfg, init_from and str(init_from)):
         raise UserError(f"{folder} holds a run with other settings; delete it, "
                         "or give the results another name")

@@ -124,8 +124,11 @@ def trained(
     "Quantize a model by training it."
     from nativebit.models.checkpoint import load_checkpoint
     from nativebit.train.loop import train
+    from nativebit.train.run import begun, continued
     if not (work/'float').exists(): convert(source, work/'float')
     cfg = qat_config(get_config(str(work/'float')), geometry, **settings)
+    # of a run that an older version began
+    if begun(work/'qat'): cfg = override(cfg, warmup_steps=continued(work/'qat', {})[0].train.warmup_steps)
     if not (work/'qat'/'model.safetensors').exists(): train(cfg, work/'qat', work/'float', resume=True)
     tensors, meta = load_checkpoint(work/'qat')
     cfg = config_from_dict(meta['config'])

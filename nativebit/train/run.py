@@ -77,7 +77,7 @@ def continued(
     last = next((r for r in reversed(read_log(Path(folder)/'log.jsonl')) if 'config' in r), None)
     if last is None: raise UserError(f"{folder}/log.jsonl is not the log of a run; give another --name")
     old = config_from_dict(last['config'])
-    new = override(old, **given)
+    new = override(old, **{'warmup_steps': old.train.warmup_steps, **given})   # as it was, however long
     if (new.model, new.quant) != (old.model, old.quant):
         raise UserError(f"the run in {folder} has another network or codebooks; give it another --name, "
                         "or leave those flags out")
