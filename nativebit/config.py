@@ -6,9 +6,10 @@
 __all__ = ['MATRICES', 'MATRIX', 'ROPE_SCALINGS', 'LARGEST', 'EARLIER_NAMES', 'GEOMETRIES', 'IN_FLOAT', 'ENTRY_BITS',
            'CODEBOOK_DTYPES', 'STARTS', 'SCHEDULES', 'DATASETS', 'WARMUP', 'CONFIGS', 'PARTS', 'FIELD_PART', 'RECIPES',
            'NO_TOKENIZER', 'ENDS_IN', 'finite', 'ModelConfig', 'geometry_name', 'Geometries', 'stored_name',
-           'QuantConfig', 'geometry_bits', 'geometry_help', 'check_dataset', 'StepConfig', 'short_warmup',
-           'TrainConfig', 'Config', 'named', 'override', 'get_config', 'config_to_dict', 'mistyped', 'config_from_dict',
-           'found_tokenizer', 'end_notes', 'brought_tokenizer', 'folder_config']
+           'QuantConfig', 'geometry_bits', 'geometry_words', 'geometry_help', 'check_dataset', 'StepConfig',
+           'short_warmup', 'TrainConfig', 'Config', 'named', 'recipe_defaults', 'override', 'get_config',
+           'config_to_dict', 'mistyped', 'config_from_dict', 'found_tokenizer', 'end_notes', 'brought_tokenizer',
+           'folder_config']
 
 # %% ../nbs/00_config.ipynb #d1339c98
 import dataclasses, json, math, re, shutil
@@ -187,6 +188,14 @@ def geometry_bits(
     block = q.n_entries*ENTRY_BITS[q.codebook_dtype] + (16 if q.codebook_dtype == 'int8' else 0)
     return math.ceil(math.log2(q.n_entries)) + block/math.prod(s or side for s in q.block_shape)
 
+def geometry_words(
+    quant:QuantConfig,
+)->str:  # its name; of one that has none what it is
+    for name,g in GEOMETRIES.items():
+        if QuantConfig(**g) == replace(QuantConfig(), **{k: getattr(quant, k) for k in g}): return name
+    return (f"{quant.n_entries} {quant.codebook_dtype} entries for "
+            f"{' × '.join(str(s or 'all') for s in quant.block_shape)} weights")
+
 def geometry_help(
     what='geometry of the codebooks',  # what the flag is for
 )->str:
@@ -344,6 +353,16 @@ def named(kind, name, table):
     if name is not None and name not in table:
         raise UserError(suggest(kind, name, list(table), EARLIER_NAMES if table is GEOMETRIES else ()))
     return table.get(name, {})
+
+# %% ../nbs/00_config.ipynb #48b662dd
+def recipe_defaults()->dict:
+    "{field: its default, and what the recipes have instead}: what a flag's help says."
+    own = {f.name: f.default for cls in PARTS.values() for f in fields(cls)}
+    said = {}
+    for recipe,settings in RECIPES.items():
+        for n,v in settings.items():
+            said.setdefault(n, [] if own[n] is None else [str(own[n])]).append(f'{v} with --recipe {recipe}')
+    return {n: ', '.join(words) for n,words in said.items()}
 
 # %% ../nbs/00_config.ipynb #a9057427
 def override(

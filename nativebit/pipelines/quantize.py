@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 import jax, ml_dtypes, numpy as np
 from fastcore.script import Param
-from ..config import (GEOMETRIES, IN_FLOAT, Config, QuantConfig, TrainConfig, config_from_dict,
-                              geometry_help, get_config, named, override, stored_name)
+from ..config import (GEOMETRIES, IN_FLOAT, RECIPES, Config, QuantConfig, TrainConfig,
+                              config_from_dict, geometry_help, get_config, named, override, stored_name)
 from ..utils.cli import suggest, UserError, also_flags
 from ..interop.convert import all_finite, convert, open_model, source_tokenizer
 from ..interop.export import folder_reader, pack_of
@@ -263,7 +263,8 @@ def quantize(
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #181065e9
 @also_flags(QuantConfig, TrainConfig,
             without=('n_entries', 'block_shape', 'codebook_dtype', 'nativebit', 'overrides', 'dataset',
-                     'tokenizer', 'calibration_tokens', 'test_tokens'))
+                     'tokenizer', 'calibration_tokens', 'test_tokens'),
+            defaults={n: str(v) for n,v in RECIPES['qat'].items()})
 def main(
     model:str,  # a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
     out:str=None,                   # folder to write

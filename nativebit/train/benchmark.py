@@ -14,6 +14,7 @@ from ..utils.cli import UserError, need
 from ..utils.files import open_log
 from ..utils.pytree import count_params
 from ..models.transformer import model_shapes
+from .init import check_cudnn
 from .step import first_state, make_quant_ops, make_step, quantize_now
 
 # %% ../../nbs/08_train/07_benchmark.ipynb #73a6fb7d
@@ -80,8 +81,7 @@ def main(
     if out:
         with open_log(out): pass   # found out before anything is timed
     if mode not in MODES: raise UserError(f"unknown mode {mode!r}: choose from {', '.join(MODES)}")
-    if attention == 'cudnn' and jax.default_backend() != 'gpu':
-        raise UserError("--attention cudnn needs an NVIDIA GPU; use --attention reference")
+    if attention == 'cudnn': check_cudnn(compute_dtype)
     options = dict(accumulate=accumulate, remat=remat, requantize_every=requantize_every)
     cfg = get_config(config, batch_size=batch_size, geometry=geometry, attention=attention,
                      compute_dtype=compute_dtype, **options, **MODES[mode])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['validate', 'step_record', 'NotANumber', 'check_finite', 'noted_signals', 'SaveClock', 'say_validation', 'fit',
-           'probe', 'delivered', 'finish', 'load_tokens', 'resumed_state', 'training_data', 'run_steps', 'lowered_rest',
-           'in_background', 'give_back', 'compiling', 'train', 'main']
+           'probe', 'delivered', 'finish', 'load_text', 'load_tokens', 'with_vocabulary', 'say_run', 'resumed_state',
+           'training_data', 'run_steps', 'lowered_rest', 'in_background', 'give_back', 'compiling', 'train', 'main']
 
 # %% ../../nbs/08_train/06_loop.ipynb #26df455c
 import ctypes, math, signal, sys, threading, time
@@ -21,7 +21,8 @@ from tqdm import tqdm
 from ..models.attention import ATTENTION, context_kl
 from .states import RunStates
 from ..models.checkpoint import save_checkpoint
-from ..config import Config, QuantConfig, TrainConfig, geometry_help, get_config
+from ..config import (LARGEST, NO_TOKENIZER, Config, QuantConfig, TrainConfig, geometry_help,
+                              get_config, override, recipe_defaults)
 from ..utils.files import check_writable, JSONLogger, TensorBoardLogger
 from ..utils.cli import UserError, also_flags
 from ..data.loader import batches, prepare
@@ -33,7 +34,7 @@ from ..quant.codebook import codebooks
 from ..quant.linear import compute_quant_diagnostics, lowered_diagnostics, quantized_params
 from ..models.transformer import forward_fn
 from .run import (alone, begin_log, begun, check_folder, continued, finished_steps,
-                                 run_folder, say_other_text, text_note)
+                                 run_folder, run_words, say_other_text, say_poor_tokenizer, text_note)
 from ..distributed.sharding import (anywhere, check_batch, join_hosts, mesh_from, shard_batch,
                                             shard_shapes, shard_state, use_mesh)
 from .init import check_start, init_state, load_teacher
@@ -214,13 +215,29 @@ def finish(cfg, state, tokens, folder, log, start, init_from):
     return result
 
 # %% ../../nbs/08_train/06_loop.ipynb #c95ad527
-def load_tokens(cfg:Config)->dict:
-    "The splits of a run's dataset, tokenized. Raises `UserError` where one is empty."
-    tokens, _ = prepare(cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
+def load_text(cfg:Config)->tuple:
+    "(splits of a run's dataset, tokenized; meta as of `prepare`). Raises `UserError` where one is empty."
+    tokens, meta = prepare(cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
     for s in ('valid', 'test'):
         if len(tokens[s]) < 2:
             raise UserError(f"the {s} split of {cfg.train.dataset} is empty; use more text")
-    return tokens
+    return tokens, meta
+
+def load_tokens(cfg:Config)->dict: return load_text(cfg)[0]
+
+def with_vocabulary(
+    cfg:Config,  # of a run that begins with random weights
+)->Config:
+    "The vocabulary is the tokenizer's that the run was given. Raises `UserError` where that can't be read."
+    if cfg.train.tokenizer in ('', NO_TOKENIZER): return cfg
+    return override(cfg, vocab_size=load_tokenizer(LARGEST['vocab_size'], cfg.train.tokenizer).size)
+
+def say_run(cfg, folder, tokens, meta, step):
+    "What a run is, and what it might do better, on the first host's screen."
+    if jax.process_index(): return
+    print(run_words(cfg, folder, meta, step), file=sys.stderr)
+    if not step: say_poor_tokenizer(cfg, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer), tokens)
+
 
 # %% ../../nbs/08_train/06_loop.ipynb #464bc6db
 def resumed_state(cfg, states, init_from, mesh=None)->tuple:
@@ -316,11 +333,12 @@ def train(
     check_batch(cfg, mesh)
     if place and not states.remote: check_writable(place)   # now, for the first state may come hours later
     ready = compiling(cfg) if mesh is None else None
-    tokens = load_tokens(cfg)
+    tokens, meta = load_text(cfg)
     data = training_data(cfg, tokens['train'], mesh)
     # before its states are read: opening them deletes what another process is just saving
     with alone(folder):
         check_folder(folder, states.latest or 0, cfg.train.max_steps, resume)
+        say_run(cfg, folder, tokens, meta, states.latest or 0)
         state, teacher = (resumed_state(cfg, states, init_from, mesh) if states.latest
                           else init_state(cfg, init_from, tokens['train'], mesh))
         state, teacher = shard_state((state, teacher), mesh, cfg.quant)
@@ -337,7 +355,8 @@ def train(
             return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
 # %% ../../nbs/08_train/06_loop.ipynb #f0d6edeb
-@also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit', 'overrides'))
+@also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit', 'overrides'),
+            defaults=recipe_defaults())
 def main(
     # preset, stdlib-5m by default: tiny, stdlib-5m, tpu-small, tpu-medium, tpu-large, tpu-xl, tpu-2b; or a
     # checkpoint's folder
@@ -374,6 +393,7 @@ def main(
         states = states or place
     else:
         cfg = get_config(config or 'stdlib-5m', **given)
+        if 'tokenizer' in given and not init_from: cfg = with_vocabulary(cfg)
         if resume: tqdm.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
     check_overrides(cfg.model, cfg.quant)
     if (cfg.train.teacher or cfg.train.match_weight) and not cfg.train.distill_weight:
