@@ -33,7 +33,7 @@ def refused(cwd, top, command, *args, says):
 def test_a_good_run(cwd):
     r = run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'ok', '--use-canonical-ema', '0')
     assert r.returncode == 0 and 'test perplexity' in r.stdout, r.stderr
-    assert {p.name for p in (cwd/'logs'/'ok').iterdir()} == {'log.jsonl', 'model.safetensors', 'meta.json'}
+    assert {p.name for p in (cwd/'logs'/'ok').iterdir()} == {'log.jsonl', 'model.safetensors', 'meta.json', 'report.html'}
     assert read_jsonl(cwd/'logs'/'ok'/'log.jsonl')[0]['config']['quant']['use_canonical_ema'] is False
 
 @pytest.mark.parametrize('args, says', [

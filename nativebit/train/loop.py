@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['validate', 'step_record', 'NotANumber', 'check_finite', 'noted_signals', 'SaveClock', 'say_validation', 'fit',
            'probe', 'delivered', 'finish', 'load_text', 'load_tokens', 'with_vocabulary', 'say_run', 'resumed_state',
-           'training_data', 'run_steps', 'lowered_rest', 'in_background', 'give_back', 'compiling', 'train', 'main']
+           'training_data', 'run_steps', 'lowered_rest', 'in_background', 'give_back', 'compiling', 'train',
+           'following', 'drawn_report', 'say_end', 'main']
 
 # %% ../../nbs/08_train/06_loop.ipynb #26df455c
-import ctypes, math, signal, sys, threading, time
+import ctypes, math, shlex, signal, sys, threading, time
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -24,10 +25,11 @@ from ..models.checkpoint import save_checkpoint
 from ..config import (LARGEST, NO_TOKENIZER, Config, QuantConfig, TrainConfig, geometry_help,
                               get_config, override, recipe_defaults)
 from ..utils.files import check_writable, JSONLogger, TensorBoardLogger
-from ..utils.cli import UserError, also_flags
+from ..utils.cli import UserError, also_flags, next_step
 from ..data.loader import batches, prepare
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
+from ..evaluation.report import write_report
 from ..formats.overrides import check_overrides, override_pairs
 from ..ptq.gptq import lowered_gptq
 from ..quant.codebook import codebooks
@@ -354,6 +356,34 @@ def train(
             state = run_steps(cfg, state, data, states, teacher=teacher, log=logger.log, validate=check)
             return finish(cfg, state, tokens, folder, logger.log, start, init_from)
 
+# %% ../../nbs/08_train/06_loop.ipynb #18a74c69
+def following(
+    cfg:Config,  # of a run that has ended
+    name:str,    # logs/NAME is its folder
+)->list:         # of commands, as words
+    "What can be done with a run: first what is nearest."
+    write = ['generate', name, '--prompt', 'def ' if cfg.train.dataset == 'stdlib' else 'Once upon a time']
+    if cfg.quant.nativebit:
+        return [['pack', f'logs/{name}', '--out', f"{name.replace('/', '-')}.nbpack.safetensors"], write]
+    return [write, ['train', '--init-from', f'logs/{name}', '--dataset', cfg.train.dataset,
+                    '--name', f'{name}-3bit', '--recipe', 'qat']]
+
+def drawn_report(folder, commands)->str:
+    "A run's report, as the end of a sentence; a run is worth more than its picture, so no failure ends it."
+    try: return f" and {write_report(folder, [shlex.join(['nativebit', *c]) for c in commands]).name}"
+    except Exception as e:
+        print(f"note: no report could be drawn of {folder} ({type(e).__name__}: {str(e)[:200]}); "
+              "all else is whole", file=sys.stderr)
+        return ''
+
+def say_end(cfg, name, result):
+    "What a run came to, where everything is, and what comes next."
+    next_commands = following(cfg, name)
+    drawn = drawn_report(f'logs/{name}', next_commands)
+    print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; "
+          f"log, checkpoint{drawn} in logs/{name}")
+    next_step(*next_commands[0])
+
 # %% ../../nbs/08_train/06_loop.ipynb #f0d6edeb
 @also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit', 'overrides'),
             defaults=recipe_defaults())
@@ -408,6 +438,4 @@ def main(
             f"{'more give --max-steps, for ' if RunStates(states or folder/'state').latest else ''}another "
             "give a new --name")
     result = train(cfg, folder, init_from, resume, tensorboard, mesh, states)
-    if jax.process_index() == 0:
-        print(f"test perplexity {result['test_ppl']:.3f}, {result['total_time_s']:.0f} s; "
-              f"log and checkpoint in logs/{name}")
+    if jax.process_index() == 0: say_end(cfg, name, result)
