@@ -80,8 +80,8 @@ class ModelConfig:
 
 # %% ../nbs/00_config.ipynb #c0576ea0
 # earlier names, which every flag, function and file still takes: today's
-EARLIER_NAMES = {'published': '3bit-128-f32', 'int8': '3bit-128', 'lut-b': '3bit-8x64', 'int8-256': '3bit-256',
-                 'int8-row': '3bit-row', '2bit': '2bit-128', '4bit': '4bit-128'}
+EARLIER_NAMES = {'published': '3bit-128-f32', 'int8': '3bit-128', 'lut-b': '3bit-8x64',
+                 'int8-256': '3bit-256', 'int8-row': '3bit-row', '2bit': '2bit-128', '4bit': '4bit-128'}
 
 def geometry_name(
     name:str,  # of a geometry, today's or an earlier one
@@ -183,7 +183,7 @@ def geometry_bits(
     name:str,       # of a geometry
     side:int=4096,  # columns of the matrix, for a geometry whose blocks are rows
 )->float:
-    "Bits a weight of a large matrix: index, codebook and its scale (`01_quant/02_codebook` counts any matrix)."
+    "Bits a weight of a large matrix; `01_quant/02_codebook` counts any."
     q = QuantConfig(**GEOMETRIES[name])
     block = q.n_entries*ENTRY_BITS[q.codebook_dtype] + (16 if q.codebook_dtype == 'int8' else 0)
     return math.ceil(math.log2(q.n_entries)) + block/math.prod(s or side for s in q.block_shape)
@@ -201,8 +201,9 @@ def geometry_help(
 )->str:
     "What the help of a flag says that takes a geometry."
     names = ', '.join(f'{n} ({geometry_bits(n):.5g})' for n in GEOMETRIES)
-    return (f"{what}, and in brackets bits a weight, all counted: {names}; earlier names are understood, such as "
-            f"{', '.join(f'{old} for {geometry_name(old)}' for old in ('int8', 'lut-b'))}")
+    earlier = ', '.join(f'{old} for {geometry_name(old)}' for old in ('int8', 'lut-b'))
+    return (f"{what}, and in brackets bits a weight, all counted: {names}; "
+            f"earlier names are understood, such as {earlier}")
 
 # %% ../nbs/00_config.ipynb #ff440a7f
 DATASETS = ('stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext')
@@ -401,8 +402,9 @@ def get_config(
 def config_to_dict(cfg:Config)->dict:
     "A config for JSON."
     out = dataclasses.asdict(cfg)
-    # a file without any is one that older versions read
+    # a file without them is one that older versions read
     if not cfg.quant.overrides: del out['quant']['overrides']
+    if out['train'].get('save_minutes') == TrainConfig.save_minutes: del out['train']['save_minutes']
     return out
 
 def mistyped(d:dict)->list:

@@ -38,7 +38,7 @@ def html_figure(
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:1.8em}img{max-width:100%}table{border-collapse:collapse}
 td,th{padding:.15em .9em .15em 0;text-align:left;border-bottom:1px solid #ddd;vertical-align:top}
-.n{text-align:right}code,pre{background:#f4f4f4;padding:.1em .3em;white-space:pre-wrap;overflow-wrap:anywhere}"""
+.n{text-align:right}pre{background:#f4f4f4;padding:.1em .3em;white-space:pre-wrap;overflow-wrap:anywhere}"""
 
 def html_page(
     title:str,
@@ -53,8 +53,9 @@ def html_page(
 NUMBERS = {'loss': 'training loss of the last batches, nats', 'val_loss': 'validation loss, nats',
            'val_ppl': 'validation perplexity', 'test_ppl': 'test perplexity',
            'context_kl': 'what the context changes, nats', 'distill': 'KL to the teacher, nats',
-           'quant_err_rms': 'quantization error, share of the weights', 'cb_utilization': 'codebook utilization',
-           'dead_frac': 'entries that no weight takes, share', 'near_threshold': 'weights near a change, share',
+           'quant_err_rms': 'quantization error, share of the weights',
+           'cb_utilization': 'codebook utilization', 'dead_frac': 'entries that no weight takes, share',
+           'near_threshold': 'weights near a change, share',
            'tokens_per_s': 'tokens a second', 'total_time_s': 'seconds in all'}
 MORE_PANELS = {'distill': 'KL to the teacher, nats', 'dead_frac': 'entries that no weight takes',
                'near_threshold': 'weights near a change', 'lr': 'learning rate', 'grad_norm': 'gradient norm',
@@ -67,7 +68,8 @@ def last_numbers(
     rows = [('', 'last', 'best')]
     for key,what in NUMBERS.items():
         found = [r[key] for r in records if isinstance(r.get(key), (int, float))]
-        if found: rows.append((what, found[-1], min(found) if key.startswith('val_') and min(found) < found[-1] else ''))
+        better = key.startswith('val_') and min(found, default=0) < (found or [0])[-1]
+        if found: rows.append((what, found[-1], min(found) if better else ''))
     return rows
 
 def settings_table(
@@ -86,8 +88,8 @@ def about_table(
     r = next((r for r in records if 'config' in r), {})
     steps = max((r.get('step', 0) for r in records), default=0)
     text = '; '.join(f'{s}: {what}' for s,what in (r.get('text') or {}).items())
-    rows = [('command', shlex.join(map(str, r.get('argv', [])))), ('preset', r.get('config', {}).get('name', '')),
-            ('steps', steps), ('text', text), ('started from', r.get('init_from') or ''),
+    rows = [('command', shlex.join(map(str, r.get('argv', [])))),
+            ('preset', r.get('config', {}).get('name', '')), ('steps', steps), ('text', text), ('started from', r.get('init_from') or ''),
             ('device', r.get('device', '')), ('commit', r.get('git_hash', ''))]
     return html_table([row for row in rows if row[1] != ''], head=False)
 

@@ -22,7 +22,8 @@ TRAINED = dict(
     qat=recipe_of('qat'),
     published=dict(recipe_of('published'), requantize_every=10))
 # no start: random weights
-FROM_SCRATCH = dict(float_scratch=dict(nativebit=False, warmup_steps=WARMUP), scratch=dict(warmup_steps=WARMUP))
+FROM_SCRATCH = dict(float_scratch=dict(nativebit=False, warmup_steps=WARMUP),
+                    scratch=dict(warmup_steps=WARMUP))
 
 def method_settings(
     method:str,  # 'float', a post-hoc method, or a key of `TRAINED` or `FROM_SCRATCH`

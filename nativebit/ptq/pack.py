@@ -91,8 +91,8 @@ def main(
         raise UserError("give one of: CHECKPOINT --out FILE, --inspect FILE, --estimate PRESET")
     need(embed in FLOATS, 'embed', embed, f"one of {', '.join(FLOATS)}")
     if estimate:
-        return print(ledger_text(estimate_ledger(cfg := get_config(what, geometry=geometry or '3bit-128'), embed,
-                                                 tokenizer_note(cfg))))
+        cfg = get_config(what, geometry=geometry or '3bit-128')
+        return print(ledger_text(estimate_ledger(cfg, embed, tokenizer_note(cfg))))
     if inspect: return print(ledger_text(file_ledger(what)))
     if Path(out).exists() and not force:
         raise UserError(f"{out} exists; add --force to replace it, or choose another --out")

@@ -86,8 +86,9 @@ def main(
     cfg = get_config(config, batch_size=batch_size, geometry=geometry, attention=attention,
                      compute_dtype=compute_dtype, **options, **MODES[mode])
     given = {k: v for k,v in options.items() if v is True or v > 1}
-    row = dict(step=mode, config=config, batch=batch_size, options=' '.join(
-        filter(None, ['' if mode == 'float' else stored_name(geometry), *(f'{k}={v}' for k,v in given.items())])),
+    name = '' if mode == 'float' else stored_name(geometry)
+    row = dict(step=mode, config=config, batch=batch_size,
+               options=' '.join(filter(None, [name, *(f'{k}={v}' for k,v in given.items())])),
                **time_step(cfg, steps, windows), device=jax.devices()[0].device_kind, jax=jax.__version__)
     print(json.dumps(row))
     if out:

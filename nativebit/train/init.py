@@ -23,12 +23,12 @@ from .step import first_state, make_quant_ops
 def check_cudnn(
     dtype:str='bfloat16',  # of the activations
 ):
-    "Raise `UserError` where cuDNN's attention can't run; what is missing may be the GPU or JAX's build for it."
+    "Raise `UserError` where cuDNN's attention can't run: there is no GPU, or JAX is not built for one."
     if jax.default_backend() != 'gpu':
         raise UserError("--attention cudnn needs JAX with CUDA, and this one was installed without: "
-                        "pip install -e '.[cuda]' on a machine with an NVIDIA GPU, or use --attention reference"
-                        if without_cuda() else
-                        "--attention cudnn needs an NVIDIA GPU, and JAX finds none; use --attention reference")
+                        "pip install -e '.[cuda]' where there is an NVIDIA GPU, or use --attention reference"
+                        if without_cuda() else "--attention cudnn needs an NVIDIA GPU, and JAX finds none; "
+                        "use --attention reference")
     if dtype != 'bfloat16':
         raise UserError(f"--attention cudnn computes in bfloat16, not in {dtype}; "
                         "leave --compute-dtype out, or use --attention reference")

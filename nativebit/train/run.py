@@ -47,10 +47,10 @@ def begin_log(cfg, folder, init_from, step, first, kind=JSONLogger, states=None,
 def network_words(cfg)->str:
     "A network in words: its preset, its size, and what its weights take."
     n = count_params(model_shapes(cfg.model))
-    size = next(f'{n/unit:.3g}{letter}' for unit,letter in ((1e9, 'B'), (1e6, 'M'), (1e3, 'k')) if n >= unit or unit == 1e3)
+    unit, letter = next((x for x in ((1e9, 'B'), (1e6, 'M')) if n >= x[0]), (1e3, 'k'))
     bits = (f"matrices of {geometry_words(cfg.quant)}, {bits_per_weight(cfg.quant):.5g} bits a weight"
             f"{', some otherwise' if cfg.quant.overrides else ''}" if cfg.quant.nativebit else 'in float')
-    return f"{cfg.name}, {size} parameters, {bits}"
+    return f"{cfg.name}, {n/unit:.3g}{letter} parameters, {bits}"
 
 def run_words(
     cfg, folder,  # the run, and where it goes
@@ -62,7 +62,8 @@ def run_words(
     tokens, devices = t.batch_size*cfg.model.context_len, jax.devices()
     own = f", vocabulary of {cfg.model.vocab_size:,} from {t.tokenizer}" if t.tokenizer else ''
     return (f"{folder}: {network_words(cfg)}{own}; {train['tokens']:,} tokens of {t.dataset}, "
-            f"{train['bytes']/max(1, train['tokens']):.1f} bytes each; on {len(devices)} × {devices[0].device_kind}\n"
+            f"{train['bytes']/max(1, train['tokens']):.1f} bytes each; "
+            f"on {len(devices)} × {devices[0].device_kind}\n"
             f"{f'from step {step:,} ' if step else ''}to step {t.max_steps:,}, {tokens:,} tokens each: "
             f"{t.max_steps*tokens/max(1, train['tokens']):.2g} times the text; "
             f"log, states, checkpoint and report go to {folder}")
@@ -80,8 +81,8 @@ def say_poor_tokenizer(
     if own < 1.1*now: return
     file = re.sub(r'[^\w-]+', '-', Path(path.partition(',')[0]).stem).strip('-') + '-tokenizer.json'
     command = shlex.join(['nativebit', 'data', cfg.train.dataset, '--train-tokenizer-to', file])
-    print(f"note: the tokenizer is one of Python source, {now:.1f} bytes a token of this text, and one of its own "
-          f"makes {own:.1f}: {command}, then train with --tokenizer {file}", file=sys.stderr)
+    print(f"note: the tokenizer is one of Python source, {now:.1f} bytes a token of this text, "
+          f"and one of its own makes {own:.1f}: {command}, then train with --tokenizer {file}", file=sys.stderr)
 
 # %% ../../nbs/08_train/04_run.ipynb #f78f1e2b
 def begun(

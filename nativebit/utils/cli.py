@@ -171,8 +171,8 @@ def in_our_words(record)->bool:
     "Of what JAX warns of when its device starts: that there is a GPU which it can't use, with what to do."
     ours = 'CUDA-enabled jaxlib is not installed' not in record.getMessage()
     if not ours:
-        print("note: there is an NVIDIA GPU here, and JAX is installed without CUDA, so this runs on the CPU: "
-              "pip install -e '.[cuda]'", file=sys.stderr)
+        print("note: there is an NVIDIA GPU here, and JAX is installed without CUDA, so this runs on the "
+              "CPU: pip install -e '.[cuda]'", file=sys.stderr)
     return ours   # JAX's own words are left out
 
 def set_flags():
