@@ -89,7 +89,8 @@ def about_table(
     steps = max((r.get('step', 0) for r in records), default=0)
     text = '; '.join(f'{s}: {what}' for s,what in (r.get('text') or {}).items())
     rows = [('command', shlex.join(map(str, r.get('argv', [])))),
-            ('preset', r.get('config', {}).get('name', '')), ('steps', steps), ('text', text), ('started from', r.get('init_from') or ''),
+            ('preset', r.get('config', {}).get('name', '')), ('steps', steps),
+            ('text', text), ('started from', r.get('init_from') or ''),
             ('device', r.get('device', '')), ('commit', r.get('git_hash', ''))]
     return html_table([row for row in rows if row[1] != ''], head=False)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import jax, jax.numpy as jnp
 from fastcore.script import Param
 from flax import nnx
-from tqdm import tqdm
 from ..models.attention import ATTENTION, context_kl
 from .states import RunStates
 from ..models.checkpoint import save_checkpoint
@@ -26,6 +25,7 @@ from ..config import (LARGEST, NO_TOKENIZER, Config, QuantConfig, TrainConfig, g
                               get_config, override, recipe_defaults)
 from ..utils.files import check_writable, JSONLogger, TensorBoardLogger
 from ..utils.cli import UserError, also_flags, next_step
+from ..utils.progress import progress
 from ..data.loader import batches, prepare
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
@@ -122,7 +122,7 @@ def say_validation(
     "Print what a validation found."
     if 'val_loss' not in record: return {}
     if not bar.disable:
-        tqdm.write(f"step {step:,}: validation loss {record['val_loss']:.3f}, "
+        progress.write(f"step {step:,}: validation loss {record['val_loss']:.3f}, "
                    f"perplexity {record['val_ppl']:,.2f}", sys.stderr)
     return dict(val=f"{record['val_loss']:.3f}")
 
@@ -143,8 +143,8 @@ def fit(
     t = cfg.train
     tokens = cfg.train.batch_size*cfg.model.context_len
     pending, last = [], int(state.step)
-    bar = tqdm(range(last, t.max_steps), 'training', initial=last, total=t.max_steps, mininterval=1,
-               disable=jax.process_index() > 0)
+    bar = progress(range(last, t.max_steps), 'training', initial=last, total=t.max_steps, mininterval=1,
+                   disable=jax.process_index() > 0)
     since, clock, seen = time.time(), SaveClock(t.save_minutes), {}
     for i in bar:
         state, metrics = step_fn(state, train_batches[i], i, teacher)
@@ -203,13 +203,13 @@ def finish(cfg, state, tokens, folder, log, start, init_from):
     except UserError as e: raise UserError(f"{e}; the trained checkpoint is whole, in {folder}") from e
     kl = probe(cfg, params, tokens['valid'])
     if kl < .1:
-        tqdm.write(f"warning: the prediction hardly depends on the context (KL {kl:.4f} nats): "
+        progress.write(f"warning: the prediction hardly depends on the context (KL {kl:.4f} nats): "
                    "the model is undertrained, or its attention is broken", sys.stderr)
     try:
         nll = token_nll(cfg, params, tokens['test'], batch_size=cfg.train.batch_size,
                         max_tokens=cfg.train.test_tokens, desc='testing')
     except KeyboardInterrupt:
-        tqdm.write(f"stopped before the test was done; the trained checkpoint is in {folder}", sys.stderr)
+        progress.write(f"stopped before the test was done; the trained checkpoint is in {folder}", sys.stderr)
         raise
     result = dict(test_ppl=perplexity(nll), test_tokens=len(nll), context_kl=kl,
                   total_time_s=time.time()-start)
@@ -266,7 +266,7 @@ def run_steps(cfg, state, data, states, **kw):
         raise NotANumber(f"{e}{states.kept}") from e
     finally: states.close()
     if state.step == cfg.train.max_steps: return state
-    tqdm.write(f"stopped at step {state.step}{states.kept}", sys.stderr)
+    progress.write(f"stopped at step {state.step}{states.kept}", sys.stderr)
     raise SystemExit(128 + (stop or [signal.SIGTERM])[0])   # of several hosts another may have had the signal
 
 # %% ../../nbs/08_train/06_loop.ipynb #2760b42b
@@ -424,7 +424,7 @@ def main(
     else:
         cfg = get_config(config or 'stdlib-5m', **given)
         if 'tokenizer' in given and not init_from: cfg = with_vocabulary(cfg)
-        if resume: tqdm.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
+        if resume: progress.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
     check_overrides(cfg.model, cfg.quant)
     if (cfg.train.teacher or cfg.train.match_weight) and not cfg.train.distill_weight:
         raise UserError("--teacher and --match-weight change nothing without --distill-weight, "

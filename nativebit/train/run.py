@@ -82,7 +82,8 @@ def say_poor_tokenizer(
     file = re.sub(r'[^\w-]+', '-', Path(path.partition(',')[0]).stem).strip('-') + '-tokenizer.json'
     command = shlex.join(['nativebit', 'data', cfg.train.dataset, '--train-tokenizer-to', file])
     print(f"note: the tokenizer is one of Python source, {now:.1f} bytes a token of this text, "
-          f"and one of its own makes {own:.1f}: {command}, then train with --tokenizer {file}", file=sys.stderr)
+          f"and one of its own makes {own:.1f}: {command}, then train with --tokenizer {file}",
+          file=sys.stderr)
 
 # %% ../../nbs/08_train/04_run.ipynb #f78f1e2b
 def begun(
