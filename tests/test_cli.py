@@ -85,6 +85,12 @@ def test_a_gpu_that_jax_cannot_use_is_named_once(cwd):
     r = subprocess.run([sys.executable, '-c', code], env=dict(os.environ, JAX_PLATFORMS=''), capture_output=True, text=True)
     assert r.stderr.splitlines() == ["note: there is an NVIDIA GPU here, and JAX is installed without CUDA, so this runs on the CPU: pip install -e '.[cuda]'"], r.stderr
 
+@pytest.mark.parametrize('says, extras', [('| NVIDIA-SMI 580.1  Driver Version: 580.1  CUDA Version: 13.0 |', 'dev,cuda'), ('| Driver Version: 550.9  CUDA Version: 12.4 |', 'dev,cuda12'), ('none', 'dev')])
+def test_make_env_brings_what_the_driver_can_use(cwd, says, extras):
+    (cwd/'nvidia-smi').write_text(f"#!/bin/sh\necho '{says}'\n"); (cwd/'nvidia-smi').chmod(0o755)
+    r = subprocess.run(['make', '-n', '-B', 'env'], cwd=STDLIB.parent.parent, env=dict(os.environ, PATH=f"{cwd}:{os.environ['PATH']}"), capture_output=True, text=True)
+    assert f"-e '.[{extras}]'" in r.stdout, r.stdout + r.stderr
+
 def test_cudnn_on_a_cpu_build(cwd):
     refused(cwd, 'error', 'train', *TRAIN[2:], '--dataset', 'text:some.txt', '--attention', 'cudnn', says="this one was installed without: pip install -e '.[cuda]'")
 

@@ -88,7 +88,8 @@ def about_table(
     r = next((r for r in records if 'config' in r), {})
     steps = max((r.get('step', 0) for r in records), default=0)
     text = '; '.join(f'{s}: {what}' for s,what in (r.get('text') or {}).items())
-    rows = [('command', shlex.join(map(str, r.get('argv', [])))),
+    program, *words = map(str, r.get('argv') or [''])
+    rows = [('command', f'{program} {shlex.join(words)}'.strip()),
             ('preset', r.get('config', {}).get('name', '')), ('steps', steps),
             ('text', text), ('started from', r.get('init_from') or ''),
             ('device', r.get('device', '')), ('commit', r.get('git_hash', ''))]
