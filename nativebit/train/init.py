@@ -83,7 +83,8 @@ def random_network(cfg, mesh=None)->tuple:
 # %% ../../nbs/08_train/03_init.ipynb #86a72516
 def own_arrays(tree):
     "A copy, which shares no memory; arrays that lie on several hosts are copied where they are."
-    if all(x.is_fully_addressable for x in jax.tree.leaves(tree)): return jax.device_put(tree, may_alias=False)
+    here = all(x.is_fully_addressable for x in jax.tree.leaves(tree))
+    if here: return jax.device_put(tree, may_alias=False)
     return jax.jit(partial(jax.tree.map, jnp.copy))(tree)
 
 def init_state(
