@@ -8,7 +8,7 @@ __all__ = ['run_point', 'sweep', 'main']
 # %% ../../nbs/14_experiments/07_sweep.ipynb #9c427e93
 import json, shutil, sys
 from pathlib import Path
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..config import get_config
 from ..utils.cli import UserError
 from ..utils.files import plain, read_jsonl
@@ -52,8 +52,8 @@ def sweep(
         for i,(cfg,point) in enumerate(configs, 1):
             place = Path(folder or f'logs/sweep/{out.stem}')/'-'.join(f'{k}{v}' for k,v in point.items())
             if not any(point.items() <= d.items() for d in done):
-                tqdm.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}",
-                           sys.stderr)
+                progress.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}",
+                               sys.stderr)
                 done.append(run_point(cfg, point, place, init_from))
                 add_row(out, **done[-1])
             # its row is on the disk; killed meanwhile, the same command takes away the rest

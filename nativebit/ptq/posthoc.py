@@ -9,7 +9,7 @@ __all__ = ['chosen', 'chosen_geometries', 'sweep_rows', 'main']
 import time
 from dataclasses import replace
 from fastcore.script import Param
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..config import EARLIER_NAMES, GEOMETRIES, QuantConfig, geometry_help, geometry_name
 from ..utils.cli import need, suggest, UserError
 from ..utils.safetensors import weights_digest
@@ -57,7 +57,7 @@ def sweep_rows(
     wanted = [(m, geometry_name(g), index_bits(q)) for m,g,q in points]
     with one_table(out, run_header('posthoc', setup)) as rows:
         done = {key(r): r for r in rows}
-        for k,(_,_,quant) in tqdm([*zip(wanted, points)], 'rows', disable=None, leave=False):
+        for k,(_,_,quant) in progress([*zip(wanted, points)], 'rows', disable=None, leave=False):
             if k in done: continue
             done[k] = dict(zip(('method', 'geometry', 'index_bits'), k)) | evaluate(quant, k[0])
             if out: add_row(out, **done[k])
