@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..utils.cli import UserError, next_step
 from ..utils.files import atomic_path
 from ..utils.safetensors import read_json
@@ -138,24 +138,24 @@ def write_shards(
     shard_tokens:int,  # a shard has at most so many, if a document fits
 ):
     "Tokenize documents into a folder of shards, going on from what is there."
-    progress = folder/'progress.json'
-    meta = (json.loads(progress.read_text()) if progress.exists()
+    done_so_far = folder/'progress.json'
+    meta = (json.loads(done_so_far.read_text()) if done_so_far.exists()
             else {**meta, **{s: dict.fromkeys(COUNTS, 0) for s in SPLITS}})
     writers = {s: ShardWriter(folder, s, meta[s]) for s in SPLITS}
     done = {s: meta[s]['documents'] for s in SPLITS}
-    with tqdm(desc='tokenizing', unit=' tokens', unit_scale=True, leave=False, disable=None) as bar:
+    with progress(desc='tokenizing', unit=' tokens', unit_scale=True, leave=False, disable=None) as bar:
         for split,ids,counts in tokenized(not_done(docs, done), tokenizer):
             w = writers[split]
             if w.ids and w.pending['tokens'] + len(ids) > shard_tokens:
                 w.write()
-                write_whole(progress, json.dumps(meta).encode())
+                write_whole(done_so_far, json.dumps(meta).encode())
             w.add(ids, counts)
             bar.update(len(ids))
     for w in writers.values():
         if w.ids: w.write()
     write_whole(folder/'meta.json', json.dumps(meta, indent=1).encode())
     # the latter of a process that was killed
-    for f in (progress, *folder.glob('.*.tmp')): f.unlink(missing_ok=True)
+    for f in (done_so_far, *folder.glob('.*.tmp')): f.unlink(missing_ok=True)
 
 # %% ../../nbs/03_data/03_loader.ipynb #1f6cdfff
 def open_split(
