@@ -104,6 +104,7 @@ GEOMETRIES = Geometries({
     '3bit-256':     dict(n_entries=8,  block_shape=(1, 256), codebook_dtype='int8'),
     '3bit-row':     dict(n_entries=8,  block_shape=(1, 0),   codebook_dtype='int8'),   # 0 is the whole side
     '2bit-128':     dict(n_entries=4,  block_shape=(1, 128), codebook_dtype='int8'),
+    '4bit-8x64':    dict(n_entries=16, block_shape=(8, 64),  codebook_dtype='float8_e4m3'),
     '4bit-128':     dict(n_entries=16, block_shape=(1, 128), codebook_dtype='int8'),
 })
 IN_FLOAT = 'float'   # no geometry: the matrix stays as it is

@@ -214,7 +214,7 @@ def test_training_on_the_command_line(tmp_path, monkeypatch):
 def test_qat_of_a_mixture(home, tmp_path):
     text = tmp_path/'some.txt'
     text.write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(300)))
-    rows = quantize(home/'model', tmp_path/'qat', 'qat', 'lut-b', data=f'text:{text}', context_len=32, overrides=MIXED, max_steps=3, batch_size=2, warmup_steps=1, val_batches=1, test_tokens=64, lr=1e-2)
+    rows, *_ = quantize(home/'model', tmp_path/'qat', 'qat', 'lut-b', data=f'text:{text}', context_len=32, overrides=MIXED, max_steps=3, batch_size=2, warmup_steps=1, val_batches=1, test_tokens=64, lr=1e-2)
     assert '5 float' in rows[1]['matrices']
     got, start = nb.load(tmp_path/'qat'), nb.load(home/'mixed')
     assert {n: got.config.quant.override_of(n) for n in SAYS} == SAYS and got.bits_per_weight == pytest.approx(start.bits_per_weight)

@@ -97,12 +97,16 @@ def test_on_a_cpu_no_thread_waits_for_others(geometry):
     assert set(re.findall(r'num_batch_dims = "(\d)"', program)) == {'0'}
 
 def test_no_data_no_perplexity(home):
-    p = run(home, '--method', 'rtn', '--out', 'rtn')
-    assert p.returncode == 0 and '| rtn | 3.6' in p.stdout and 'ppl' not in p.stdout, p.stderr
+    p = run(home, '--method', 'rtn', '--geometry', 'int8', '--out', 'rtn', '--no-report')
+    assert p.returncode == 0 and '| rtn | 3.6' in p.stdout and '| perplexity |' not in p.stdout and 'verdict: ' in p.stdout, p.stderr
+    assert p.stderr.splitlines()[-1].startswith('next: nativebit generate rtn --prompt') and not (home/'rtn'/'report.html').exists()
 
 @pytest.mark.parametrize('args, says', [
     ([], 'say where to write'),
-    (['--out', 'x', '--method', 'gptq'], 'gptq reads text'),
+    (['--out', 'x', '--method', 'qat'], 'qat reads text'),
+    (['--out', 'x', '--bits', '3', '--geometry', 'int8'], 'give one of them'),
+    (['--out', 'x', '--bits', '5'], '2, 3 or 4'),
+    (['--out', 'x', '--embed', 'int9'], "did you mean 'int8'"),
     (['--out', 'x', '--method', 'gpqt'], "did you mean 'gptq'"),
     (['--out', 'x', '--geometry', 'lutb'], "did you mean 'lut-b'"),
     (['--out', 'model', '--method', 'rtn'], 'exists'),

@@ -241,7 +241,7 @@ def test_the_disk_has_it_before_its_name(tmp_path, monkeypatch):
     with atomic_path(tmp_path/'f') as t: t.write_text('x')
     assert done == [str(t), 'renamed', str(tmp_path)]
 
-KILLS = dict(first='w.atomic_path = die', layer='q.store_layer = die', table='q.report = die', cleaning='q.end_work = die', cleaned='w.remove = die', last='import shutil; q.end_work = lambda w: (shutil.rmtree(w), die())')
+KILLS = dict(first='w.atomic_path = die', layer='q.store_layer = die', table='q.judgement = die', cleaning='q.end_work = die', cleaned='w.remove = die', last='import shutil; q.end_work = lambda w: (shutil.rmtree(w), die())')
 
 @pytest.mark.parametrize('at', KILLS)
 def test_quantize_goes_on_after_a_kill(tmp_path, words, packed, at):

@@ -10,4 +10,5 @@ from ..utils.lazy import lazy
 
 __getattr__, __dir__ = lazy(__name__,
     perplexity='token_nll evaluate_ppl compare as_read',
-    results_file='load_results add_row begin_rows run_header')
+    results_file='load_results add_row begin_rows run_header',
+    verdict='Verdict builtin_tokens level_of')

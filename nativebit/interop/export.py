@@ -18,7 +18,7 @@ from .families import hf_names, model_config
 from ..utils.files import TEMPLATES, copy_files, refuse_links, whole_folder
 from ..data.tokenizers import pack_notes
 from ..formats.nbpack import write_pack
-from ..formats.hf_folder import SHARD, Folder, open_folder, save_tensors
+from ..formats.hf_folder import SCALE, SHARD, Folder, open_folder, save_tensors
 
 # %% ../../nbs/12_interop/05_export.ipynb #fe7e6665
 FLOAT = dict(bfloat16=ml_dtypes.bfloat16, float16=np.float16, float32=np.float32)
@@ -74,7 +74,8 @@ def unpacked_tensors(
     packed = set(folder.linears)
     for n,x in folder.tensors.items():
         P, _, kind = n.rpartition('.')
-        if P not in packed or kind == 'bias': yield n, held_in(x, dtype, n)
+        if n.endswith(SCALE): continue
+        if P not in packed or kind == 'bias': yield n, held_in(folder.float_tensor(n), dtype, n)
         elif kind == 'weight' and P not in keep: yield n, held_in(folder.tensor(P).dequantize(), dtype, n)
 
 def export_safetensors(
@@ -160,7 +161,8 @@ def folder_reader(
     names, packed = hf_names(model), {*folder.linears}
     def read(n):
         P = names[n].removesuffix('.weight')
-        return folder.tensor(P).dequantize() if P in packed else folder.tensors[names[n]].astype(np.float32)
+        return (folder.tensor(P).dequantize() if P in packed
+                else folder.float_tensor(names[n]).astype(np.float32))
     return read
 
 def our_overrides(
@@ -190,6 +192,9 @@ def pack_of(
         if theirs not in folder.tensors:
             raise UserError(f"{folder.path} lacks {theirs}, which its config.json asks for; "
                             "copy the folder again or make it anew")
+        if P + SCALE in folder.tensors:
+            out[ours], out[f'{ours}.scale'] = folder.tensors[theirs], folder.tensors[P + SCALE]
+            continue
         if P not in packed:
             out[ours] = folder.tensors[theirs] if exact else folder.tensors[theirs].astype(ml_dtypes.bfloat16)
             continue

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TORCH', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfig', 'module_names', 'check_complete', 'replace_linears',
-           'torch_sum', 'NativeBitHfQuantizer', 'as_linear', 'register', 'runnable', 'run_module']
+           'begin_rows', 'rows_to_float', 'rows_again', 'with_rows', 'torch_sum', 'NativeBitHfQuantizer', 'as_linear',
+           'register', 'runnable', 'run_module']
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #bb7ab973
 import json, math, re, runpy, sys, zlib
@@ -25,9 +26,10 @@ from ..quant.blocks import block_of
 from ..utils.cli import UserError
 from ..formats.size import matrix_stored
 from ..utils.safetensors import TYPE_CODES, full_sum, hashed
-from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, VERSION, check_quant, quant_to_dict,
-                                         read_files)
+from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, SCALE, VERSION, check_quant,
+                                         quant_to_dict, read_files)
 from ..formats.bitpacking import QuantizedTensor
+from ..formats.nbpack import int8_rows
 from ..kernels.ops import lut_linear
 from ..kernels.layout import PackedMatrix, from_units, to_kernel_layout as laid_out
 
@@ -133,7 +135,7 @@ class NativeBitConfig(QuantizationConfigMixin):
     "`quantization_config` of a packed folder. Raises `UserError` where it is too new or makes no sense."
     def __init__(self, modules_to_not_convert=('lm_head',), **found):
         self.__dict__ |= quant_to_dict(check_quant({'quant_method': METHOD, 'version': VERSION, **found}),
-                                       modules_to_not_convert)
+                                       modules_to_not_convert, found.get('embed', ''))
 
     @property
     def quant(self)->QuantConfig: return check_quant(self.to_dict())
@@ -183,6 +185,58 @@ def replace_linears(
                             "use the config.json that belongs to it")
         model.set_submodule(n, NativeBitHfLinear(want, quant.of(P), old.bias, 'meta'))
 
+# %% ../../nbs/12_interop/06_transformers.ipynb #d406b7fb
+def begin_rows(
+    model,
+    modules:list,  # names in the files of what is int8 rows
+):
+    "Let scales be loaded beside codes."
+    own, prefix = dict(model.named_modules()), f'{model.base_model_prefix}.'
+    for P in modules:
+        m = next((own[n] for n in (P, P.removeprefix(prefix), prefix + P) if n in own), None)
+        # the head of a model that is loaded without one
+        if m is None: continue
+        m.register_buffer(SCALE[1:], torch.empty(len(m.weight), dtype=torch.float32, device='meta'))
+
+@torch.no_grad()
+def rows_to_float(
+    m:nn.Module,  # an embedding or a head, as loaded
+    dtype,        # of its numbers from now on
+):
+    "Codes times scales, in the same parameter; the scales become a plain attribute."
+    if m.weight.is_meta:
+        raise UserError("an embedding of int8 rows can't be left on the disk; give device_map more memory, "
+                        "or quantize with --embed bfloat16")
+    scale, codes = m.weight_scale, m.weight.data
+    m.weight.data = torch.empty_like(codes, dtype=dtype)
+    for w,c,s in zip(*(x.split(4096) for x in (m.weight.data, codes, scale))): w.copy_(c.float()*s[:, None])
+    m.weight.requires_grad_(True)
+    del m.weight_scale
+    m.row_scale = scale
+
+def rows_again(
+    w:Tensor,      # (V, D)
+    scale:Tensor,  # (V,) that it was made with
+)->tuple:          # codes (V, D) int8, scale (V,) float32
+    "The inverse of `rows_to_float`; weights that were changed since get rows of their own."
+    scale, codes = scale.to(w.device), torch.empty(w.shape, dtype=torch.int8, device=w.device)
+    if len(scale) == len(w):
+        codes = (w.float()/scale[:, None]).round().clamp(-127, 127)
+        if torch.equal((codes*scale[:, None]).to(w.dtype), w): return codes.to(torch.int8), scale
+    new, s = int8_rows(w.float().cpu().numpy())
+    return torch.from_numpy(new), torch.from_numpy(s)
+
+def with_rows(
+    model, state:dict,  # its state_dict
+)->dict:
+    "A state with int8 rows where the model was loaded with them; a tied head is left out."
+    for n,m in model.named_modules():
+        if getattr(m, 'row_scale', None) is None: continue
+        w = state[f'{n}.weight']
+        state = {k: x for k,x in state.items() if k == f'{n}.weight' or x.data_ptr() != w.data_ptr()}
+        state[f'{n}.weight'], state[n + SCALE] = rows_again(w, m.row_scale)
+    return state
+
 # %% ../../nbs/12_interop/06_transformers.ipynb #b328101e
 def torch_sum(name:str, x:Tensor)->str:
     "`full_sum` of a tensor."
@@ -218,6 +272,7 @@ class NativeBitHfQuantizer(HfQuantizer):
         folder = read_files(checkpoint_files, self.quantization_config.quant)
         replace_linears(model, module_names(model, folder.linears, folder.path),
                         {P: folder.shape(P) for P in folder.linears}, folder.quant, folder.path)
+        begin_rows(model, folder.int8_rows)
         check_complete(model, folder.types, folder.path)
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()),
                                                     re.escape(GUARD)}
@@ -225,11 +280,12 @@ class NativeBitHfQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model, **kwargs):
         for m in model.modules():
             if isinstance(m, NativeBitHfLinear): m.to_kernel_layout()
+            elif SCALE[1:] in m._buffers: rows_to_float(m, model.dtype)
         return model
 
     def get_state_dict_and_metadata(self, model):
         "What `save_pretrained` writes: the file's own tensors, with new checksums."
-        state = model.state_dict() | {GUARD: torch.zeros(0, dtype=torch.uint8)}
+        state = with_rows(model, model.state_dict()) | {GUARD: torch.zeros(0, dtype=torch.uint8)}
         sums = {n: torch_sum(n, x) for n,x in state.items() if not x.is_meta}
         return state, METADATA | dict(sums=json.dumps(sums, separators=(',', ':')))
 

@@ -54,6 +54,7 @@ class Model:
     pack:Pack         # its arrays
     tokens_by:object  # function that returns the tokenizer
     rows:list=()      # table of the `quantize` that made it
+    verdict:object=None  # its `Verdict`, of a model with a tokenizer
     home:object=None  # temporary folder that it is kept in
 
     @property
@@ -154,28 +155,31 @@ def saved_module(
 def quantize(
     # a folder of the hub's kind, a .gguf file, a name on the hub, a float run of ours, or a transformers model
     where,
-    geometry:str='3bit-128',   # of the codebooks: a key of `nativebit.GEOMETRIES`, or an earlier name
-    method:str='kmeans',   # rtn, kmeans, gptq or qat
-    # text:FILES, python:FOLDER or a dataset's name; gptq and qat read it, and `rows` compares on its test
-    # split
+    # of the codebooks: a key of `nativebit.GEOMETRIES`, or an earlier name; None: as of `bits`
+    geometry:str=None,
+    method:str='gptq',     # rtn, kmeans, gptq or qat
+    # text:FILES, python:FOLDER or a dataset's name; gptq and qat read it (gptq without it a text that comes
+    # with the package), and `rows` compares on its test split
     data:str=None,
     # packed folder to write, where a stopped run goes on; None: a temporary one, which `save` copies
     out=None,
-    *, tokenizer=None,     # transformers tokenizer of a transformers model; None: the one it was loaded with
+    *, bits:int=None,      # 2, 3 or 4; None: 4, of qat 3
+    tokenizer=None,        # transformers tokenizer of a transformers model; None: the one it was loaded with
     # what some matrices get instead: {'layers.0.*': 'float', '*.down': '4bit-128'}; the first pattern that
     # matches wins
     overrides=(),
-    **settings,            # context_len, calibration_tokens, test_tokens; and of qat the training run's
-)->Model:                  # its `rows` are the table of what was lost
+    # embed, context_len, calibration_tokens, test_tokens, report; and of qat the training run's
+    **settings,
+)->Model:                  # its `rows` are the table of what was lost, `verdict` says it in a word
     "Quantize a model. Raises `UserError` for whatever can't be done."
-    from nativebit.pipelines.quantize import check_request, quantize as write_packed
-    check_request(method, geometry, data)
+    from nativebit.pipelines.quantize import check_request, geometry_of, quantize as write_packed
+    check_request(method, geometry := geometry_of(geometry, bits, method), data)
     home, live = TemporaryDirectory(prefix='nativebit-'), hasattr(where, 'save_pretrained')
     source = (saved_module(where, Path(home.name)/type(where).__name__, tokenizer) if live
               else where)
     made = Path(out or Path(home.name)/f'{Path(source).name}-{geometry}')
-    rows = write_packed(source, made, method, geometry, data, overrides=overrides, **settings)
+    result = write_packed(source, made, method, geometry, data, overrides=overrides, **settings)
     if live: shutil.rmtree(source)
     model = load(made, settings.get('context_len'))
-    model.rows, model.home = rows, None if out else home
+    model.rows, model.verdict, model.home = result.rows, result.verdict, None if out else home
     return model

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 import jax, jax.numpy as jnp, numpy as np
 from filelock import FileLock
-from tqdm import tqdm
+from ..utils.progress import progress as bar_of
 from ..config import Config, QuantConfig, check_dataset
 from ..utils.cli import UserError, need
 from ..utils.files import stamps
@@ -137,7 +137,7 @@ def write_own(
         ids = (doc if doc[-1] == eot or eot is None else np.append(doc, eot)).astype(dtype)
         text = decode(ids)
         return ids, dict(documents=1, tokens=len(ids), bytes=len(text.encode()), words=count_words(text))
-    with tqdm(desc='writing', unit=' tokens', unit_scale=True, total=wanted, initial=meta['train']['tokens'],
+    with bar_of(desc='writing', unit=' tokens', unit_scale=True, total=wanted, initial=meta['train']['tokens'],
               leave=False, disable=None) as bar:
         more = rounds(own, shape, seed, meta['rounds'])
         while meta['train']['tokens'] < wanted:

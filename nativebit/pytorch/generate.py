@@ -9,7 +9,7 @@ __all__ = ['pick_device', 'served', 'float_type', 'continue_text', 'enough_memor
 import os, shutil
 from contextlib import contextmanager
 import torch
-from ..config import GEOMETRIES, geometry_help, get_config, named, stored_name
+from ..config import GEOMETRIES, get_config, named, stored_name
 from ..utils.cli import need, UserError
 from ..formats.nbpack import Pack
 from ..data.prompts import text_pieces

@@ -29,7 +29,7 @@ from ..utils.progress import progress
 from ..data.loader import batches, prepare
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
-from ..evaluation.report import write_report
+from ..evaluation.run_page import write_report
 from ..formats.kinds import as_path, checkpoint_path
 from ..formats.overrides import check_overrides, override_pairs
 from ..ptq.gptq import lowered_gptq
