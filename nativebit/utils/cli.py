@@ -155,10 +155,11 @@ def set_flags():
 def run(
     func,        # a function with docments
     argv=None,   # list of words; None: `sys.argv`
+    work=None,   # what is called with what was read; None: `func`
 ):
     "Run a function from the command line."
     set_flags()
     for stream in (sys.stdout, sys.stderr):
         # a terminal that lacks a character shows a question mark
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
-    with one_sentence(): func(**parse_args(func, argv))
+    with one_sentence(): (work or func)(**parse_args(func, argv))
