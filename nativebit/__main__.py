@@ -144,8 +144,8 @@ CHECKS = {   # of a parameter's value by its name, or by its command's and its o
     'speed.mode': one_of('mode', _keys('train.benchmark.MODES'))}
 
 def check_words(
-    name:str,  # of a command
-    **given,   # what was read from the command line
+    name:str, /,  # of a command
+    **given,      # what was read from the command line
 ):
     "Raise `UserError` for what is known to be wrong before anything is computed."
     for n,x in given.items():
@@ -216,8 +216,8 @@ def run_module(
 
 # %% ../nbs/16_command.ipynb #e5fc15ea
 def begin(
-    name:str,  # of a command
-    **given,   # what was read from its command line
+    name:str, /,  # of a command
+    **given,      # what was read from its command line
 ):
     "Begin a command's work."
     check_words(name, **given)
