@@ -6,6 +6,11 @@
 __all__ = ['TORCH', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfig', 'module_names', 'check_complete', 'replace_linears',
            'torch_sum', 'NativeBitHfQuantizer', 'as_linear', 'register']
 
+# %% ../../nbs/12_interop/06_transformers.ipynb #79703af0
+from ..utils.cli import UserError, share_cores
+share_cores()   # before PyTorch is there
+
+
 # %% ../../nbs/12_interop/06_transformers.ipynb #bb7ab973
 import json, math, re, zlib
 from dataclasses import replace
@@ -19,7 +24,6 @@ except ImportError as e:
     raise ImportError("nativebit.hf needs transformers 5.23 or newer: pip install -e '.[hf]'") from e
 from ..config import QuantConfig
 from ..quant.blocks import block_of
-from ..utils.cli import UserError
 from ..formats.size import matrix_stored
 from ..utils.safetensors import TYPE_CODES, full_sum, hashed
 from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, VERSION, check_quant, quant_to_dict,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'UserError', 'drop_output', 'one_sentence', 'need', 'at_least', 'suggest', 'hyphenate', 'yes_or_no',
-           'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'set_flags', 'run']
+           'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'share_cores', 'set_flags', 'run']
 
 # %% ../../nbs/00_utils/01_cli.ipynb #1459cc91
 import difflib, errno, os, sys
@@ -147,10 +147,17 @@ def parse_args(
     return {k:v for k,v in args.items() if k not in ('pdb', 'xtra') and (k not in fields or v is not None)}
 
 # %% ../../nbs/00_utils/01_cli.ipynb #7a30d512
+def share_cores():
+    """Have PyTorch's threads sleep while they wait; said before PyTorch is imported, or not heard.
+
+    As a rule they turn in circles, and on a core that others use, too, each small product waits for them."""
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 def set_flags():
-    "What XLA is to know before a device starts."
+    "What XLA and PyTorch are to know before a device starts."
     # cuBLAS: a fifth faster (08_train/07_benchmark), and compiles sooner
     os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')
+    share_cores()
 
 def run(
     func,        # a function with docments
