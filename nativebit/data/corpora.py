@@ -6,7 +6,8 @@
 __all__ = ['SKIP', 'EOT', 'BLOCK', 'LONGEST', 'UNPACKED', 'MARKS', 'READERS', 'OTHERS', 'HUB', 'python_files', 'split_of',
            'python_documents', 'cut', 'separator', 'opened', 'from_text', 'text_of', 'from_jsonl', 'is_object',
            'json_values', 'from_json', 'from_table', 'from_parquet', 'no_text', 'file_documents', 'nth_split',
-           'matching', 'text_files', 'text_documents', 'hub_texts', 'articles', 'hub_documents', 'documents', 'source']
+           'matching', 'text_files', 'text_documents', 'hub_texts', 'articles', 'hub_documents', 'documents', 'source',
+           'check_source']
 
 # %% ../../nbs/03_data/01_corpora.ipynb #a44ee68d
 import bz2, codecs, csv, glob, gzip, hashlib, json, lzma, re, sysconfig, tokenize, zlib
@@ -320,3 +321,14 @@ def source(
     for name,p in python_files(Path(path).expanduser() if path else sysconfig.get_paths()['stdlib']).items():
         h.update(f'{name}:{p.stat().st_size}:'.encode() + p.read_bytes())
     return ['python', h.hexdigest()]
+
+# %% ../../nbs/03_data/01_corpora.ipynb #0e8b664a
+def check_source(
+    dataset:str,  # as of `documents`
+):
+    "Raise `UserError` for a dataset whose files are not there; none is opened."
+    kind, _, path = check_dataset(dataset).partition(':')
+    if kind == 'text': text_files(path)
+    if kind == 'python' and path and not Path(path).expanduser().is_dir():
+        raise UserError(f"no Python files below {path}; give python:PATH a folder with some")
+

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REFUSALS', 'UserError', 'drop_output', 'one_sentence', 'need', 'at_least', 'suggest', 'hyphenate', 'yes_or_no',
            'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'next_step', 'without_cuda',
-           'in_our_words', 'set_flags', 'run']
+           'in_our_words', 'share_cores', 'set_flags', 'run']
 
 # %% ../../nbs/00_utils/01_cli.ipynb #1459cc91
 import difflib, errno, logging, os, shlex, sys
@@ -175,19 +175,27 @@ def in_our_words(record)->bool:
               "CPU: pip install -e '.[cuda]'", file=sys.stderr)
     return ours   # JAX's own words are left out
 
+def share_cores():
+    """Have PyTorch's threads sleep while they wait; said before PyTorch is imported, or not heard.
+
+    As a rule they turn in circles, and on a core that others use, too, each small product waits for them."""
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 def set_flags():
-    "What XLA is to know before a device starts."
+    "What XLA and PyTorch are to know before a device starts."
     # cuBLAS: a fifth faster (08_train/07_benchmark), and compiles sooner
     os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')
     logging.getLogger('jax._src.xla_bridge').addFilter(in_our_words)   # JAX looks once a process
+    share_cores()
 
 def run(
     func,        # a function with docments
     argv=None,   # list of words; None: `sys.argv`
+    work=None,   # what is called with what was read; None: `func`
 ):
     "Run a function from the command line."
     set_flags()
     for stream in (sys.stdout, sys.stderr):
         # a terminal that lacks a character shows a question mark
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
-    with one_sentence(): func(**parse_args(func, argv))
+    with one_sentence(): (work or func)(**parse_args(func, argv))
