@@ -34,6 +34,7 @@ GROUPS = {   # of commands: the module whose `main` it is, and what it does
         hf=('interop.transformers', "run a program that uses transformers, packed folders known to it")),
     'Training': dict(
         data=('data.loader', "prepare a dataset, or train a tokenizer"),
+        synthesize=('pipelines.self_data', "have a model write text to train on"),
         train=('train.loop', "train a network, in float or with codebooks"),
         kept=('train.states', "make a checkpoint of a state that a run kept"),
         plots=('experiments.plots', "draw runs"),
@@ -142,8 +143,10 @@ _model, _text, _keys = of('formats.kinds.kind_of'), of('data.corpora.check_sourc
 CHECKS = {   # of a parameter's value by its name, or by its command's and its own
     **dict.fromkeys(('model', 'original', 'other', 'against', 'init_from', 'ckpt', 'folder', 'file'), _model),
     **dict.fromkeys(('data', 'dataset', 'calibration'), _text), 'texts': of('data.texts.named_texts'),
-    'config': config.get_config, 'geometry': one_of('geometry', config.GEOMETRIES),
+    'config': config.get_config,
+    'geometry': lambda x: config.named('geometry', x, config.GEOMETRIES),   # or an earlier name
     'recipe': one_of('recipe', config.RECIPES), 'grid': of('experiments.grids.parse_grid'),
+    'quantize.data': of('data.corpora.check_readable'),
     'quantize.method': one_of('method', _keys('pipelines.quantize.METHODS')),
     'speed.mode': one_of('mode', _keys('train.benchmark.MODES'))}
 
@@ -156,7 +159,6 @@ def check_words(
         check = CHECKS.get(f'{name}.{n}', CHECKS.get(n))
         for word in (x if isinstance(x, list) else [x]) if check else ():
             if word: check(word)
-
 
 # %% ../nbs/16_command.ipynb #57fcac68
 def flags(
