@@ -152,7 +152,7 @@ def saved_module(
     return folder
 
 def quantize(
-    # a folder of the hub's kind, a .gguf file, a name on the hub, a float run of ours, or a transformers model
+    # a folder of the hub's kind, a .gguf file, a name on the hub, a float run, or a transformers model
     where,
     geometry:str='int8',   # how codebooks are stored: int8 (3.625 bits a weight), lut-b (3.125), 2bit …
     method:str='kmeans',   # rtn, kmeans, gptq or qat
