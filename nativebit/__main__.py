@@ -96,7 +96,7 @@ def field_names(
     call,   # `also_flags(…)`, as of `ast`
 )->list:
     "The fields that a decorator makes flags of."
-    without = {n for k in call.keywords for n in ast.literal_eval(k.value)}
+    without = {n for k in call.keywords if k.arg == 'without' for n in ast.literal_eval(k.value)}
     return [f.name for a in call.args for f in fields(getattr(config, a.id)) if f.name not in without]
 
 def flags(

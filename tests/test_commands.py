@@ -77,7 +77,7 @@ def parser(command, whole):
 def check_names(command, args):
     "Settings that are given by name are there."
     for flag, known in dict(geometry=GEOMETRIES, recipe=RECIPES, start=STARTS).items():
-        for n in (args.get(flag) or '').split(','): assert n in ('', *known), f"no {flag} {n}"
+        for n in (args.get(flag) or '').split(','): assert not n or n in known, f"no {flag} {n}"
     if command == 'sweep' and args['grid']: parse_grid((args['grid'] if isinstance(args['grid'], str) else args['grid'][0]).removesuffix(' SETTINGS'))
     if command == 'results': rows_of(args['experiment']), parse_grid(args['settings'], several=False)
 

@@ -302,6 +302,7 @@ def documents(
     "The documents of a dataset, in a fixed order. Raises `UserError` where they can't be read."
     kind, _, path = check_dataset(dataset).partition(':')
     if kind == 'text': return text_documents(path)
+    if kind == 'shards': raise UserError(f"{dataset} holds tokens, and text is asked for; give a text")
     if kind in HUB: return hub_documents(kind)
     return python_documents(Path(path).expanduser() if path else sysconfig.get_paths()['stdlib'])
 

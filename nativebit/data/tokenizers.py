@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENDS', 'PACKAGE', 'DATA', 'TOKENIZERS', 'ByteTokenizer', 'before_text', 'BPETokenizer', 'train_tokenizer',
-           'GPT2Tokenizer', 'gpt2_ranks', 'said_ends', 'carried', 'read_tokenizer', 'shipped', 'load_tokenizer',
-           'byte_letters', 'merged_of', 'tokenizer_json', 'digest', 'tokenizer_note', 'without_packing', 'small_files',
-           'pack_notes']
+           'bytes_a_token', 'own_gain', 'GPT2Tokenizer', 'gpt2_ranks', 'said_ends', 'carried', 'read_tokenizer',
+           'shipped', 'load_tokenizer', 'byte_letters', 'merged_of', 'tokenizer_json', 'digest', 'tokenizer_note',
+           'without_packing', 'small_files', 'pack_notes']
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #d198916d
 import hashlib, json, os, re
@@ -84,6 +84,20 @@ def train_tokenizer(
     bpe.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=[EOT],
                             show_progress=False)
     return BPETokenizer(bpe._tokenizer)
+
+# %% ../../nbs/03_data/02_tokenizers.ipynb #87eb33f2
+def bytes_a_token(tokenizer, text:str)->float: return len(text.encode())/max(1, len(tokenizer.encode(text)))
+
+def own_gain(
+    tokenizer,           # that a text was tokenized with
+    tokens:dict,         # {split: its tokens}
+    vocab_size:int,
+    most:int=2**18,      # tokens of a split that are looked at
+)->tuple:                # bytes a token of the validation split: as it is, and by a tokenizer of its own
+    "What a tokenizer learned from a text would make of it."
+    text = {s: tokenizer.decode(tokens[s][:most]) for s in ('train', 'valid')}
+    own = train_tokenizer([text['train']], vocab_size)
+    return bytes_a_token(tokenizer, text['valid']), bytes_a_token(own, text['valid'])
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #f9058e94
 class GPT2Tokenizer(ByteTokenizer):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..config import NO_TOKENIZER, Config, ModelConfig, QuantConfig, TrainConfig, config_to_dict
 from ..utils.cli import UserError, next_step
 from ..utils.files import copy_files, git_hash, whole_folder
@@ -193,7 +193,7 @@ def convert(
                 git_hash=git_hash())
     note = json.dumps(network_note(cfg))
     with (whole_folder(out, source.nbytes + 2**26) as tmp,
-          tqdm(total=source.nbytes, unit='B', unit_scale=True, disable=None) as bar):
+          progress(total=source.nbytes, unit='B', unit_scale=True, disable=None) as bar):
         write_arrays(tmp/'model.safetensors', held, source.read, bar.update, network=note)
         (tmp/'hf').mkdir()
         copy_files(files, tmp/'hf')

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import jax, jax.numpy as jnp, numpy as np
 from fastcore.script import Param
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..config import ModelConfig
 from ..utils.cli import need, next_step, UserError
 from ..interop.convert import Source, open_model, source_tokenizer
@@ -168,8 +168,8 @@ def new_rows(
     done,          # (text, model) of the rows that there are
 ):                 # yields rows
     "Rows that are still to be made, text by text."
-    with tqdm(total=len(texts)*len(others), desc='rows', unit='row', initial=len(done), disable=None,
-              leave=False) as bar:
+    with progress(total=len(texts)*len(others), desc='rows', unit='row', initial=len(done), disable=None,
+                  leave=False) as bar:
         for text,tokens in texts.items():
             missing = [n for n in others if (text, n.name) not in done]
             batches = text_batches(tokens, one.model.context_len)

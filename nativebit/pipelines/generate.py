@@ -10,6 +10,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from json import dumps
 from fastcore.script import Param
+from ..config import geometry_help
 from ..utils.cli import UserError, need
 from ..data.prompts import check_options, read_prompt
 from .decoders import jax_decoder
@@ -100,7 +101,7 @@ def main(
     cuda_graph:bool=False,   # in PyTorch: record the decode step and replay it; likewise
     context:int=512,         # in PyTorch: tokens in front of the ones a benchmark times
     random:str=None,         # in PyTorch, instead of a model: a preset such as tpu-2b, in random weights
-    geometry:str='int8',     # of the random weights: published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
+    geometry:Param(geometry_help('of the random weights'))='3bit-128',
     embed:str='bfloat16',    # embedding of the random weights: bfloat16 or int8
     out:str=None,            # in PyTorch: add the benchmark's records to this .jsonl file
 ):

@@ -10,7 +10,7 @@ __all__ = ['layer_tree', 'read_layer', 'embedded', 'layer_fn', 'calibrated_layer
 import math
 from functools import lru_cache
 import jax, jax.numpy as jnp, numpy as np
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..config import ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
 from ..data.loader import eval_batches
@@ -65,8 +65,8 @@ def calibrated_layers(
     store=lambda i, packed: None,
 ):                       # iterator of packed layers, as of `packed_layer`
     "Quantize a network by GPTQ, layer by layer, with one of them in memory."
-    return tqdm(_calibrated(model, read, quant, batches, load, store), 'gptq', model.n_layers, unit='layer',
-                leave=False)
+    return progress(_calibrated(model, read, quant, batches, load, store), 'gptq', model.n_layers,
+                    unit='layer', leave=False)
 
 # %% ../../nbs/13_pipelines/02_layerwise.ipynb #965c06e1
 def hidden_states(
@@ -77,7 +77,7 @@ def hidden_states(
 )->list:       # (B, T, D) float32, normed, in front of the head
     "What a network makes of some texts, with one layer in memory."
     xs = embedded(read, windows)
-    for i in tqdm(range(model.n_layers), desc, unit='layer', disable=None, leave=False):
+    for i in progress(range(model.n_layers), desc, unit='layer', disable=None, leave=False):
         params = read_layer(model, read, i)
         # in place: one copy of all texts, not two
         for k,x in enumerate(xs): xs[k] = layer_fn(model)(params, x)

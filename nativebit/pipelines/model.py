@@ -154,7 +154,7 @@ def saved_module(
 def quantize(
     # a folder of the hub's kind, a .gguf file, a name on the hub, a float run, or a transformers model
     where,
-    geometry:str='int8',   # how codebooks are stored: int8 (3.625 bits a weight), lut-b (3.125), 2bit …
+    geometry:str='3bit-128',   # of the codebooks: a key of `nativebit.GEOMETRIES`, or an earlier name
     method:str='kmeans',   # rtn, kmeans, gptq or qat
     # text:FILES, python:FOLDER or a dataset's name; gptq and qat read it, and `rows` compares on its test
     # split
@@ -162,7 +162,7 @@ def quantize(
     # packed folder to write, where a stopped run goes on; None: a temporary one, which `save` copies
     out=None,
     *, tokenizer=None,     # transformers tokenizer of a transformers model; None: the one it was loaded with
-    # what some matrices get instead: {'layers.0.*': 'float', '*.down': '4bit'}; the first pattern that
+    # what some matrices get instead: {'layers.0.*': 'float', '*.down': '4bit-128'}; the first pattern that
     # matches wins
     overrides=(),
     **settings,            # context_len, calibration_tokens, test_tokens; and of qat the training run's

@@ -10,7 +10,7 @@ __all__ = ['FROM_WEIGHTS', 'layer_arrays', 'to_float32', 'weight_entries', 'in_r
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import jax, jax.numpy as jnp, numpy as np
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..quant.codebook import assign, decode_codebook, encode_codebook, kmeans_codebook
 from ..quant.blocks import to_blocks
 from ..config import ModelConfig, QuantConfig
@@ -168,5 +168,5 @@ def packed_layers(
     store=lambda i, packed: None,
 ):                       # iterator of packed layers, as of `packed_layer`
     "Quantize a network layer by layer, with four of them in memory; it begins at once."
-    return tqdm(ahead(_packed_layers(model, read, quant, method, load, store)), method, model.n_layers,
-                unit='layer', leave=False)
+    return progress(ahead(_packed_layers(model, read, quant, method, load, store)), method, model.n_layers,
+                    unit='layer', leave=False)

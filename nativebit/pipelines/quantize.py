@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 import jax, ml_dtypes, numpy as np
 from fastcore.script import Param
-from ..config import (GEOMETRIES, IN_FLOAT, Config, QuantConfig, TrainConfig, config_from_dict,
-                              get_config, override)
+from ..config import (GEOMETRIES, IN_FLOAT, RECIPES, Config, QuantConfig, TrainConfig,
+                              config_from_dict, geometry_help, get_config, named, override, stored_name)
 from ..utils.cli import suggest, UserError, also_flags
 from ..interop.convert import all_finite, convert, open_model, source_tokenizer
 from ..interop.export import folder_reader, pack_of
@@ -124,8 +124,11 @@ def trained(
     "Quantize a model by training it."
     from nativebit.models.checkpoint import load_checkpoint
     from nativebit.train.loop import train
+    from nativebit.train.run import begun, continued
     if not (work/'float').exists(): convert(source, work/'float')
     cfg = qat_config(get_config(str(work/'float')), geometry, **settings)
+    # of a run that an older version began
+    if begun(work/'qat'): cfg = override(cfg, warmup_steps=continued(work/'qat', {})[0].train.warmup_steps)
     if not (work/'qat'/'model.safetensors').exists(): train(cfg, work/'qat', work/'float', resume=True)
     tensors, meta = load_checkpoint(work/'qat')
     cfg = config_from_dict(meta['config'])
@@ -164,8 +167,8 @@ METHODS = ('rtn', 'kmeans', 'gptq', 'qat')
 
 def check_request(method:str, geometry:str, data, settings=()):
     "Raise `UserError` for an unknown method or geometry, data that are missing, settings that are ignored."
-    for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES)):
-        if name not in known: raise UserError(suggest(kind, name, list(known)))
+    if method not in METHODS: raise UserError(suggest('method', method, list(METHODS)))
+    named('geometry', geometry, GEOMETRIES)
     if method in ('gptq', 'qat') and not data:
         raise UserError(f"{method} reads text: give --data, such as text:some.txt or wikitext-2")
     if settings and method != 'qat':
@@ -213,7 +216,7 @@ def quantize(
     where,                       # the model: a folder, a .gguf file, or a name on the hub
     out,                         # folder to write
     method:str='kmeans',         # one of `METHODS`
-    geometry:str='int8',         # a key of `GEOMETRIES`
+    geometry:str='3bit-128',     # a key of `GEOMETRIES`
     data=None,                   # dataset, as of `prepare`: read by gptq and qat, and compared on
     *, context_len=None,         # tokens a window; None: what the model takes, 2048 at most
     calibration_tokens=131072,   # that gptq reads, or qat that starts from it
@@ -234,8 +237,8 @@ def quantize(
                  else partial(packed_layers, source.model, source.read, quant, method))
     reads = ({} if method in ('rtn', 'kmeans') else
              dict(text=text, calibration_tokens=calibration_tokens, network=asdict(source.model), **settings))
-    setup = dict(weights=weights_stamps(source), method=method, geometry=geometry, context_len=context_len,
-                 version=VERSION, **reads)
+    setup = dict(weights=weights_stamps(source), method=method, geometry=stored_name(geometry),
+                 context_len=context_len, version=VERSION, **reads)
     if quant.overrides: setup['overrides'] = [*map(list, quant.overrides)]
     work = out.with_name(f'{out.name}.work')
     with one_writer(out, work/'.lock'):
@@ -260,21 +263,20 @@ def quantize(
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #181065e9
 @also_flags(QuantConfig, TrainConfig,
             without=('n_entries', 'block_shape', 'codebook_dtype', 'nativebit', 'overrides', 'dataset',
-                     'tokenizer', 'calibration_tokens', 'test_tokens'))
+                     'tokenizer', 'calibration_tokens', 'test_tokens'),
+            defaults={n: str(v) for n,v in RECIPES['qat'].items()})
 def main(
     model:str,  # a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
     out:str=None,                   # folder to write
     method:str='kmeans',            # rtn, kmeans, gptq or qat
-    # int8 (3.625 bits a weight), lut-b (3.125), published (5.0), 2bit (2.375), 4bit (5.125), int8-256 or
-    # int8-row
-    geometry:str='int8',
+    geometry:Param(geometry_help())='3bit-128',
     # text:FILES, python:FOLDER, wikitext-2, wikitext-103 or openwebtext; gptq and qat read its training
     # split, the table is of its test split
     data:str=None,
     calibration_tokens:int=131072,  # that gptq reads, or qat with --start gptq
     test_tokens:int=65536,          # that the table is of
     context_len:int=None,           # tokens a window; by default what the model takes, 2048 at most
-    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit'; "
+    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit-128'; "
                    "given several times, the first pattern that matches wins", action='append')=None,
     # fields of `QuantConfig` and `TrainConfig`, for the training run of qat; the recipe's by default
     **settings,

@@ -20,7 +20,7 @@ from ..config import Config, ModelConfig, QuantConfig
 from ..utils.pytree import leaf_names, with_leaves
 from ..formats.overrides import layer_plan
 from ..models.transformer import FLOAT, Layer, NoNumbers, model_shapes, together
-from tqdm import tqdm
+from ..utils.progress import progress
 
 # %% ../../nbs/07_ptq/01_gptq.ipynb #c82f685a
 @partial(jax.jit, static_argnames='quant')
@@ -219,8 +219,8 @@ def gptq_params(
     Q(latent) is the quantized network."""
     run, flat, codebooks = second_moments(cfg.model), leaf_names(params), {}
     xs = [flat['embed'][jnp.asarray(b)] for b in batches]
-    for i in tqdm(range(cfg.model.n_layers), 'gptq' if feedback else 'weighted k-means', leave=False,
-                  disable=None):
+    for i in progress(range(cfg.model.n_layers), 'gptq' if feedback else 'weighted k-means', leave=False,
+                      disable=None):
         layer = params['layers'][i]
         moments = jax.tree.map(lambda *h: sum(h), *[run(layer, x)[1] for x in xs])
         own = dict(layer_plan(quant, i))

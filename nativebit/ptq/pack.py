@@ -8,7 +8,8 @@ __all__ = ['INSTEAD', 'posthoc_network', 'calibration', 'checkpoint_network', 'p
 # %% ../../nbs/07_ptq/04_pack.ipynb #33c68d56
 from pathlib import Path
 import numpy as np
-from ..config import Config, get_config, override
+from fastcore.script import Param
+from ..config import Config, geometry_help, get_config, override
 from ..utils.cli import need, next_step, UserError
 from ..formats.kinds import checkpoint_path
 from ..formats.size import FLOATS, ledger_text, matrix_shapes
@@ -87,8 +88,7 @@ def main(
     out:str=None,           # file to write, such as model.nbpack.safetensors
     embed:str='bfloat16',   # embedding: bfloat16, int8 (a scale a row) or float32 (then the norms too)
     posthoc:str=None,       # for a float checkpoint: find codebooks now, by gptq, kmeans or quantile
-    # with --posthoc or --estimate: published, int8, lut-b, int8-256, int8-row, 2bit or 4bit; int8 by default
-    geometry:str=None,
+    geometry:Param(geometry_help('with --posthoc or --estimate, 3bit-128 by default'))=None,
     force:bool=False,       # replace --out if it is there
     inspect:bool=False,     # only print the ledger of a packed file
     estimate:bool=False,    # only print the ledger that a preset's file would have, such as tpu-2b
@@ -98,12 +98,12 @@ def main(
         raise UserError("give one of: CHECKPOINT --out FILE, --inspect FILE, --estimate PRESET")
     need(embed in FLOATS, 'embed', embed, f"one of {', '.join(FLOATS)}")
     if estimate:
-        return print(ledger_text(estimate_ledger(cfg := get_config(what, geometry=geometry or 'int8'), embed,
-                                                 tokenizer_note(cfg))))
+        cfg = get_config(what, geometry=geometry or '3bit-128')
+        return print(ledger_text(estimate_ledger(cfg, embed, tokenizer_note(cfg))))
     if inspect: return print(ledger_text(file_ledger(what)))
     ckpt = checkpoint_path(what, 'pack packs', INSTEAD)
     if Path(out).exists() and not force:
         raise UserError(f"{out} exists; add --force to replace it, or choose another --out")
     print(ledger_text(file_ledger(pack_checkpoint(ckpt, out, embed, posthoc=posthoc,
-                                                  geometry=geometry or ('int8' if posthoc else None)))))
+                                                  geometry=geometry or ('3bit-128' if posthoc else None)))))
     next_step('generate', out, '--prompt', 'Once upon a time')
