@@ -42,11 +42,12 @@ def calibration_windows(
     max_tokens:int,     # to read, at most
     *, batch_size:int=8,
 )->list:                # of (B, T) tokens
-    "A text from its beginning as batches of windows, each token once."
-    T = min(context_len, WINDOW)
+    "A text as batches of windows, no token twice; where there are more than `max_tokens`, spread evenly."
+    T = min(context_len, WINDOW, len(tokens))
     n = max(1, min(len(tokens), max_tokens)//T)
     n -= n % batch_size if n > batch_size else 0
-    windows = np.asarray(tokens[:n*T], np.int32).reshape(n, -1)
+    at = np.linspace(0, len(tokens)//T - 1, n).astype(int)
+    windows = np.asarray(tokens[:len(tokens)//T*T], np.int32).reshape(-1, T)[at]
     return [windows[i:i+batch_size] for i in range(0, n, batch_size)]
 
 # %% ../../nbs/06_evaluation/05_verdict.ipynb #d2b950ea

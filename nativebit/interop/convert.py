@@ -219,5 +219,5 @@ def main(
     print(f"{out}: {family_of(source.config)}, {m.n_layers} layers of {m.d_model}, "
           f"{sum(int(np.prod(s)) for _,s in param_shapes(m)):,} parameters, "
           f"windows of {m.context_len}, {source.nbytes/1e6:,.2f} MB of {', '.join(kinds)}")
-    next_step('train', '--config', out, '--init-from', out, '--dataset', 'text:FILE', '--name', Path(out).name + '-3bit',
-              '--recipe', 'qat')
+    next_step('train', '--config', out, '--init-from', out, '--dataset', 'text:FILE',
+              '--name', Path(out).name + '-3bit', '--recipe', 'qat')

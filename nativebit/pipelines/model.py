@@ -153,7 +153,7 @@ def saved_module(
     return folder
 
 def quantize(
-    # a folder of the hub's kind, a .gguf file, a name on the hub, a float run of ours, or a transformers model
+    # a folder of the hub's kind, a .gguf file, a name on the hub, a float run, or a transformers model
     where,
     # of the codebooks: a key of `nativebit.GEOMETRIES`, or an earlier name; None: as of `bits`
     geometry:str=None,
