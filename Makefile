@@ -12,13 +12,18 @@ PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-c
 	$(PYTHON) -m venv .venv
 	touch $@
 
+# with JAX for the NVIDIA GPU, where the driver says that there is one
+COMMA := ,
+CUDA = $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA[A-Za-z ]*Version: *([0-9]+).*/\1/p')
+GPU = $(addprefix $(COMMA),$(if $(filter 12,$(CUDA)),cuda12) $(if $(filter 13 14,$(CUDA)),cuda))
+
 .venv/ready: settings.ini setup.py | .venv/made
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev$(strip $(GPU))]'
 	touch $@
 
 # on a machine without a GPU, PyTorch's CPU wheels save gigabytes: make env, then .venv/bin/python -m pip install torch --index-url https://download.pytorch.org/whl/cpu
 .venv/torch: settings.ini setup.py | .venv/made   # with what .venv/ready has: pip is called once
-	$(PIP) -e '.[dev,torch,hf]'
+	$(PIP) -e '.[dev,torch,hf$(strip $(GPU))]'
 	touch .venv/ready $@
 
 .venv/docs: .venv/ready

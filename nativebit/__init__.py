@@ -20,7 +20,7 @@ def new_name(
 )->str:          # '' where it is as it should be
     "What a program is called that was a module of this name."
     top, _, old = dict(zip(words, words[1:])).get('-m', '').partition('.')
-    if top != 'nativebit' or old in ('', 'data', 'train'): return ''
+    if top != 'nativebit' or old in ('', 'data', 'train', 'hf'): return ''
     from nativebit.__main__ import COMMANDS
     return f"error: python -m nativebit.{old} is now: nativebit {old}" if old in COMMANDS else ''
 

@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = []
 
+# %% ../nbs/15_hf.ipynb #35ae4955
+import sys
+from .__main__ import main
+
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main(['hf', *sys.argv[1:]]))
+
 # %% ../nbs/15_hf.ipynb #f22f26cb
 from .interop.transformers import *
 from .interop.lora import *

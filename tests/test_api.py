@@ -173,7 +173,7 @@ def test_pytorch_alone_is_enough_for_what_is_packed(home):
 
 def test_refusals(home):
     for do, says in [(lambda: nb.quantize('model', 'lutb'), "did you mean 'lut-b'?"), (lambda: nb.quantize('model', method='qat'), 'qat reads text'), (lambda: nb.quantize('rtn'), 'packed already'),
-                     (lambda: nb.quantize('book'), 'nativebit pack logs/book'), (lambda: nb.load('rtn').evaluate('other.txt'), 'unknown dataset'), (lambda: nb.load('rtn', context_len=9999), 'between 1 and 64'),
+                     (lambda: nb.quantize('trained'), '--to packed --out FOLDER'), (lambda: nb.load('rtn').evaluate('other.txt'), 'unknown dataset'), (lambda: nb.load('rtn', context_len=9999), 'between 1 and 64'),
                      (lambda: nb.load('rtn.nbpack.safetensors', context_len=9999), 'between 1 and 64'), (lambda: nb.load('rtn').evaluate('text:other.txt', 'trained'), 'was not made from'),
                      (lambda: nb.load('rtn').generate('AB', temperature=-1), 'temperature')]:
         with pytest.raises(UserError, match=says) as e: do()

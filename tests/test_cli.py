@@ -1,5 +1,5 @@
 "Bad input, as a user would give it: one sentence on stderr, a non-zero exit, no traceback, nothing left behind."
-import io, os, subprocess, sys, time
+import io, os, re, subprocess, sys, time
 from contextlib import chdir, redirect_stderr
 from pathlib import Path
 from unittest.mock import patch
@@ -33,8 +33,72 @@ def refused(cwd, top, command, *args, says):
 def test_a_good_run(cwd):
     r = run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'ok', '--use-canonical-ema', '0')
     assert r.returncode == 0 and 'test perplexity' in r.stdout, r.stderr
-    assert {p.name for p in (cwd/'logs'/'ok').iterdir()} == {'log.jsonl', 'model.safetensors', 'meta.json'}
+    assert {p.name for p in (cwd/'logs'/'ok').iterdir()} == {'log.jsonl', 'model.safetensors', 'meta.json', 'report.html'}
     assert read_jsonl(cwd/'logs'/'ok'/'log.jsonl')[0]['config']['quant']['use_canonical_ema'] is False
+
+def test_a_first_look_says_what_it_is_and_ends_with_a_page(cwd):
+    r = run(cwd, *TRAIN, '--max-steps', '20', '--dataset', 'text:some.txt', '--name', 'look')
+    said, (header, _, *records, end) = r.stderr.splitlines(), read_jsonl(cwd/'logs'/'look'/'log.jsonl')
+    assert 'tiny, 28.8k parameters, in float' in said[0] and 'tokens of text:some.txt' in said[0] and 'to step 20, 512 tokens each' in said[1]
+    assert header['config']['train']['warmup_steps'] == 2 and 'save_minutes' not in header['config']['train']
+    assert 'val_loss' in records[-1] and records[-1]['step'] == 20 and end['type'] == 'eval'   # the last step is validated, whatever --val-every
+    assert any(l.startswith('step 20: validation loss') for l in said) and said[-1] == "next: nativebit generate look --prompt 'Once upon a time'"
+    assert '\r' not in r.stderr and sum('training' in l for l in said) == 1   # where nobody watches: one line a minute, and the last one
+    page = (cwd/'logs'/'look'/'report.html').read_text()
+    assert page.count('data:image/png;base64') == 2 and 'validation perplexity' in page and '--max-steps 20' in page and not re.search('(src|href)="?http', page)
+
+def test_a_quantized_run_names_its_geometry_and_what_to_pack(cwd):
+    r = run(cwd, *TRAIN[:-1], '--dataset', 'text:some.txt', '--name', 'q', '--geometry', '3bit-8x64', '--override', '*.down=4bit-128')
+    assert 'matrices of 3bit-8x64, 3.125 bits a weight, some otherwise' in r.stderr, r.stderr
+    assert r.stderr.splitlines()[-1] == 'next: nativebit pack logs/q --out q.nbpack.safetensors'
+    old = run(cwd, *TRAIN[:-1], '--dataset', 'text:some.txt', '--name', 'old', '--geometry', 'lut-b', '--override', '*.down=4bit')
+    assert old.returncode == 0 and len({(cwd/'logs'/n/'model.safetensors').read_bytes() for n in ('q', 'old')}) == 1   # earlier names are the same
+    assert read_jsonl(cwd/'logs'/'q'/'log.jsonl')[0]['config']['quant'] == read_jsonl(cwd/'logs'/'old'/'log.jsonl')[0]['config']['quant']
+
+def test_no_picture_is_worth_a_run(cwd):
+    code = ("import sys; from nativebit.train import loop; loop.write_report = None\n"
+            "from nativebit.utils.cli import run; run(loop.main, sys.argv[1:])")
+    r = processes.run('-c', code, *TRAIN[2:], '--dataset', 'text:some.txt', '--name', 'run', cwd=cwd, NATIVEBIT_CACHE=str(cwd/'cache'))
+    assert r.returncode == 0 and 'no report could be drawn' in r.stderr and 'log, checkpoint in logs/run' in r.stdout, r.stderr
+
+def test_a_tokenizer_brings_its_vocabulary(cwd):
+    (cwd/'prose.txt').write_text('\n\n'.join(f'In the year {i} the old man of the sea told {i % 7} stories about whales and other weather.' for i in range(3000)))
+    assert run(cwd, 'nativebit', 'data', 'text:prose.txt', '--train-tokenizer-to', 'mine.json').returncode == 0
+    r = run(cwd, *TRAIN, '--dataset', 'text:prose.txt', '--tokenizer', 'mine.json', '--name', 'mine')
+    size = read_jsonl(cwd/'logs'/'mine'/'log.jsonl')[0]['config']['model']['vocab_size']
+    assert r.returncode == 0 and size != 256 and f'vocabulary of {size:,} from mine.json' in r.stderr, r.stderr
+    assert run(cwd, 'nativebit', 'train', '--name', 'mine', '--resume', '--max-steps', '2').returncode == 0
+    refused(cwd, 'error', 'train', *TRAIN[2:], '--dataset', 'text:prose.txt', '--tokenizer', 'mine.json', '--init-from', STDLIB, '--name', 'other', says='')
+    r = run(cwd, 'nativebit', 'train', '--max-steps', '1', '--batch-size', '1', '--val-batches', '1', '--test-tokens', '100', '--no-nativebit', '--context-len', '32',
+            '--dataset', 'text:prose.txt', '--name', 'python')
+    assert 'nativebit data text:prose.txt --train-tokenizer-to prose-tokenizer.json, then train with --tokenizer prose-tokenizer.json' in r.stderr, r.stderr
+
+def test_help_says_the_defaults():
+    said = ' '.join(processes.run('-m', 'nativebit', 'train', '--help').stdout.split())
+    for words in ('(default: 0.0006, 0.0001 with --recipe published, 0.0001 with --recipe qat)', 'windows a step (default: 8)', 'optimizer steps (default: 1000, 5000 with --recipe published)',
+                  '3bit-8x64 (3.125)', 'earlier names are understood, such as int8 for 3bit-128'): assert words in said, words
+
+def test_a_gpu_that_jax_cannot_use_is_named_once(cwd):
+    "JAX looks for a GPU's device file; here a plain file stands for it."
+    code = ("import sys, jax._src.hardware_utils as h; h._NVIDIA_GPU_DEVICES = [sys.executable]\n"
+            "from nativebit.utils.cli import set_flags; set_flags(); set_flags(); import jax; jax.devices(); jax.devices()")
+    r = subprocess.run([sys.executable, '-c', code], env=dict(os.environ, JAX_PLATFORMS=''), capture_output=True, text=True)
+    assert r.stderr.splitlines() == ["note: there is an NVIDIA GPU here, and JAX is installed without CUDA, so this runs on the CPU: pip install -e '.[cuda]'"], r.stderr
+
+@pytest.mark.parametrize('says, extras', [('| NVIDIA-SMI 580.1  Driver Version: 580.1  CUDA Version: 13.0 |', 'dev,cuda'), ('| Driver Version: 550.9  CUDA Version: 12.4 |', 'dev,cuda12'), ('none', 'dev')])
+def test_make_env_brings_what_the_driver_can_use(cwd, says, extras):
+    (cwd/'nvidia-smi').write_text(f"#!/bin/sh\necho '{says}'\n"); (cwd/'nvidia-smi').chmod(0o755)
+    r = subprocess.run(['make', '-n', '-B', 'env'], cwd=STDLIB.parent.parent, env=dict(os.environ, PATH=f"{cwd}:{os.environ['PATH']}"), capture_output=True, text=True)
+    assert f"-e '.[{extras}]'" in r.stdout, r.stdout + r.stderr
+
+def test_cudnn_on_a_cpu_build(cwd):
+    refused(cwd, 'error', 'train', *TRAIN[2:], '--dataset', 'text:some.txt', '--attention', 'cudnn', says="this one was installed without: pip install -e '.[cuda]'")
+
+def test_kept_calls_nothing_the_best_that_was_not_validated(cwd):
+    p = run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'k', '--max-steps', '12', '--save-every', '5')
+    assert p.returncode == 0, p.stderr
+    r = run(cwd, 'nativebit', 'kept', 'k')
+    assert r.stdout.startswith('step 10 of k (the latest, not validated) is in logs/k/latest') and not (cwd/'logs'/'k'/'best').exists(), r.stdout + r.stderr
 
 @pytest.mark.parametrize('args, says', [
     (['--config', 'tpu-2B'], "did you mean 'tpu-2b'?"),

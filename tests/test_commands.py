@@ -77,7 +77,7 @@ def parser(command, whole):
 def check_names(command, args):
     "Settings that are given by name are there."
     for flag, known in dict(geometry=GEOMETRIES, recipe=RECIPES, start=STARTS).items():
-        for n in (args.get(flag) or '').split(','): assert n in ('', *known), f"no {flag} {n}"
+        for n in (args.get(flag) or '').split(','): assert not n or n in known, f"no {flag} {n}"
     if command == 'sweep' and args['grid']: parse_grid((args['grid'] if isinstance(args['grid'], str) else args['grid'][0]).removesuffix(' SETTINGS'))
     if command == 'results': rows_of(args['experiment']), parse_grid(args['settings'], several=False)
 
@@ -117,7 +117,7 @@ def check(words, whole):
         case []: pass
         case ['python', '-m', m, *rest] if m.startswith('nativebit.'):
             command = m.removeprefix('nativebit.')
-            assert command in ('train', 'data') or new_name(['python', '-m', m, *rest]) == f"error: python -m {m} is now: nativebit {command}", m
+            assert command in ('train', 'data', 'hf') or new_name(['python', '-m', m, *rest]) == f"error: python -m {m} is now: nativebit {command}", m
             check_ours(command, rest, whole)
         case ['python', '-m', 'nativebit', command, *rest] | ['nativebit', command, *rest]: check_ours(command, rest, whole)
         case ['python', '-m', 'nativebit'] | ['nativebit'] | ['python', '-c', *_] | ['python', '-m'] | ['python', '-m', 'pytest', *_]: pass

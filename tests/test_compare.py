@@ -97,11 +97,11 @@ def test_a_name_means_one_text_and_one_model(home, tmp_path):
     (['model', 'rtn', '--texts', 'a=text:words.txt,test=words.txt'], 'several splits'),
     (['model', 'rtn', '--texts', TEXTS, '--max-tokens', '0'], 'max_tokens=0'),
     (['model', 'rtn', '--texts', TEXTS, '--context-len', '65'], 'between 1 and 64'),
-    (['model', 'nowhere', '--texts', TEXTS], 'there is no nowhere'),
+    (['model', 'nowhere', '--texts', TEXTS], 'there is no model nowhere'),
     (['model', 'wider', '--texts', TEXTS], 'd_ff is 256 and not 128'),
     (['model', 'other words', '--texts', TEXTS], 'vocab_size is 280 and not 300'),
     (['model', 'rtn', './rtn', '--texts', TEXTS], 'two of the models are called rtn'),
-    (['rtn', 'model', '--texts', TEXTS], 'quantized already'),
+    (['rtn', 'model', '--texts', TEXTS], 'packed already'),
     (['model', 'rtn', '--texts', TEXTS, '--out', 'words.txt'], 'cannot go on with words.txt')])
 def test_refusals(home, args, says, monkeypatch, capsys):
     monkeypatch.chdir(home)

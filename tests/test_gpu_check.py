@@ -3,14 +3,14 @@ import json, re, sys
 from importlib.util import find_spec
 from pathlib import Path
 import pytest
-from nativebit.config import GEOMETRIES
+from nativebit.config import GEOMETRIES, geometry_name
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import gpu_check
 
 def check_shape(record):
-    assert list(record) == ['git_hash', 'device', 'date', 'commands', 'bit_equal'] and list(record['bit_equal']) == list(GEOMETRIES)
+    assert list(record) == ['git_hash', 'device', 'date', 'commands', 'bit_equal'] and [*map(geometry_name, record['bit_equal'])] == list(GEOMETRIES)
     assert record['commands'] and all(list(r) == ['command', 'exit', 'seconds'] for r in record['commands'])
 
 def test_what_is_committed_is_green():
@@ -26,7 +26,7 @@ def test_commands_parse():
     assert all(re.match(r'(cd \$ROOT && )?python -', l) or l.startswith('python $ROOT/tools/') for l in lines)
     assert all(find_spec(m) for l in lines for m in re.findall(r'python -m (nativebit\.\w+)', l))
     compared = [g for l in lines if ' bits ' in l for g in l.split(' bits ')[1].split()]
-    assert sorted(compared) == sorted(GEOMETRIES)
+    assert sorted(map(geometry_name, compared)) == sorted(GEOMETRIES)
     run = [m[1] for l in lines if (m := re.search(r'nbdev_test\(path="([^"]+)", flags="gpu"', l))]   # given as arguments: `python -c` hands it no flags, and it would run all notebooks
     assert run == gpu_check.gpu_notebooks() and run
     rehearsed = [l for g in gpu_check.paragraphs(gpu_check.COMMANDS.read_text(), rehearse=True) for l in g]
@@ -51,8 +51,8 @@ def test_exit_codes_are_written_as_they_were(tmp_path, monkeypatch, capsys):
 
 def test_it_passes_only_with_every_geometry(tmp_path, monkeypatch):
     assert run_main(tmp_path, monkeypatch, ALL_EQUAL)[0] == 0
-    code, record = run_main(tmp_path, monkeypatch, 'echo true > bits-int8.json; echo false > bits-lut-b.json')
-    assert code == 1 and record['bit_equal'] == {g: g == 'int8' for g in GEOMETRIES}
+    code, record = run_main(tmp_path, monkeypatch, 'echo true > bits-3bit-128.json; echo false > bits-3bit-8x64.json')
+    assert code == 1 and record['bit_equal'] == {g: g == '3bit-128' for g in GEOMETRIES}
     assert run_main(tmp_path, monkeypatch, 'true')[0] == 1   # nothing was compared
 
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):

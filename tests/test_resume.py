@@ -66,6 +66,26 @@ def test_nan_names_its_step_and_keeps_the_state(cwd):
     last = p.stderr.splitlines()[-1]
     assert 'try a lower --lr' in last and f"the state of step {max(saved(cwd, 'nan'))} is kept" in last, last
 
+def test_states_by_the_clock_change_no_bit(cwd):
+    "A state at nearly every step beside those of --save-every, then a kill: the same weights, and the same losses."
+    name, clock = 'clock', ['--save-every', '1000', '--save-minutes', '0.0001']
+    p = start(cwd, *RUN, '--name', name, *clock)
+    after(cwd, name, p, 20)
+    p.kill(); p.wait()
+    assert saved(cwd, name) and max(saved(cwd, name)) % 1000
+    p = run(cwd, *RUN, '--name', name, *clock, '--resume')
+    assert p.returncode == 0 and weights(cwd, name) == weights(cwd, 'whole') and losses(cwd, name) == losses(cwd, 'whole'), p.stderr
+
+def test_a_log_of_before_goes_on_with_its_own_warm_up(cwd):
+    "Whose warm-up is longer than a tenth of its run, and whose settings are given again."
+    long = [*RUN, '--warmup-steps', '40', '--name', 'long']
+    assert run(cwd, *long).returncode == 0
+    p = start(cwd, *long[:-1], 'goes-on')
+    after(cwd, 'goes-on', p, 10)
+    p.kill(); p.wait()
+    p = run(cwd, *RUN, '--name', 'goes-on', '--resume')   # as a command of before that never named it
+    assert p.returncode == 0 and weights(cwd, 'goes-on') == weights(cwd, 'long') != weights(cwd, 'whole'), p.stderr
+
 @pytest.mark.slow
 def test_full_disk_keeps_the_previous_state(cwd):
     assert run(cwd, *RUN, '--name', 'full', '--max-steps', '12').returncode == 0

@@ -6,7 +6,9 @@ torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[to
 from nativebit.config import get_config
 from nativebit.utils.cli import UserError
 from nativebit.formats.nbpack import pack_tensors, write_pack
-from nativebit.pytorch.generate import continue_text, main, open_file
+from nativebit.pipelines.generate import main
+from nativebit.pipelines.model import load
+from nativebit.pytorch.generate import continue_text, served
 from nativebit.pytorch.decode import Decoder, generate
 from nativebit.pytorch.quant import NativeBitLinear, encode_codebook
 from nativebit.pytorch.model import NativeBitGPT, from_pack
@@ -79,10 +81,15 @@ def test_what_was_trained_is_served(packs, name):
             if getattr(served, p) is not None: getattr(models[name], p).copy_(getattr(served, p))   # the file rounds tables to bfloat16
         assert (served(tokens) - models[name](tokens)).abs().max() < 1e-5
 
+def opened(path, packed=False, device='cpu', dtype=torch.float32):
+    "A network in PyTorch, and its tokenizer."
+    m = load(path)
+    return served(m.pack, packed, torch.device(device), dtype), m.tokenizer
+
 @pytest.mark.parametrize('geometry', ['lut-b', 'int8'])
 def test_greedy_text_is_jaxs(packs, geometry):
     folder, theirs, _ = packs
-    model, _, tok = open_file(folder/f'stdlib-{geometry}', False, 'cpu', torch.float32)
+    model, tok = opened(folder/f'stdlib-{geometry}')
     want, ids = theirs[f'stdlib-{geometry} text'].astype(int).tolist(), [int(i) for i in tok.encode(PROMPT)]
     assert len(want) == 256 and list(generate(Decoder(model), ids, 256)) == want
     assert list(generate(Decoder(from_pack(folder/f'stdlib-{geometry}', packed=True)), ids, 6)) == want[:6]
@@ -107,20 +114,20 @@ def test_dense_bfloat16_is_the_same_network(packs, tmp_path):
     assert len((tmp_path/'out.jsonl').read_text().splitlines()) == 2 and rows[0]['bytes_per_token'] > 0
 
 @pytest.mark.parametrize('args, says', [
-    (dict(), 'give one of'), (dict(file='a', random='tiny'), 'give one of'), (dict(file='/nowhere'), 'check the path'), (dict(file=str(ROOT/'data'/'stdlib')), 'is a folder'),
+    (dict(), 'give one of'), (dict(file='a', random='tiny'), 'give one of'), (dict(file='/nowhere'), 'there is no model /nowhere'),
     (dict(file='short'), 'copy'), (dict(file='int8', top_p=2.), 'top_p'), (dict(file='int8', dtype='int4'), 'dtype'), (dict(file='int8', device='abacus'), 'unknown device'),
     (dict(file='int8', device='cuda:7'), 'no GPU'), (dict(file='int8', device='cpu', cuda_graph=True), '--cuda-graph'), (dict(random='tpu-3b'), 'tpu-2b'),
     (dict(random='tiny', geometry='5bit'), 'geometry'), (dict(random='tiny', embed='int4'), 'embed')])
 def test_mistakes_are_one_sentence(packs, args, says):
     folder = packs[0]
     if not (folder/'short').exists(): (folder/'short').write_bytes((folder/'int8').read_bytes()[:-100])
-    if (f := args.get('file')) in ('short', 'int8'): args = dict(args, file=str(folder/f))
-    with pytest.raises(UserError) as e: main(**args)
+    if (f := args.pop('file', None)): args['model'] = str(folder/f) if f in ('short', 'int8') else f
+    with pytest.raises(UserError) as e: main(backend='torch', **args)
     assert says in str(e.value) and '\n' not in str(e.value)
 
 def test_a_prompt_must_leave_room(packs):
-    model, _, tok = open_file(packs[0]/'int8', False, 'cpu', torch.float32)
-    with pytest.raises(UserError, match=r'shorten'): continue_text(Decoder(model), tok, 'x'*model.cfg.context_len, 5)
+    model, tok = opened(packs[0]/'int8')
+    with pytest.raises(UserError, match=r'shorten'): [*continue_text(Decoder(model), tok, 'x'*model.cfg.context_len, 5)]
 
 def run_program(args, head='', name='generate_torch', **kw):
     "A program in a process of its own, after some lines of Python."
@@ -133,8 +140,8 @@ def test_the_program_needs_no_jax(packs):
 
 @pytest.mark.parametrize('name, extra', [('generate_torch', 'torch'), ('hf', 'hf')])
 def test_without_torch_it_says_so(name, extra):
-    r = run_program(['x'], "sys.modules['torch'] = None", name)
-    assert r.returncode == 1 and r.stderr == f"error: nativebit {name} needs torch, which is not installed: pip install -e '.[{extra}]'\n", r.stderr
+    r = run_program([ROOT/'data'/'stdlib', '--prompt', 'x'], "sys.modules['torch'] = None", name)
+    assert r.returncode == 1 and r.stderr.endswith(f"needs torch, which is not installed: pip install -e '.[{extra}]'\n") and r.stderr.count('\n') == 1, r.stderr
 
 def imported(path):
     "Top-level packages that a module imports."
@@ -149,7 +156,7 @@ def test_jax_and_torch_stay_apart():
 @pytest.mark.parametrize('name', ['stdlib-lut-b', 'stdlib-int8'])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_on_a_gpu(packs, name, dtype):
-    model, _, tok = open_file(packs[0]/name, True, 'cuda', getattr(torch, dtype))
+    model, tok = opened(packs[0]/name, True, 'cuda', getattr(torch, dtype))
     ids = [int(i) for i in tok.encode(PROMPT)]
     plain, recorded, compiled = [list(generate(Decoder(model, **kw), ids, 64)) for kw in (dict(), dict(graph=True), dict(compile=True, graph=True))]
     assert plain == recorded
@@ -166,7 +173,7 @@ def between_ties(path, ids, text, margin=.02):
 @pytest.mark.parametrize('geometry', ['lut-b', 'int8'])
 def test_greedy_text_is_jaxs_on_a_gpu(packs, geometry):
     path, want = packs[0]/f'stdlib-{geometry}', packs[1][f'stdlib-{geometry} text'].astype(int).tolist()
-    model, _, tok = open_file(path, True, 'cuda', torch.float16)
+    model, tok = opened(path, True, 'cuda', torch.float16)
     ids, stretches = [int(i) for i in tok.encode(PROMPT)], []
     for begin,end in between_ties(path, ids, want):
         assert list(generate(Decoder(model, graph=True), [*ids, *want[:begin]], end-begin)) == want[begin:end]

@@ -75,7 +75,7 @@ def test_a_training_and_its_picture(outside):
     r = outside('-m', 'nativebit', 'train', '--config', 'tiny', '--dataset', 'text:some.txt', '--name', 'run', '--max-steps', 3, '--batch-size', 2,
                 '--log-every', 1, '--val-every', 3, '--val-batches', 1, '--test-tokens', 128)
     assert r.returncode == 0, r.stderr
-    assert {p.name for p in (outside.cwd/'logs'/'run').iterdir()} == {'log.jsonl', 'model.safetensors', 'meta.json'}
+    assert {p.name for p in (outside.cwd/'logs'/'run').iterdir()} == {'log.jsonl', 'model.safetensors', 'meta.json', 'report.html'}
     r = outside('-m', 'nativebit', 'plots', 'logs/run', '--out', 'runs.png')
     assert (r.returncode, r.stdout) == (0, 'drawn: runs.png\n'), r.stderr
     assert (outside.cwd/'runs.png').read_bytes().startswith(b'\x89PNG')

@@ -88,10 +88,11 @@ def projected_as_on_cpu(geometry):
     return same_bits(here, cpu)
 
 def bits(*geometries):
+    from nativebit.config import geometry_name
     start = Path(f'bits-{geometries[0]}')/'float'
     trained(start, nativebit=False)
     same = {g: all([file_holds_evaluated(g, start), projected_as_on_cpu(g)]) for g in geometries}
-    for g,ok in same.items(): Path(f'bits-{g}.json').write_text(json.dumps(ok))
+    for g,ok in same.items(): Path(f'bits-{geometry_name(g)}.json').write_text(json.dumps(ok))
     print(same)
     sys.exit(int(not all(same.values())))
 

@@ -6,13 +6,14 @@
 __all__ = ['SKIP', 'EOT', 'BLOCK', 'LONGEST', 'UNPACKED', 'MARKS', 'READERS', 'OTHERS', 'HUB', 'python_files', 'split_of',
            'python_documents', 'cut', 'separator', 'opened', 'from_text', 'text_of', 'from_jsonl', 'is_object',
            'json_values', 'from_json', 'from_table', 'from_parquet', 'no_text', 'file_documents', 'nth_split',
-           'matching', 'text_files', 'text_documents', 'hub_texts', 'articles', 'hub_documents', 'documents', 'source']
+           'matching', 'text_files', 'text_documents', 'hub_texts', 'articles', 'hub_documents', 'documents', 'source',
+           'check_source', 'parse_self', 'check_readable']
 
 # %% ../../nbs/03_data/01_corpora.ipynb #a44ee68d
 import bz2, codecs, csv, glob, gzip, hashlib, json, lzma, re, sysconfig, tokenize, zlib
 from functools import partial
 from pathlib import Path
-from ..utils.cli import UserError
+from ..utils.cli import UserError, need
 from ..config import check_dataset
 
 # %% ../../nbs/03_data/01_corpora.ipynb #4db1ba3c
@@ -302,6 +303,7 @@ def documents(
     "The documents of a dataset, in a fixed order. Raises `UserError` where they can't be read."
     kind, _, path = check_dataset(dataset).partition(':')
     if kind == 'text': return text_documents(path)
+    if kind == 'shards': raise UserError(f"{dataset} holds tokens, and text is asked for; give a text")
     if kind in HUB: return hub_documents(kind)
     return python_documents(Path(path).expanduser() if path else sysconfig.get_paths()['stdlib'])
 
@@ -319,3 +321,37 @@ def source(
     for name,p in python_files(Path(path).expanduser() if path else sysconfig.get_paths()['stdlib']).items():
         h.update(f'{name}:{p.stat().st_size}:'.encode() + p.read_bytes())
     return ['python', h.hexdigest()]
+
+# %% ../../nbs/03_data/01_corpora.ipynb #0e8b664a
+def check_source(
+    dataset:str,  # as of `documents`
+):
+    "Raise `UserError` for a dataset whose files are not there; none is opened."
+    kind, _, path = check_dataset(dataset).partition(':')
+    if kind == 'text': text_files(path)
+    if kind == 'python' and path and not Path(path).expanduser().is_dir():
+        raise UserError(f"no Python files below {path}; give python:PATH a folder with some")
+
+
+# %% ../../nbs/03_data/01_corpora.ipynb #9549cdab
+def parse_self(
+    data,      # what --data says, or None
+):             # (share of the model's own text, the other dataset or ''); None where no own text is asked for
+    "Read `self`, `self,DATASET` or `self:SHARE,DATASET`. Raises `UserError` for what is none of them."
+    first, _, other = (data or '').partition(',')
+    name, _, share = first.partition(':')
+    if name != 'self': return None
+    try: value = float(share or (.5 if other else 1.))
+    except ValueError: value = -1.
+    need(0 < value <= 1 and bool(other) == (value < 1), 'data', data,
+         "self, self,DATASET or self:SHARE,DATASET with a share between 0 and 1, "
+         "such as self:0.8,text:book.txt")
+    if other: check_dataset(other)
+    return value, other
+
+def check_readable(
+    data:str,  # as of `documents`, or of `parse_self`
+):
+    "Raise `UserError` for a text whose files are not there."
+    own = parse_self(data)
+    if dataset := own[1] if own else data: check_source(dataset)

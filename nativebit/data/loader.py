@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPACES', 'SPLITS', 'COUNTS', 'in_batches', 'thread_map', 'count_words', 'tokenized', 'write_whole', 'ShardWriter',
-           'Tokens', 'cache_dir', 'not_done', 'write_shards', 'open_split', 'prepare', 'Windows', 'batches',
-           'calibration_batches', 'eval_batches', 'main']
+           'Tokens', 'cache_dir', 'not_done', 'write_shards', 'open_split', 'whole_splits', 'open_shards', 'prepare',
+           'Windows', 'batches', 'calibration_batches', 'eval_batches', 'main']
 
 # %% ../../nbs/03_data/03_loader.ipynb #17a29489
 import io, json, os
@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
-from ..utils.cli import UserError
+from ..utils.progress import progress
+from ..utils.cli import UserError, next_step
 from ..utils.files import atomic_path
 from ..utils.safetensors import read_json
 from ..config import Config, get_config
@@ -138,24 +138,24 @@ def write_shards(
     shard_tokens:int,  # a shard has at most so many, if a document fits
 ):
     "Tokenize documents into a folder of shards, going on from what is there."
-    progress = folder/'progress.json'
-    meta = (json.loads(progress.read_text()) if progress.exists()
+    done_so_far = folder/'progress.json'
+    meta = (json.loads(done_so_far.read_text()) if done_so_far.exists()
             else {**meta, **{s: dict.fromkeys(COUNTS, 0) for s in SPLITS}})
     writers = {s: ShardWriter(folder, s, meta[s]) for s in SPLITS}
     done = {s: meta[s]['documents'] for s in SPLITS}
-    with tqdm(desc='tokenizing', unit=' tokens', unit_scale=True, leave=False, disable=None) as bar:
+    with progress(desc='tokenizing', unit=' tokens', unit_scale=True, leave=False, disable=None) as bar:
         for split,ids,counts in tokenized(not_done(docs, done), tokenizer):
             w = writers[split]
             if w.ids and w.pending['tokens'] + len(ids) > shard_tokens:
                 w.write()
-                write_whole(progress, json.dumps(meta).encode())
+                write_whole(done_so_far, json.dumps(meta).encode())
             w.add(ids, counts)
             bar.update(len(ids))
     for w in writers.values():
         if w.ids: w.write()
     write_whole(folder/'meta.json', json.dumps(meta, indent=1).encode())
     # the latter of a process that was killed
-    for f in (progress, *folder.glob('.*.tmp')): f.unlink(missing_ok=True)
+    for f in (done_so_far, *folder.glob('.*.tmp')): f.unlink(missing_ok=True)
 
 # %% ../../nbs/03_data/03_loader.ipynb #1f6cdfff
 def open_split(
@@ -171,6 +171,37 @@ def open_split(
     return Tokens(shards) if len(shards) > 1 else shards[0] if shards else np.zeros(0, np.uint16)
 
 # %% ../../nbs/03_data/03_loader.ipynb #e75b5789
+def whole_splits(
+    folder,    # as `write_shards` leaves it
+)->tuple:      # as of `prepare`
+    "The splits of a folder of shards. Raises `UserError` where it is damaged."
+    try:
+        meta = read_json(folder/'meta.json'); return {s: open_split(folder, s, meta[s]) for s in SPLITS}, meta
+    except (KeyError, TypeError) as e:
+        raise UserError(f"the prepared data in {folder} is damaged (no {e}); "
+                        "delete that folder and start again") from e
+
+def open_shards(
+    folder,     # that a dataset shards:FOLDER names
+    tokenizer,  # as of `load_tokenizer`
+)->tuple:       # as of `prepare`
+    """The tokens of a folder, and where its meta.json says so (`also`) the first ones of another dataset.
+
+    That one's other splits take the place of the folder's. Raises `UserError` for another tokenizer's."""
+    folder = Path(folder).expanduser()
+    if not (folder/'meta.json').is_file():
+        raise UserError(f"{folder} holds no prepared tokens; "
+                        "nativebit synthesize MODEL --out FOLDER writes some")
+    tokens, meta = whole_splits(folder)
+    if meta.get('tokenizer') != digest(tokenizer.to_str()):
+        raise UserError(f"the tokens in {folder} are of another tokenizer; "
+                        "write them again with this model's")
+    if not (also := meta.get('also')): return tokens, meta
+    other, theirs = prepare(also['dataset'], tokenizer)
+    joined = [t for t in (tokens['train'], other['train'][:also['tokens']]) if len(t)]
+    made_of = [meta['source'], theirs['source'], also['tokens']]
+    return {**other, 'train': Tokens(joined)}, {**meta, 'source': made_of}
+
 def prepare(
     dataset:str,                # as of `documents`
     tokenizer,                  # as of `load_tokenizer`
@@ -179,9 +210,11 @@ def prepare(
     """Tokenize a dataset unless that was done before.
 
     Raises `UserError` where it can't be read or the cache can't be written."""
+    kind, _, path = dataset.partition(':')
+    if kind == 'shards': return open_shards(path, tokenizer)
     meta = dict(dataset=dataset, source=source(dataset), tokenizer=digest(tokenizer.to_str()))
     key = json.dumps([meta['source'], meta['tokenizer'], *map(int, tokenizer.begin), int(tokenizer.eot)])
-    folder = cache_dir()/f"{dataset.partition(':')[0]}-{digest(key)}"
+    folder = cache_dir()/f'{kind}-{digest(key)}'
     if not (folder/'meta.json').exists():
         try:
             with FileLock(f'{folder}.lock'):   # of several processes one does it, the others wait
@@ -190,11 +223,7 @@ def prepare(
         except OSError as e:
             raise UserError(f"cannot write {folder} ({e.strerror or e}); "
                             "choose another folder with NATIVEBIT_CACHE") from e
-    try:
-        meta = read_json(folder/'meta.json'); return {s: open_split(folder, s, meta[s]) for s in SPLITS}, meta
-    except (KeyError, TypeError) as e:
-        raise UserError(f"the prepared data in {folder} is damaged (no {e}); "
-                        "delete that folder and start again") from e
+    return whole_splits(folder)
 
 # %% ../../nbs/03_data/03_loader.ipynb #6323fbc9
 class Windows:
@@ -267,6 +296,9 @@ def main(
         tok = train_tokenizer((t for s,t in documents(dataset) if s == 'train'), cfg.model.vocab_size).tok
         # what `save` raises on a full disk is an Exception
         with atomic_path(train_tokenizer_to) as tmp: tmp.write_text(tok.to_str(pretty=True), encoding='utf-8')
-        return print(f"a tokenizer of {cfg.model.vocab_size:,} tokens is in {train_tokenizer_to}")
+        print(f"a tokenizer of {cfg.model.vocab_size:,} tokens is in {train_tokenizer_to}")
+        return next_step('train', '--no-nativebit', '--tokenizer', train_tokenizer_to, '--config', config,
+                         '--dataset', dataset)
     _, meta = prepare(dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer))
     print(json.dumps({s: meta[s] for s in SPLITS}, indent=1))
+    next_step('train', '--no-nativebit', '--config', config, '--dataset', dataset)

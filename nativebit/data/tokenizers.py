@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENDS', 'PACKAGE', 'DATA', 'TOKENIZERS', 'ByteTokenizer', 'before_text', 'BPETokenizer', 'train_tokenizer',
-           'GPT2Tokenizer', 'gpt2_ranks', 'said_ends', 'read_tokenizer', 'shipped', 'load_tokenizer', 'digest',
-           'tokenizer_note']
+           'bytes_a_token', 'own_gain', 'GPT2Tokenizer', 'gpt2_ranks', 'said_ends', 'carried', 'read_tokenizer',
+           'shipped', 'load_tokenizer', 'byte_letters', 'merged_of', 'tokenizer_json', 'digest', 'tokenizer_note',
+           'without_packing', 'small_files', 'pack_notes']
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #d198916d
 import hashlib, json, os, re
@@ -13,9 +14,11 @@ from pathlib import Path
 import numpy as np, tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext import openai_public
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
-from ..config import NO_TOKENIZER, Config, end_notes
+from tokenizers import AddedToken, ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers
+from ..config import NO_TOKENIZER, Config, end_notes, override
 from ..utils.cli import UserError
+from ..formats.kinds import is_pack
+from ..formats.nbpack import SMALL, read_header, parse_metadata, unfolded
 from .corpora import EOT
 
 # %% ../../nbs/03_data/02_tokenizers.ipynb #63d36073
@@ -82,6 +85,20 @@ def train_tokenizer(
                             show_progress=False)
     return BPETokenizer(bpe._tokenizer)
 
+# %% ../../nbs/03_data/02_tokenizers.ipynb #87eb33f2
+def bytes_a_token(tokenizer, text:str)->float: return len(text.encode())/max(1, len(tokenizer.encode(text)))
+
+def own_gain(
+    tokenizer,           # that a text was tokenized with
+    tokens:dict,         # {split: its tokens}
+    vocab_size:int,
+    most:int=2**18,      # tokens of a split that are looked at
+)->tuple:                # bytes a token of the validation split: as it is, and by a tokenizer of its own
+    "What a tokenizer learned from a text would make of it."
+    text = {s: tokenizer.decode(tokens[s][:most]) for s in ('train', 'valid')}
+    own = train_tokenizer([text['train']], vocab_size)
+    return bytes_a_token(tokenizer, text['valid']), bytes_a_token(own, text['valid'])
+
 # %% ../../nbs/03_data/02_tokenizers.ipynb #f9058e94
 class GPT2Tokenizer(ByteTokenizer):
     "GPT-2's byte-level BPE."
@@ -123,8 +140,15 @@ def said_ends(
     return list(dict.fromkeys(i for i in numbers
                               if i is not None and 0 <= i < 2**31 and tok.id_to_token(i) is not None))
 
+def carried(
+    path,    # of a packed file
+)->tuple:    # (its small files {name: bytes}, tokens that end a text)
+    "What a packed file says of its tokenizer, from the header alone."
+    meta = parse_metadata(path, read_header(path)[0])[1]
+    return unfolded(path, meta['files']), meta['tokenizer'].get('ends') or ()
+
 def read_tokenizer(
-    path,            # a tokenizer.json
+    path,            # a tokenizer.json, or a packed file that carries one
     vocab_size:int,  # of the model
     ends=(),         # tokens that end a text; none: what the files beside it say
 )->BPETokenizer:
@@ -134,7 +158,12 @@ def read_tokenizer(
     if not Path(path).is_file():
         raise UserError(f"tokenizer file {path} not found; check the path, "
                         "or copy the model's tokenizer.json there")
-    try: tok = Tokenizer.from_file(str(path))
+    try:
+        if is_pack(path):
+            files, noted = carried(path)
+            tok, ends = Tokenizer.from_str(files['tokenizer.json'].decode()), ends or noted
+        else: tok = Tokenizer.from_file(str(path))
+    except UserError: raise
     # it raises nothing narrower
     except Exception as e:
         raise UserError(f"{path} is no tokenizer ({e}); "
@@ -186,6 +215,39 @@ def load_tokenizer(
                         "4096 or 50257")
     return read_tokenizer(PACKAGE/'assets'/'stdlib-tokenizer.json', vocab_size)
 
+# %% ../../nbs/03_data/02_tokenizers.ipynb #301a670c
+def byte_letters()->list:
+    "GPT-2's letter for each byte."
+    own = [chr(b).isprintable() and chr(b) != ' ' for b in range(256)]
+    spare = map(chr, range(256, 512))
+    return [chr(b) if own[b] else next(spare) for b in range(256)]
+
+def merged_of(
+    token:bytes,
+    ranks:dict,   # as of `gpt2_ranks`
+)->list:          # two parts
+    "What a token was merged of."
+    parts, most = [bytes([b]) for b in token], ranks[token]
+    while len(parts) > 2:
+        rank = lambda k: ranks.get(parts[k] + parts[k+1], most)
+        k = min(range(len(parts)-1), key=rank)
+        parts[k:k+2] = [parts[k] + parts[k+1]]
+    return parts
+
+def tokenizer_json(
+    tok,     # as of `load_tokenizer`
+)->str:
+    "A tokenizer as the text of a tokenizer.json."
+    if isinstance(tok, BPETokenizer): return tok.to_str()
+    letters, ranks = byte_letters(), getattr(tok, 'ranks', {bytes([b]): b for b in range(256)})
+    spell = lambda t: ''.join(letters[b] for b in t)
+    merges = [tuple(map(spell, merged_of(t, ranks))) for t in sorted(ranks, key=ranks.get) if len(t) > 1]
+    new = Tokenizer(models.BPE({spell(t): r for t,r in ranks.items()}, merges))
+    new.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(merges))
+    new.decoder = decoders.ByteLevel()
+    if merges: new.add_special_tokens([AddedToken(EOT, special=True)])
+    return new.to_str()
+
 # %% ../../nbs/03_data/02_tokenizers.ipynb #91dd7b8f
 def digest(text:str)->str: return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -199,3 +261,36 @@ def tokenizer_note(
     if name != 'stdlib' and cfg.train.tokenizer in ('', NO_TOKENIZER): return dict(name=name)
     tok = load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer)
     return dict(name=name, digest=digest(tok.to_str()), ends=list(tok.ends))
+
+# %% ../../nbs/03_data/02_tokenizers.ipynb #4162ed7f
+def without_packing(
+    text:bytes,  # of a config.json
+)->bytes:
+    "config.json without what packing adds."
+    try: c = json.loads(text)
+    except ValueError: return text
+    both = 'quantization_config', 'transformers_weights'
+    return text if not {*both} & {*c} else json.dumps({k: v for k,v in c.items() if k not in both}).encode()
+
+def small_files(
+    path,    # of a tokenizer: tokenizer.json, or a packed file that carries one; '' or `NO_TOKENIZER`: none
+)->dict:     # {name: bytes}
+    "What belongs to a model's tokenizer. Raises `UserError` where it is gone."
+    if path in ('', NO_TOKENIZER): return {}
+    if not Path(path).is_file():
+        raise UserError(f"the model's tokenizer {path} is gone; put it back, it belongs beside the weights")
+    if is_pack(path): return carried(path)[0]
+    home = Path(path).parent
+    found = {p.name: p.read_bytes() for d in (home/'hf', home) for p in map(d.joinpath, SMALL) if p.is_file()}
+    if ends := end_notes(path): found.setdefault('generation_config.json',
+                                                 json.dumps(dict(eos_token_id=ends)).encode())
+    if 'config.json' in found: found['config.json'] = without_packing(found['config.json'])
+    return found | {'tokenizer.json': Path(path).read_bytes()}
+
+def pack_notes(
+    cfg:Config,  # of a network
+)->dict:         # the keywords of `write_pack` besides path and tensors
+    "What a packed file says of a network and its tokenizer; it carries the tokenizer's files."
+    files = small_files(cfg.train.tokenizer)
+    return dict(config=override(cfg, tokenizer='tokenizer.json') if files else cfg,
+                tokenizer=tokenizer_note(cfg), files=files)

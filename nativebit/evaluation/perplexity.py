@@ -10,7 +10,7 @@ import math
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np
 from functools import lru_cache
 from jaxtyping import Integer
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..quant.codebook import stored_codebook
 from ..config import Config, ModelConfig, QuantConfig
 from ..utils.cli import UserError
@@ -48,8 +48,8 @@ def token_nll(
     "Negative log-likelihood of every token but the first, in float32."
     n = min(len(tokens)-1, max_tokens or len(tokens))
     T = cfg.model.context_len
-    batches = tqdm(eval_batches(tokens, T, batch_size, max_tokens), desc, -(-n//(batch_size*T)), leave=False,
-                   disable=None)
+    batches = progress(eval_batches(tokens, T, batch_size, max_tokens), desc, -(-n//(batch_size*T)),
+                       leave=False, disable=None)
     out = [np.asarray(_nll(cfg.model)(params, x, y))[mask] for x,y,mask in batches]
     return np.concatenate(out).astype(np.float64)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp, numpy as np
 from filelock import FileLock, Timeout
 from flax import nnx
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..models.checkpoint import save_checkpoint
 from ..config import get_config
 from ..utils.cli import need, suggest, UserError
@@ -184,19 +184,19 @@ def run_rows(
     begin_rows(out, run_header('results', shared,
                                experiment=experiment if experiment in EXPERIMENTS else 'custom'))
     (locks := out.with_suffix('.locks')).mkdir(exist_ok=True)
-    for row in tqdm(wanted, 'rows', disable=None):
+    for row in progress(wanted, 'rows', disable=None):
         if time.time() - begun > 60*minutes: break
         try:
             with FileLock(locks/row_key(row), timeout=0):
                 if finished(out, [row]): continue
                 add_row(out, experiment=out.stem, **(r := attempted(setup, row)))
                 with_gaps(out, wanted)   # now, for a sitting may end before its last row
-                tqdm.write(f"{len(finished(out, wanted))} of {len(wanted)} rows; "
-                           f"{' '.join(f'{k}={v}' for k,v in row.items())}: "
-                           f"{r.get('diverged') or 'test perplexity %.3f' % r['test_ppl']}", sys.stderr)
+                progress.write(f"{len(finished(out, wanted))} of {len(wanted)} rows; "
+                               f"{' '.join(f'{k}={v}' for k,v in row.items())}: "
+                               f"{r.get('diverged') or 'test perplexity %.3f' % r['test_ppl']}", sys.stderr)
         except Timeout: continue   # another worker's
     if (n := len(finished(out, wanted))) < len(wanted):
-        tqdm.write(f"{n} of {len(wanted)} rows are finished; the same command goes on", sys.stderr)
+        progress.write(f"{n} of {len(wanted)} rows are finished; the same command goes on", sys.stderr)
     return with_gaps(out, wanted)
 
 def check_row(setup, row):

@@ -7,9 +7,8 @@ __all__ = ['run_point', 'sweep', 'main']
 
 # %% ../../nbs/14_experiments/07_sweep.ipynb #9c427e93
 import json, shutil, sys
-from dataclasses import replace
 from pathlib import Path
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..config import get_config
 from ..utils.cli import UserError
 from ..utils.files import plain, read_jsonl
@@ -21,9 +20,7 @@ from ..train.loop import NotANumber, load_tokens, train
 
 # %% ../../nbs/14_experiments/07_sweep.ipynb #906cd22f
 def run_point(cfg, point:dict, folder, init_from)->dict:
-    "Train one point of the grid; a diverged run is a result too. The last step is always validated."
-    if cfg.train.max_steps % cfg.train.val_every:
-        cfg = replace(cfg, train=replace(cfg.train, val_every=cfg.train.max_steps))
+    "Train one point of the grid; a diverged run is a result too."
     if begun(folder) and continued(folder, {})[:2] != (cfg, init_from and str(init_from)):
         raise UserError(f"{folder} holds a run with other settings; delete it, "
                         "or give the results another name")
@@ -55,8 +52,8 @@ def sweep(
         for i,(cfg,point) in enumerate(configs, 1):
             place = Path(folder or f'logs/sweep/{out.stem}')/'-'.join(f'{k}{v}' for k,v in point.items())
             if not any(point.items() <= d.items() for d in done):
-                tqdm.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}",
-                           sys.stderr)
+                progress.write(f"run {i} of {len(configs)}: {' '.join(f'{k}={v}' for k,v in point.items())}",
+                               sys.stderr)
                 done.append(run_point(cfg, point, place, init_from))
                 add_row(out, **done[-1])
             # its row is on the disk; killed meanwhile, the same command takes away the rest

@@ -10,7 +10,7 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from ..config import GEOMETRIES, MATRICES, ModelConfig, QuantConfig
+from ..config import GEOMETRIES, MATRICES, ModelConfig, QuantConfig, geometry_name
 from ..utils.cli import UserError
 from .size import matrix_shapes
 
@@ -23,7 +23,7 @@ def override_pairs(
     bad = next((w for w in overrides if isinstance(w, str) and '=' not in w), None)
     if bad is not None:
         raise UserError(f"--override {bad}: give a pattern and what its matrices get, "
-                        "such as 'layers.0.*=float' or '*.down=4bit'")
+                        "such as 'layers.0.*=float' or '*.down=4bit-128'")
     return tuple(w.rpartition('=')[::2] if isinstance(w, str) else w for w in overrides)
 
 # %% ../../nbs/02_formats/07_overrides.ipynb #4126a537
@@ -53,8 +53,8 @@ def mixed_quant(
     return quant
 
 def matrix_counts(m:ModelConfig, geometry:str, quant:QuantConfig)->str:
-    "How many matrices get what, such as '10 lut-b, 4 float'; '' where all are alike."
-    counts = Counter(quant.override_of(n) or geometry for n in matrix_shapes(m))
+    "How many matrices get what, such as '10 3bit-8x64, 4 float'; '' where all are alike."
+    counts = Counter(geometry_name(quant.override_of(n) or geometry) for n in matrix_shapes(m))
     return ', '.join(f'{n} {name}' for name,n in counts.most_common()) if quant.overrides else ''
 
 # %% ../../nbs/02_formats/07_overrides.ipynb #7d256c23

@@ -50,12 +50,13 @@ def cached_attention(
     cache:tuple,  # a layer's keys and values, (B, S, Nkv, H) both
     start,        # position of the first new token
     new:list,     # gets keys and values with those of the new tokens
+    attention=None,  # (queries, keys, values, start), as of `causal_attention`, which is the default
 ):                # as of `Layer`
-    "`causal_attention` of new tokens over all that came before."
+    "Attention of new tokens over all that came before."
     def attend(q, k, v):
         new.append(tuple(jax.lax.dynamic_update_slice(old, x, (0, start, 0, 0))
                          for old,x in zip(cache, (k, v))))
-        return causal_attention(q, *new[-1], start)
+        return (attention or causal_attention)(q, *new[-1], start)
     return attend
 
 # %% ../../nbs/10_inference/02_generate.ipynb #06f3b24d
@@ -83,6 +84,7 @@ def extend(
     tokens:Integer[Array, "B T"],   # new tokens
     cache:list,                     # as of `empty_cache`
     start,                          # position of the first
+    attention=None,                 # as of `cached_attention`
 )->tuple:                           # hidden states (B, T, D) before the head, cache
     "Run T new tokens through all layers."
     net, new = network(model, with_leaves(model_shapes(model), params)), []
@@ -91,7 +93,7 @@ def extend(
                  for a in map(partial(jnp.asarray, dtype=dtype), rotations(model, length)))
     x = rows(params['embed'], tokens, dtype)
     for layer,kv in zip(net.layers, cache):
-        x = layer(x, cached_attention(kv, start, new), multiply=one_by_one, turn=turn)
+        x = layer(x, cached_attention(kv, start, new, attention), multiply=one_by_one, turn=turn)
     return net.norm(x), new
 
 def head(params): return params.get('head', params['embed'])

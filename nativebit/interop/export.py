@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['FLOAT', 'PLAIN', 'TILE', 'other_files', 'plain_config', 'write_folder', 'held_in', 'unpacked_tensors',
            'export_safetensors', 'lut_b_indices', 'lut_b_tensors', 'lut_b_config', 'export_lut_b', 'scale_error',
-           'folder_reader', 'our_overrides', 'pack_of', 'export_nbpack', 'main']
+           'folder_reader', 'our_overrides', 'pack_of', 'export_nbpack']
 
 # %% ../../nbs/12_interop/05_export.ipynb #9253de98
 import json, re
 from dataclasses import replace
 from pathlib import Path
 import ml_dtypes, numpy as np
-from ..config import IN_FLOAT, MATRIX, NO_TOKENIZER, Config, TrainConfig, brought_tokenizer
+from ..config import IN_FLOAT, MATRIX, NO_TOKENIZER, Config, TrainConfig
 from ..utils.cli import need, UserError
 from .families import hf_names, model_config
 from ..utils.files import TEMPLATES, copy_files, refuse_links, whole_folder
-from ..data.tokenizers import tokenizer_note
+from ..data.tokenizers import pack_notes
 from ..formats.nbpack import write_pack
 from ..formats.hf_folder import SCALE, SHARD, Folder, open_folder, save_tensors
 
@@ -206,25 +206,4 @@ def export_nbpack(folder:Folder, out)->Path:
     "One packed file. Raises `UserError` where our network can't be that model."
     if Path(out).exists(): raise UserError(f"{out} exists; choose another --out or delete it")
     cfg, tensors = pack_of(folder)
-    note, cfg = tokenizer_note(cfg), brought_tokenizer(cfg, Path(out).parent)
-    return write_pack(out, tensors, cfg, tokenizer=note)
-
-# %% ../../nbs/12_interop/05_export.ipynb #0069dd76
-def main(
-    folder:str,            # packed folder to export
-    # safetensors: plain weights; nbpack: one file for nativebit's programs; lut-b: experimental layout of
-    # compressed-tensors PR 801
-    to:str='safetensors',
-    out:str=None,          # folder to write; for nbpack a file, such as model.nbpack.safetensors
-    dtype:str='bfloat16',  # of plain weights: bfloat16, float16 or float32
-):
-    "Write a packed model folder in another form."
-    need(to in ('safetensors', 'lut-b', 'nbpack'), 'to', to, "safetensors, lut-b or nbpack")
-    if not out: raise UserError("say where to write: --out DIR")
-    packed = open_folder(folder)
-    if to == 'safetensors': export_safetensors(packed, out, dtype)
-    elif to == 'nbpack': export_nbpack(packed, out)
-    else:
-        print("experimental: the prototype has no scales, and rounding scaled entries to float8_e4m3 "
-              f"changes the weights by {export_lut_b(packed, out):.1%} (RMS)")
-    print(out)
+    return write_pack(out, tensors, **pack_notes(cfg))

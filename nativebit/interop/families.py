@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QKV', 'MLP', 'COMMON', 'FAMILIES', 'ROPES', 'TOP', 'PARTS', 'Family', 'family_of', 'number', 'rope_of', 'context_of',
-           'refuse_others', 'model_config', 'their_name', 'hf_names']
+           'refuse_others', 'model_config', 'hub_family', 'hub_config', 'their_name', 'hf_names']
 
 # %% ../../nbs/12_interop/01_families.ipynb #a7c6c3eb
 import re
@@ -148,6 +148,33 @@ def model_config(
                        head_size=None if H and H*N == D else H,
                        rope_theta=theta, rope_scaling=scaling, norm_eps=number(c, 'rms_norm_eps'),
                        tied=bool(c['tie_word_embeddings']), biases=biases, qk_norm=family.qk_norm)
+
+# %% ../../nbs/12_interop/01_families.ipynb #db28b3b6
+def hub_family(
+    model:ModelConfig,
+)->tuple:              # a key of `FAMILIES`, {key of config.json: is it on}
+    "The family that a network of ours belongs to. Raises `UserError` where it is nobody's."
+    for kind,f in FAMILIES.items():
+        for n in range(2**len(f.switches)):
+            on = {k: bool(n >> i & 1) for i,k in enumerate(f.switches)}
+            biases = sum([b for k,b in f.switches.items() if on[k]], f.biases)
+            if ({*biases}, f.qk_norm) == ({*model.biases}, model.qk_norm): return kind, on
+    raise UserError(f"no known family adds biases to {', '.join(model.biases) or 'nothing'} "
+                    f"{'and norms' if model.qk_norm else 'without norming'} queries and keys")
+
+def hub_config(
+    model:ModelConfig,
+)->dict:
+    "The config.json of a network. Raises `UserError` where it is of no known family."
+    kind, switches = hub_family(model)
+    name, *numbers = model.rope_scaling or ('default',)
+    rope = {'rope_scaling': dict(zip(ROPES[name], numbers), rope_type=name)} if numbers else {}
+    return dict(architectures=[f'{kind.capitalize()}ForCausalLM'], model_type=kind,
+                vocab_size=model.vocab_size, hidden_size=model.d_model, intermediate_size=model.d_ff,
+                num_hidden_layers=model.n_layers, num_attention_heads=model.n_heads,
+                num_key_value_heads=model.kv_heads, head_dim=model.head_dim, hidden_act='silu',
+                max_position_embeddings=model.context_len, rms_norm_eps=model.norm_eps,
+                rope_theta=model.rope_theta, tie_word_embeddings=model.tied, **switches, **rope)
 
 # %% ../../nbs/12_interop/01_families.ipynb #c1a3ee3a
 # ours: (Hugging Face's, GGUF's)

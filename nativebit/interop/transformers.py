@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['TORCH', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfig', 'module_names', 'check_complete', 'replace_linears',
            'begin_rows', 'rows_to_float', 'rows_again', 'with_rows', 'torch_sum', 'NativeBitHfQuantizer', 'as_linear',
-           'register', 'runnable', 'run_module']
+           'register']
+
+# %% ../../nbs/12_interop/06_transformers.ipynb #79703af0
+from ..utils.cli import UserError, share_cores
+share_cores()   # before PyTorch is there
+
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #bb7ab973
-import json, math, re, runpy, sys, zlib
+import json, math, re, zlib
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 try:
@@ -22,7 +25,6 @@ except ImportError as e:
     raise ImportError("nativebit.hf needs transformers 5.23 or newer: pip install -e '.[hf]'") from e
 from ..config import QuantConfig
 from ..quant.blocks import block_of
-from ..utils.cli import UserError
 from ..formats.size import matrix_stored
 from ..utils.safetensors import TYPE_CODES, full_sum, hashed
 from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, SCALE, VERSION, check_quant,
@@ -312,30 +314,3 @@ def register():
     register_quantizer(METHOD)(NativeBitHfQuantizer)
 
 register()
-
-# %% ../../nbs/12_interop/06_transformers.ipynb #e28e0d60
-def runnable(name:str)->bool:
-    "Is there a module, or a package with a `__main__`, of this name?"
-    try: spec = find_spec(name)
-    except (ImportError, ValueError, AttributeError): return False
-    return bool(spec) and (not spec.submodule_search_locations or runnable(f'{name}.__main__'))
-
-def run_module(
-    argv:list,  # the name of a module or a script, and its arguments
-):
-    """Run a module as `python -m` does, or a script, with packed folders known to `transformers`.
-
-    Raises `UserError` where there is none."""
-    such = "such as nativebit hf lm_eval --model hf --model_args pretrained=DIR"
-    if argv[:1] in (['-h'], ['--help']):
-        return print("usage: nativebit hf PROGRAM ...\n\n"
-                     f"Run a module or a script that opens packed folders with transformers, {such}")
-    if not argv or argv[0].startswith('-'): raise UserError(f"say which program to run, {such}")
-    if argv[0].endswith('.py'):
-        if not Path(argv[0]).is_file(): raise UserError(f"there is no file {argv[0]}; check its name")
-        sys.argv, sys.path[0] = list(argv), str(Path(argv[0]).resolve().parent)
-        return runpy.run_path(argv[0], run_name='__main__')
-    if not runnable(argv[0]):
-        raise UserError(f"there is no module {argv[0]} that can be run; install it, or check its name")
-    sys.argv = list(argv)
-    runpy.run_module(argv[0], run_name='__main__', alter_sys=True)

@@ -11,13 +11,12 @@ __all__ = ['BATCH', 'PLACES', 'files_digest', 'Network', 'source_network', 'open
 # %% ../../nbs/13_pipelines/04_compare.ipynb #23d40022
 import hashlib, math
 from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 import jax, jax.numpy as jnp, numpy as np
 from fastcore.script import Param
-from tqdm import tqdm
+from ..utils.progress import progress
 from ..config import ModelConfig
-from ..utils.cli import need, UserError
+from ..utils.cli import need, next_step, UserError
 from ..interop.convert import Source, open_model, source_tokenizer
 from ..data.loader import eval_batches
 from ..data.texts import named_texts, text_tokens
@@ -26,7 +25,9 @@ from ..models.attention import exactly
 from ..models.transformer import cross_entropy
 from ..interop.families import model_config
 from ..utils.safetensors import weight_files
-from ..formats.hf_folder import is_packed, open_folder
+from ..formats.hf_folder import open_folder
+from ..formats.kinds import as_path, kind_of
+from .opening import opened
 from ..interop.export import folder_reader
 from ..evaluation.results_file import add_row, as_json, as_markdown, one_table, run_header
 from ..evaluation.verdict import Verdict
@@ -57,12 +58,16 @@ def source_network(source:Source)->Network:
                    files_digest(sorted({x.path for x in source.held.values()})))
 
 def open_network(
-    where,             # a packed folder, or whatever `open_model` takes
+    where,             # whatever `kind_of` knows
     context_len=None,  # tokens a window; None: what the model takes, 2048 at most
 )->Network:
     "A model, packed or in float. Raises `UserError` where there is none, or it is damaged."
-    path = Path(where).expanduser()
-    if not is_packed(path): return source_network(open_model(where, context_len))
+    path, kind = as_path(where), kind_of(where)
+    if kind in ('run', 'checkpoint', 'packed file'):
+        o = opened(where, context_len)
+        return Network(o.name, o.pack.config.model, o.pack.weight,
+                       files_digest([path] if path.is_file() else weight_files(path)))
+    if kind != 'packed folder': return source_network(open_model(where, context_len))
     folder = open_folder(path)
     model = model_config({k: v for k,v in folder.config.items() if k != 'quantization_config'}, context_len)
     return Network(path.resolve().name, model, folder_reader(folder, model), files_digest(weight_files(path)))
@@ -179,7 +184,7 @@ def read_together(
     array = lambda n, k: jnp.asarray(n.read(k), jnp.float32)
     norms = [array(n, 'norm.weight') for n in nets]
     heads, rows = [array(n, 'embed' if model.tied else 'head') for n in nets], []
-    for i in tqdm(range(model.n_layers), 'verdict', unit='layer', disable=None, leave=False):
+    for i in progress(range(model.n_layers), 'verdict', unit='layer', disable=None, leave=False):
         layers = [read_layer(model, n.read, i) for n in nets]
         for params,xs in zip(layers, states):
             for k,x in enumerate(xs): xs[k] = layer_fn(model)(params, x)
@@ -237,8 +242,8 @@ def new_rows(
     done,          # (text, model) of the rows that there are
 ):                 # yields rows
     "Rows that are still to be made, text by text."
-    with tqdm(total=len(texts)*len(others), desc='rows', unit='row', initial=len(done), disable=None,
-              leave=False) as bar:
+    with progress(total=len(texts)*len(others), desc='rows', unit='row', initial=len(done), disable=None,
+                  leave=False) as bar:
         for text,tokens in texts.items():
             missing = [n for n in others if (text, n.name) not in done]
             batches = text_batches(tokens, one.model.context_len)
@@ -287,9 +292,10 @@ def loss_table(
 
 # %% ../../nbs/13_pipelines/04_compare.ipynb #59e3a1a0
 def main(
-    # the float model: a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
+    # the float model: a run's name, a checkpoint, a folder of the Hugging Face hub's kind, a .gguf file,
+    # or a name on the hub
     original:str,
-    other:Param('models that were made from it: folders of nativebit quantize, '
+    other:Param('models that were made from it: packed folders or files, runs, '
                 'or whatever the original may be', nargs='+'),
     # what to read, each with a name: "wiki=text:wiki.txt code=python:FOLDER"; also wikitext-2, wikitext-103,
     # openwebtext, stdlib (their test splits)
@@ -303,3 +309,4 @@ def main(
     rows = compare_texts(original, other, named_texts(texts), out, max_tokens=max_tokens,
                          context_len=context_len)
     print(as_json(rows) if json else loss_table(rows))
+    next_step('chat', other[0])

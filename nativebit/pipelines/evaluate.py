@@ -6,7 +6,8 @@
 __all__ = ['COLUMNS', 'row_table', 'evaluated', 'main']
 
 # %% ../../nbs/13_pipelines/09_evaluate.ipynb #32dcabc2
-from ..utils.cli import UserError
+from json import dumps
+from ..utils.cli import UserError, next_step
 from ..evaluation.results_file import add_row, as_markdown, begin_rows, run_header
 from .model import load
 
@@ -47,6 +48,7 @@ def main(
     out:str=None,           # add the row to this .jsonl file
     max_tokens:int=65536,   # predicted of the text, from its beginning
     context_len:int=None,   # tokens a window; by default what the model takes, 2048 at most
+    json:bool=False,        # print the row as a JSON object instead
 ):
     "The perplexity of any model on a text, and what it lost against the one that it was made from."
     if not data:
@@ -56,4 +58,5 @@ def main(
                                                     context_len=context_len)))
     row = evaluated(model, data, against, max_tokens, context_len)
     if out: add_row(out, **row)
-    print(row_table(row))
+    print(dumps(row) if json else row_table(row))
+    next_step('chat', model)

@@ -9,7 +9,7 @@ __all__ = ['TABLES', 'COLUMNS', 'EMBED', 'SHARE', 'METHODS', 'BITS', 'BUILTIN_TO
            'quantize_table', 'Job', 'Result', 'write_tables', 'builtin_verdict', 'judge', 'test_row', 'judgement',
            'geometry_of', 'check_request', 'usable', 'read_data', 'found_tokenizer', 'calibrated', 'kept_work',
            'sampled', 'samples', 'folder_parts', 'spoken', 'write_report', 'about_run', 'keep_table', 'work_setup',
-           'begun_job', 'write_folder', 'check_training', 'quantize', 'tell', 'main']
+           'tokens_read', 'begun_job', 'write_folder', 'check_training', 'quantize', 'tell', 'main']
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #5f2dcad9
 import json, math, shlex, shutil, sys
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 import jax, ml_dtypes, numpy as np
 from fastcore.script import Param
-from ..config import (GEOMETRIES, IN_FLOAT, Config, QuantConfig, TrainConfig, config_from_dict,
-                              get_config, override)
+from ..config import (GEOMETRIES, IN_FLOAT, RECIPES, Config, QuantConfig, TrainConfig,
+                              config_from_dict, geometry_help, get_config, named, override, stored_name)
 from ..utils.cli import suggest, UserError, also_flags, need, next_step
 from ..interop.convert import Source, all_finite, convert, open_model, source_tokenizer
 from ..interop.export import folder_reader, pack_of
@@ -29,6 +29,7 @@ from ..interop.families import hf_names
 from ..utils.files import atomic_path, git_hash, one_writer, stamps
 from ..utils.safetensors import weight_files
 from ..utils.work import begin_work, end_work, store_layer, stored_layer
+from ..data.corpora import parse_self
 from ..data.loader import prepare
 from ..formats.nbpack import Pack
 from ..formats.overrides import layer_plan, matrix_counts, mixed_quant
@@ -142,8 +143,11 @@ def trained(
     "Quantize a model by training it."
     from nativebit.models.checkpoint import load_checkpoint
     from nativebit.train.loop import train
+    from nativebit.train.run import begun, continued
     if not (work/'float').exists(): convert(source, work/'float')
     cfg = qat_config(get_config(str(work/'float')), geometry, **settings)
+    # of a run that an older version began
+    if begun(work/'qat'): cfg = override(cfg, warmup_steps=continued(work/'qat', {})[0].train.warmup_steps)
     if not (work/'qat'/'model.safetensors').exists(): train(cfg, work/'qat', work/'float', resume=True)
     tensors, meta = load_checkpoint(work/'qat')
     cfg = config_from_dict(meta['config'])
@@ -320,9 +324,9 @@ def geometry_of(
 
 def check_request(method:str, geometry:str, data, settings=(), embed='auto'):
     "Raise `UserError` for an unknown method, geometry or embedding, missing data, settings that are ignored."
-    for kind,name,known in (('method', method, METHODS), ('geometry', geometry, GEOMETRIES),
-                            ('embedding', embed, EMBED)):
+    for kind,name,known in (('method', method, METHODS), ('embedding', embed, EMBED)):
         if name not in known: raise UserError(suggest(kind, name, list(known)))
+    named('geometry', geometry, GEOMETRIES)
     if method == 'qat' and not data:
         raise UserError("qat reads text: give --data, such as text:some.txt or wikitext-2")
     if settings and method != 'qat':
@@ -462,18 +466,36 @@ def work_setup(job:Job, context_len, text, calibration_tokens:int, settings:dict
              dict(text=text, calibration_tokens=calibration_tokens, network=asdict(job.source.model),
                   **settings))
     mixed = dict(overrides=[*map(list, job.quant.overrides)]) if job.quant.overrides else {}
-    return dict(weights=weights_stamps(job.source), method=job.method, geometry=job.geometry,
+    return dict(weights=weights_stamps(job.source), method=job.method, geometry=stored_name(job.geometry),
                 context_len=context_len, version=VERSION, **reads, **mixed)
+
+def tokens_read(
+    method:str,
+    model, calibration_tokens:int,  # ModelConfig, tokens that GPTQ reads
+    settings:dict,                  # of the training run
+)->int:
+    "How many tokens of a training split a method reads."
+    if method != 'qat': return calibration_tokens
+    t = override(Config('', model), recipe='qat', **settings).train
+    return max(t.max_steps*t.batch_size*model.context_len, calibration_tokens)
 
 def begun_job(
     where, out, method, geometry, data, embed, context_len, overrides,  # as of `quantize`
-)->tuple:  # (`Job`, digests of the text that is read)
+    calibration_tokens, settings,
+)->tuple:  # (`Job`, the dataset that is read, its digests)
     "Everything opened and nothing written. Raises `UserError` for whatever can't be done."
     source, out = open_model(where, context_len), usable(out)
     quant = mixed_quant(source.model, geometry, overrides)
     tokenizer, why = found_tokenizer(source, method, data)
-    tokens, text = read_data(data, tokenizer) if data else (None, dict(source=builtin_digest('calibration')))
-    return Job(source, out, method, geometry, quant, embed, tokenizer, why, data, tokens), text
+    read = data
+    if parse_self(data):   # the model writes it
+        from nativebit.pipelines.self_data import own_source, self_dataset, sequences
+        own = own_source(source)._replace(avoid=sequences(builtin_tokens('verdict', tokenizer), 13))
+        wanted = tokens_read(method, source.model, calibration_tokens, settings)
+        read = self_dataset(data, own, wanted, settings.get('seed', 0))
+    tokens, text = (read_data(read, tokenizer) if data else
+                    (None, dict(source=builtin_digest('calibration'))))
+    return Job(source, out, method, geometry, quant, embed, tokenizer, why, data, tokens), read, text
 
 def write_folder(job:Job, read, layers):
     "Write the packed folder."
@@ -507,20 +529,21 @@ def quantize(
     geometry = geometry_of(geometry, bits, method)
     check_request(method, geometry, data, settings, embed)
     reading = dict(test_tokens=test_tokens, calibration_tokens=calibration_tokens)
-    job, text = begun_job(where, out, method, geometry, data, embed, context_len, overrides)
+    job, read_from, text = begun_job(where, out, method, geometry, data, embed, context_len, overrides,
+                                     calibration_tokens, settings)
     out, work = job.out, job.out.with_name(f'{job.out.name}.work')
     cfg = override(Config(job.source.name, job.source.model, job.quant), **reading, **settings)
     if method == 'qat':
         check_training(cfg, geometry, **reading, **settings)
         begin_compiling(cfg, geometry, **reading, **settings)
-    layers_by = (calibrated(cfg, job.source, data, job.tokenizer, calibration_tokens) if method == 'gptq'
+    layers_by = (calibrated(cfg, job.source, read_from, job.tokenizer, calibration_tokens) if method == 'gptq'
                  else partial(packed_layers, job.source.model, job.source.read, job.quant, method))
     setup = work_setup(job, context_len, text, calibration_tokens, settings)
     with one_writer(out, work/'.lock'):
         begin_work(work, setup)
         with kept_work(work):
             if method == 'qat':
-                read, layers = trained(job.source, work, geometry, dataset=data,
+                read, layers = trained(job.source, work, geometry, dataset=read_from,
                                        overrides=job.quant.overrides, **reading, **settings)
             else:
                 read = job.source.read
@@ -557,17 +580,17 @@ def tell(
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #181065e9
 @also_flags(QuantConfig, TrainConfig,
             without=('n_entries', 'block_shape', 'codebook_dtype', 'nativebit', 'overrides', 'dataset',
-                     'tokenizer', 'calibration_tokens', 'test_tokens'))
+                     'tokenizer', 'calibration_tokens', 'test_tokens'),
+            defaults={n: str(v) for n,v in RECIPES['qat'].items()})
 def main(
     model:str,  # a folder of the Hugging Face hub's kind, a .gguf file, or a name on the hub
     out:str=None,                   # folder to write
     method:str='gptq',              # rtn, kmeans, gptq or qat
     bits:int=None,                  # 2, 3 or 4: the simple choice beside --geometry; by default 4, of qat 3
-    # 4bit-8x64 (4.25 bits a weight), int8 (3.625), lut-b (3.125), 2bit (2.375), 4bit (5.125),
-    # published (5.0), int8-256 or int8-row
-    geometry:str=None,
-    # text:FILES, python:FOLDER, wikitext-2, wikitext-103 or openwebtext; gptq and qat read its training
-    # split (gptq without it a text that comes with the package), the table is of its test split
+    geometry:Param(geometry_help())=None,
+    # self (the model writes it), text:FILES, python:FOLDER, wikitext-2, wikitext-103, openwebtext, or
+    # self:SHARE,DATASET for some of both; gptq and qat read its training split (gptq without it a text that
+    # comes with the package), the table is of its test split
     data:str=None,
     # embedding and head: int8 (a scale a row), bfloat16, or auto: int8 where that costs less than a tenth of
     # what the matrices lose
@@ -575,7 +598,7 @@ def main(
     calibration_tokens:int=131072,  # that gptq reads, or qat with --start gptq
     test_tokens:int=65536,          # that the table is of
     context_len:int=None,           # tokens a window; by default what the model takes, 2048 at most
-    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit'; "
+    override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit-128'; "
                    "given several times, the first pattern that matches wins", action='append')=None,
     force:bool=False,               # exit with 0 though the model is broken
     json:bool=False,                # print one JSON object instead of the table

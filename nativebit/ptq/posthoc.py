@@ -8,9 +8,12 @@ __all__ = ['chosen', 'chosen_geometries', 'sweep_rows', 'main']
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #c2da8462
 import time
 from dataclasses import replace
-from tqdm import tqdm
-from ..config import GEOMETRIES, QuantConfig
-from ..utils.cli import need, suggest, UserError
+from pathlib import Path
+from fastcore.script import Param
+from ..utils.progress import progress
+from ..config import EARLIER_NAMES, GEOMETRIES, QuantConfig, geometry_help, geometry_name
+from ..formats.kinds import checkpoint_path
+from ..utils.cli import need, next_step, suggest, UserError
 from ..utils.safetensors import weights_digest
 from ..data.loader import prepare
 from ..data.tokenizers import load_tokenizer
@@ -26,21 +29,22 @@ def chosen(
     "Names from the command line. Raises `UserError` for an unknown one."
     names = list(known) if words == 'all' else words.split(',')
     for n in names:
-        if n not in known: raise UserError(suggest(what, n, list(known)))
+        if n not in known:
+            raise UserError(suggest(what, n, list(known), EARLIER_NAMES if known is GEOMETRIES else ()))
     return list(dict.fromkeys(names))
 
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #653b4088
 def chosen_geometries(
     geometry:str,  # comma-separated names, or 'all'
     bits:str='',   # comma-separated index bits; '': the geometry's own
-)->dict:           # {QuantConfig: name}
+)->dict:           # {QuantConfig: today's name}
     "Geometries from the command line, each once. Raises `UserError` for what there is not."
     names = {}
     for b in bits.split(',') if bits else ['']:
         need(not bits or b in map(str, range(1, 9)), 'bits', bits, "numbers from 1 to 8, such as 2,3,4")
         for g in chosen('geometry', geometry, GEOMETRIES):
             own = QuantConfig(**GEOMETRIES[g])
-            names.setdefault(replace(own, n_entries=2**int(b)) if b else own, g)
+            names.setdefault(replace(own, n_entries=2**int(b)) if b else own, geometry_name(g))
     return names
 
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #37bcc119
@@ -51,11 +55,11 @@ def sweep_rows(
     out=None,     # .jsonl file that gets each row at once; rows already in it are not made again
 )->list:          # the rows of all points, in their order, with geometry and index_bits
     "Make a table row by row, going on where an earlier run stopped."
-    key = lambda r: (r['method'], r['geometry'], r['index_bits'])
-    wanted = [(m, g, index_bits(q)) for m,g,q in points]
+    key = lambda r: (r['method'], geometry_name(r['geometry']), r['index_bits'])
+    wanted = [(m, geometry_name(g), index_bits(q)) for m,g,q in points]
     with one_table(out, run_header('posthoc', setup)) as rows:
         done = {key(r): r for r in rows}
-        for k,(_,_,quant) in tqdm([*zip(wanted, points)], 'rows', disable=None, leave=False):
+        for k,(_,_,quant) in progress([*zip(wanted, points)], 'rows', disable=None, leave=False):
             if k in done: continue
             done[k] = dict(zip(('method', 'geometry', 'index_bits'), k)) | evaluate(quant, k[0])
             if out: add_row(out, **done[k])
@@ -63,9 +67,9 @@ def sweep_rows(
 
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #3e4885b8
 def main(
-    ckpt:str='data/stdlib',        # float checkpoint folder
+    ckpt:str='data/stdlib',        # float checkpoint: a run's name, or a folder
     methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq
-    geometry:str='int8',  # comma-separated: published, int8, lut-b, int8-256, int8-row, 2bit, 4bit; or all
+    geometry:Param(geometry_help('geometries, comma-separated, or all'))='3bit-128',
     bits:str='',                   # comma-separated index bits, such as 2,3,4; the geometry's own by default
     # evaluated on: stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER or text:FILES
     dataset:str='stdlib',
@@ -78,7 +82,7 @@ def main(
     "Quantize a trained network without training it, and compare with the float one."
     need(max_tokens is None or max_tokens > 0, 'max_tokens', max_tokens, "at least 1")
     need(calibration_tokens >= 1, 'calibration_tokens', calibration_tokens, "at least 1")
-    start = time.time()
+    start, ckpt = time.time(), str(checkpoint_path(ckpt, 'posthoc quantizes'))
     names = chosen('method', methods, (*METHODS, *CALIBRATED))
     quants = chosen_geometries(geometry, bits)
     if calibration and not {*names} & {*CALIBRATED}:
@@ -95,3 +99,5 @@ def main(
     rows = sweep_rows([('float', '', None), *((m, g, q) for q,g in quants.items() for m in names)], row,
                       setup, out)
     print(as_markdown(rows), '', f"{len(rows)} rows in {time.time()-start:.0f} s", sep='\n')
+    next_step('pack', ckpt, '--posthoc', 'gptq', '--geometry', rows[-1]['geometry'], '--out',
+              f'{Path(ckpt).name}.nbpack.safetensors')

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 from jaxtyping import Bool, Float
-from ..config import GEOMETRIES, QuantConfig
-from ..utils.cli import UserError, need, suggest
+from ..config import GEOMETRIES, QuantConfig, named
+from ..utils.cli import UserError, need
 from ..formats.hf_folder import GEOMETRY, packed_tensors, save_folder
 from .linear import as_array
 from .quant import NativeBitLinear, encode_codebook
@@ -29,8 +29,7 @@ def geometry_of(
 
     Raises `UserError` for what is neither, or what training in PyTorch can't begin with."""
     if isinstance(config, str):
-        if config not in GEOMETRIES: raise UserError(suggest('geometry', config, list(GEOMETRIES)))
-        return QuantConfig(start='kmeans', **GEOMETRIES[config])
+        return QuantConfig(start='kmeans', **named('geometry', config, GEOMETRIES))
     if not isinstance(config, QuantConfig):
         raise UserError(f"config is {config!r}; "
                         f"give the name of a geometry ({', '.join(GEOMETRIES)}) or a QuantConfig")

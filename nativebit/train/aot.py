@@ -13,13 +13,13 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 import jax, jax.numpy as jnp
-from fastcore.script import bool_arg
+from fastcore.script import Param, bool_arg
 from flax import nnx
 from jax.experimental import topologies
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from ..models.checkpoint import start_codebooks
-from ..config import Config, get_config
+from ..config import Config, geometry_help, get_config
 from ..utils.cli import need, UserError
 from ..evaluation.perplexity import _nll
 from ..quant.linear import quantized_params, requantize_params
@@ -238,7 +238,7 @@ def main(
     remat:bool_arg=True,          # 1: recompute layers in the backward pass; 0: keep everything
     no_nativebit:bool=False,      # a float run
     recipe:str='published',       # published, or qat (teacher)
-    geometry:str=None,            # published, int8, lut-b, int8-256, int8-row, 2bit or 4bit
+    geometry:Param(geometry_help())=None,
     context_len:int=None,         # tokens a window
     n_layers:int=None,            # another number of layers
     max_steps:int=None,           # of the run; 5000 by default, 20000 for a float run

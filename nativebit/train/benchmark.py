@@ -8,11 +8,13 @@ __all__ = ['MODES', 'step_flops', 'windows', 'time_step', 'main']
 # %% ../../nbs/08_train/07_benchmark.ipynb #a4d1e7ce
 import json, statistics, time
 import jax, jax.numpy as jnp, numpy as np
-from ..config import MATRIX, Config, get_config
+from fastcore.script import Param
+from ..config import MATRIX, Config, geometry_help, get_config, stored_name
 from ..utils.cli import UserError, need
 from ..utils.files import open_log
 from ..utils.pytree import count_params
 from ..models.transformer import model_shapes
+from .init import check_cudnn
 from .step import first_state, make_quant_ops, make_step, quantize_now
 
 # %% ../../nbs/08_train/07_benchmark.ipynb #73a6fb7d
@@ -63,7 +65,7 @@ def main(
     config:str='tpu-medium',     # preset
     mode:str='float',            # float, qat (codebooks, cross-entropy) or distill (codebooks, float teacher)
     batch_size:int=32,           # windows a step
-    geometry:str='int8',         # of the quantized modes
+    geometry:Param(geometry_help('of the quantized modes'))='3bit-128',
     attention:str='cudnn',       # cudnn, or reference where there is no NVIDIA GPU
     compute_dtype:str='bfloat16',# bfloat16 or float32
     accumulate:int=1,            # micro-batches a step
@@ -79,14 +81,14 @@ def main(
     if out:
         with open_log(out): pass   # found out before anything is timed
     if mode not in MODES: raise UserError(f"unknown mode {mode!r}: choose from {', '.join(MODES)}")
-    if attention == 'cudnn' and jax.default_backend() != 'gpu':
-        raise UserError("--attention cudnn needs an NVIDIA GPU; use --attention reference")
+    if attention == 'cudnn': check_cudnn(compute_dtype)
     options = dict(accumulate=accumulate, remat=remat, requantize_every=requantize_every)
     cfg = get_config(config, batch_size=batch_size, geometry=geometry, attention=attention,
                      compute_dtype=compute_dtype, **options, **MODES[mode])
     given = {k: v for k,v in options.items() if v is True or v > 1}
-    row = dict(step=mode, config=config, batch=batch_size, options=' '.join(
-        filter(None, ['' if mode == 'float' else geometry, *(f'{k}={v}' for k,v in given.items())])),
+    name = '' if mode == 'float' else stored_name(geometry)
+    row = dict(step=mode, config=config, batch=batch_size,
+               options=' '.join(filter(None, [name, *(f'{k}={v}' for k,v in given.items())])),
                **time_step(cfg, steps, windows), device=jax.devices()[0].device_kind, jax=jax.__version__)
     print(json.dumps(row))
     if out:

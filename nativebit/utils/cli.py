@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'UserError', 'drop_output', 'one_sentence', 'need', 'at_least', 'suggest', 'hyphenate', 'yes_or_no',
-           'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'next_step', 'set_flags', 'run']
+           'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'next_step', 'without_cuda',
+           'in_our_words', 'share_cores', 'set_flags', 'run']
 
 # %% ../../nbs/00_utils/01_cli.ipynb #1459cc91
-import difflib, errno, os, shlex, sys
+import difflib, errno, logging, os, shlex, sys
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from inspect import Parameter, Signature, signature
 from typing import get_args
 from fastcore.docments import docments
@@ -72,9 +74,10 @@ def suggest(
     what:str,    # the kind of thing
     name:str,    # what it was called
     known:list,  # the names there are
+    also=(),     # names that are understood, and not listed
 )->str:          # one sentence
     "Say that a name is unknown, and which one may be meant."
-    close = difflib.get_close_matches(name, known, 1)
+    close = difflib.get_close_matches(name, [*known, *also], 1)
     return (f"unknown {what} {name!r}: "
             + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"))
 
@@ -96,12 +99,15 @@ def yes_or_no(x):
     return bool_arg(x)
 
 def as_flag(
-    field,    # its type and comment, as of `docments`
+    field,     # its type, comment and default, as of `docments`
+    said=None, # of its default; None: the default itself, where it is one that can be given
 )->Param:
     "What a command line says of a dataclass field; a bare flag of a bool means True."
     kind = (get_args(field.anno) or (field.anno,))[0]
-    if kind is not bool: return Param(field.docment, kind)
-    return Param(field.docment, yes_or_no, nargs='?', const=True)
+    said = said or ('' if field.default in (None, '') else str(field.default))
+    text = f"{field.docment} (default: {said})" if said else field.docment
+    if kind is not bool: return Param(text, kind)
+    return Param(text, yes_or_no, nargs='?', const=True)
 
 def field_docs(
     cls,     # a dataclass with docments
@@ -113,10 +119,11 @@ def field_docs(
 def also_flags(
     *classes,    # dataclasses with docments
     without=(),  # fields that are no flags
+    defaults={}, # {field: what is said of its default, where it is not the dataclass's own}
 ):
-    "Decorator: a function's `**settings` are fields of dataclasses, their comments its help."
+    "Decorator: a function's `**settings` are fields of dataclasses, comments and defaults its help."
     known = {n: f for c in classes for n,f in field_docs(c).items() if n not in without}
-    fields = {n: as_flag(f) for n,f in known.items()}
+    fields = {n: as_flag(f, defaults.get(n)) for n,f in known.items()}
     def mark(func):
         own = [p for p in signature(func).parameters.values() if p.kind != p.VAR_KEYWORD]
         func.__signature__ = Signature(own + [Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=f)
@@ -156,18 +163,39 @@ def next_step(
     return line
 
 # %% ../../nbs/00_utils/01_cli.ipynb #7a30d512
+def without_cuda()->bool:
+    "Is JAX here the build for a CPU (or TPU) alone?"
+    return not any(find_spec(f'jax_cuda{n}_plugin') for n in (12, 13))
+
+def in_our_words(record)->bool:
+    "Of what JAX warns of when its device starts: that there is a GPU which it can't use, with what to do."
+    ours = 'CUDA-enabled jaxlib is not installed' not in record.getMessage()
+    if not ours:
+        print("note: there is an NVIDIA GPU here, and JAX is installed without CUDA, so this runs on the "
+              "CPU: pip install -e '.[cuda]'", file=sys.stderr)
+    return ours   # JAX's own words are left out
+
+def share_cores():
+    """Have PyTorch's threads sleep while they wait; said before PyTorch is imported, or not heard.
+
+    As a rule they turn in circles, and on a core that others use, too, each small product waits for them."""
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 def set_flags():
-    "What XLA is to know before a device starts."
+    "What XLA and PyTorch are to know before a device starts."
     # cuBLAS: a fifth faster (08_train/07_benchmark), and compiles sooner
     os.environ.setdefault('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=false')
+    logging.getLogger('jax._src.xla_bridge').addFilter(in_our_words)   # JAX looks once a process
+    share_cores()
 
 def run(
     func,        # a function with docments
     argv=None,   # list of words; None: `sys.argv`
+    work=None,   # what is called with what was read; None: `func`
 ):
     "Run a function from the command line."
     set_flags()
     for stream in (sys.stdout, sys.stderr):
         # a terminal that lacks a character shows a question mark
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
-    with one_sentence(): func(**parse_args(func, argv))
+    with one_sentence(): (work or func)(**parse_args(func, argv))

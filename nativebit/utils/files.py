@@ -306,7 +306,7 @@ class TensorBoardLogger(JSONLogger):
         try: from tensorboardX import SummaryWriter
         except ImportError as e:
             raise UserError("TensorBoard output needs a package that is not installed: "
-                            "pip install tensorboardX") from e
+                            "pip install -e '.[tensorboard]'") from e
         super().__init__(path, **kwargs)
         self.start, self.board, self.step = partial(SummaryWriter, str(self.path.parent)), None, 0
 

@@ -14,7 +14,7 @@ from nativebit.utils.cli import anno_parser, hyphenate
 # ---- what is right ------------------------------------------------------------------------------------------
 
 BASE = dict(   # program: words that are right
-    quantize='m --method rtn --out new', generate='c --prompt a --max-tokens 1', evaluate='c --data text:t.txt --max-tokens 64', compare='m m2 --texts a=text:t.txt --max-tokens 64', export='q --out new', convert='m --out new',
+    quantize='m --method rtn --out new', generate='c --prompt a --max-tokens 1', chat='c --max-tokens 1', evaluate='c --data text:t.txt --max-tokens 64', compare='m m2 --texts a=text:t.txt --max-tokens 64', export='q --out new', convert='m --out new',
     data='text:t.txt --config tiny', kept='r', plots='log.jsonl --out new.png', aot='--config tiny --n-layers 1 --batch-size 1', speed='--config tiny --attention reference --batch-size 1 --steps 1 --windows 1 --compute-dtype float32', pack='cq --out new',
     generate_torch='p.nbpack --prompt a --max-tokens 1', posthoc='--ckpt c --methods rtn --dataset text:t.txt --max-tokens 64', demo='--max-steps 1 --max-tokens 64 --out new')
 BASE = {k: v.split() for k,v in BASE.items()} | dict(train=[*TRAIN, '--max-steps', '1', '--name', 'new'], sweep=[f'lr=1e-3 {SETTINGS}', 'new.jsonl', '--config', 'tiny'],
@@ -50,7 +50,7 @@ PROMPT = ['']   # an empty one is refused, any other is a text
 
 def wrong_values(action)->list:
     "Values that a flag can't have."
-    if action.dest == 'prompt': return PROMPT
+    if action.dest in ('prompt', 'system'): return PROMPT
     if action.dest in KINDS and getattr(action.type, '__name__', 'str') in ('str', 'NoneType'): return KINDS[action.dest]
     kind = getattr(action.type, '__name__', 'str')
     return dict(int=WHOLE, float=REAL, bool_arg=['maybe', '2', '']).get(kind, KINDS.get(action.dest, WORDS))
@@ -83,9 +83,9 @@ HF = [[], ['missing_module'], ['json.tool.x'], ['nativebit'], ['missing.py'], ['
 OTHERS = [('unknown', ['nonsense']), ('empty', ['']), ('nearly', ['quantise', 'm']), ('flag', ['--nonsense']), ('shell', ['--completion', 'fish'])]
 
 RIGHT = [   # is no mistake, and why: (program, what) as regular expressions
-    ('evaluate|compare|generate|generate_torch|posthoc|demo|quantize|train', '--(max|test|calibration)-tokens=9{30}', "more than there are: all of them"),
+    ('evaluate|compare|generate|generate_torch|chat|posthoc|demo|quantize|train', '--(max|test|calibration)-tokens=9{30}', "more than there are: all of them"),
     ('train', '--(log-every|val-every|save-every|requantize-every|warmup-steps|val-batches|keep)=9{30}', "more than there are: never, or all of them"),
-    ('generate_torch', '--context=9{30}', "more than the network reads: as much as it reads"),
+    ('generate|generate_torch', '--context=9{30}', "more than the network reads: as much as it reads"),
     ('results', '--minutes=1e999', "no limit, as by default"),
     ('train', r'--name=(~nobody/x|t\.txt|empty|nothing|binary|latin\.txt|deep\.jsonl|list|nested|fieldless|other|deepconfig|noconfig|bert|missing(/folder)?)', "names as good as others: of logs/NAME"),
     ('train', '--states=m', "a folder that can be written"), ('results', '--keep=m', "the same"), ('demo', '--out=m', "the same"),

@@ -1,0 +1,71 @@
+"Text that a model writes itself, as the data of a quantization: chats, vocabularies with unused rows, test texts that must not come up, a teacher that repeats itself."
+import json
+import numpy as np, pytest
+from nativebit.data.loader import prepare
+from nativebit.data.tokenizers import load_tokenizer
+from nativebit.inference.synthetic import sequences
+from nativebit.interop.convert import open_model, source_tokenizer
+from nativebit.pipelines import self_data
+from nativebit.pipelines.self_data import own_of, own_openings, rounds, self_dataset
+from nativebit.utils.cli import UserError
+from test_cli import start
+from test_quantize import home   # a random network of 300 tokens, and a text
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% endfor %}{% if add_generation_prompt %}[answer]{% endif %}"
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    monkeypatch.setattr(self_data, 'own_shape', lambda context_len: (16, 48))
+    monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache'))
+
+def test_quantize_needs_nothing_but_the_model(home):
+    r = start(home, 'nativebit', 'quantize', 'model', '--data', 'self', '--geometry', 'lut-b', '--calibration-tokens', '1024', '--out', 'by-itself', '--no-report', '--force').wait()
+    assert r.returncode == 0, r.stderr
+    got = json.loads((home/'by-itself'/'quantize.json').read_text())
+    assert got['data'] == 'self' and got['text']['source'][0] == 'self' and got['rows'][1]['kl'] > 0
+
+def test_a_mixture_has_the_other_texts_splits_and_none_of_its_test(home, monkeypatch):
+    monkeypatch.chdir(home)
+    own = own_of('model')
+    dataset = self_dataset('self:0.25,text:some.txt', own, 2048)
+    assert self_dataset('self:0.25,text:some.txt', own, 2048) == dataset
+    tokens, meta = prepare(dataset, own.tok)
+    alone = prepare('text:some.txt', own.tok)[0]
+    assert np.array_equal(tokens['test'], alone['test']) and meta['also']['tokens'] == 1536
+    written = tokens['train'][:len(tokens['train']) - 1536]
+    assert not np.isin(sequences(written, 13), sequences(np.asarray(alone['test']), 13)).any()
+    assert len(written) >= 512
+
+def test_chats_by_the_models_template(home, monkeypatch, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+    folder = tmp_path/'chatty'
+    tok = PreTrainedTokenizerFast(tokenizer_file=str(home/'model'/'tokenizer.json'), eos_token='<|endoftext|>', chat_template=TEMPLATE)
+    tok.save_pretrained(folder)
+    assert self_data.chat_parts(folder) == ('[user]', '<|endoftext|>[answer]')
+    ours = load_tokenizer(300, str(folder/'tokenizer.json'))
+    parts = own_openings(ours, self_data.chat_parts(folder))
+    (question, answer, chance), (reply, end, never) = parts[-2:]
+    assert ours.decode(question) == '[user]' and ours.decode(reply) == '[answer]' and (answer, end) == (len(parts)-1, -1) and chance == .5 and not never
+    assert sum(c for *_,c in parts) == pytest.approx(1)
+
+def test_rows_that_the_tokenizer_lacks_are_never_written(home, monkeypatch):
+    monkeypatch.chdir(home)
+    own = own_of('model')
+    own.tok.size = 280   # of the model's 300 rows
+    assert max(int(d.max()) for d in next(rounds(own, (16, 48), 0))) < 280
+
+def test_without_an_end_a_document_fills_its_window(home, monkeypatch):
+    monkeypatch.chdir(home)
+    own = own_of('model')
+    own.tok.ends = []
+    assert {len(d) for d in next(rounds(own, (16, 48), 0))} <= {48}
+
+def test_a_teacher_that_repeats_itself_is_reported(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(self_data, 'repeated', lambda doc: 1.)
+    with pytest.raises(UserError, match='repeats itself: of'): next(rounds(own_of('model'), (16, 48), 0))
+
+@pytest.mark.parametrize('data, says', [('self:3,stdlib', 'is not valid'), ('self:0.5', 'is not valid'), ('self,text:gone.txt', 'no such file'), ('shards:.', 'holds no prepared tokens')])
+def test_what_is_no_dataset(home, data, says):
+    r = start(home, 'nativebit', 'quantize', 'model', '--data', data, '--out', 'never').wait()
+    assert r.returncode == 1 and says in r.stderr and r.stderr.count('\n') == 1 and not (home/'never').exists()
