@@ -254,7 +254,7 @@ def test_quantize_goes_on_after_a_kill(tmp_path, words, packed, at):
 
 def test_two_at_once(tmp_path, words):
     hub_model(tmp_path/'m', words)
-    code = 'import sys, time, nativebit.pipelines.quantize as q\nold = q.report\ndef report(*a): r = old(*a); print("here", flush=True); sys.stdin.read(); return r\nq.report = report\nq.quantize("m", "q", "rtn")'
+    code = 'import sys, time, nativebit.pipelines.quantize as q\nold = q.judgement\ndef judgement(*a): r = old(*a); print("here", flush=True); sys.stdin.read(); return r\nq.judgement = judgement\nq.quantize("m", "q", "rtn")'
     first = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert first.stdout.readline() == 'here\n'
     with pytest.raises(UserError, match=f'process {first.pid} on .* is writing .*q'): quantize(tmp_path/'m', tmp_path/'q', 'rtn')
