@@ -201,7 +201,7 @@ def runnable(name:str)->bool:
 def run_module(
     argv:list,  # the name of a module or a script, and its arguments
 ):
-    """Run a module as `python -m` does, a script, or a package's command; `transformers` knows packed folders.
+    """Run a module, a script or a package's command, packed folders known to `transformers`.
 
     Raises `UserError` where there is none."""
     such = "such as nativebit hf lm_eval --model hf --model_args pretrained=DIR"

@@ -151,7 +151,7 @@ def test_posthoc_goes_on_where_it_stopped(cwd):
     assert run(cwd, *table, '--methods', 'rtn,gptq').returncode == 0
     first = (cwd/'rows.jsonl').read_text()
     r = run(cwd, *table, '--methods', 'rtn,nf,gptq')
-    assert r.returncode == 0 and '| nf | int8 | 3 |' in r.stdout and r.stdout.count('| int8 |') == 3, r.stderr
+    assert r.returncode == 0 and '| nf | 3bit-128 | 3 |' in r.stdout and r.stdout.count('| 3bit-128 |') == 3, r.stderr
     assert (cwd/'rows.jsonl').read_text().startswith(first)
     refused(cwd, *table, '--calibration-tokens', '1024', says='rows of another setup (calibration_tokens: 1 there, 1024 here)')
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp, ml_dtypes, numpy as np, pytest
 from safetensors.numpy import save_file
 from nativebit.models.checkpoint import load_checkpoint, load_network
 from nativebit.config import ModelConfig
-from nativebit.interop.convert import convert, open_model
-from nativebit.utils.cli import UserError
+from nativebit.interop.convert import convert, main as convert_main, open_model
+from nativebit.utils.cli import UserError, one_sentence
 from nativebit.interop.families import FAMILIES, ROPES, hf_names, model_config, their_name
 from nativebit.interop.gguf import GGUF_KEYS, LLAMA3, llama3_divisors
 from nativebit.formats.size import param_shapes
@@ -232,7 +232,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ['x']
     convert(folder, tmp_path/'out')
     with pytest.raises(UserError, match='exists and is not empty; choose another --out'): convert(folder, tmp_path/'out')
-    with pytest.raises(UserError, match='a checkpoint of nativebit already'): open_model(tmp_path/'out')
+    with pytest.raises(SystemExit, match='a checkpoint of nativebit already'), one_sentence(): convert_main(str(tmp_path/'out'), tmp_path/'again')
 
 # ---- GGUF ---------------------------------------------------------------------------------------------------
 

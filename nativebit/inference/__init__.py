@@ -10,4 +10,5 @@ from ..utils.lazy import lazy
 
 __getattr__, __dir__ = lazy(__name__,
     packed_matmul='packed_matrix lut_matmul',
-    generate='pack_params generate')
+    generate='pack_params generate',
+    synthetic='written_windows documents_of repeated')

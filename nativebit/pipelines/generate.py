@@ -10,7 +10,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from json import dumps
 from fastcore.script import Param
-from ..config import geometry_help
+from ..config import GEOMETRIES, geometry_help, named
 from ..utils.cli import UserError, need
 from ..data.prompts import check_options, read_prompt
 from .decoders import jax_decoder
@@ -111,6 +111,8 @@ def main(
     if (model is None) == (random is None): raise UserError("give one of: a MODEL, or --random PRESET")
     check_options(max_tokens, temperature, top_k, top_p, dtype, FLOATS.get(by, FLOATS['jax']), seed=seed)
     need(context >= 1, 'context', context, "at least 1")
+    need(embed in ('bfloat16', 'int8'), 'embed', embed, "bfloat16 or int8")
+    named('geometry', geometry, GEOMETRIES)
     if out and not (benchmark or random):
         raise UserError("--out takes a benchmark's records; add --benchmark, or leave it out")
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)

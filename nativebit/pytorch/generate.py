@@ -9,7 +9,7 @@ __all__ = ['pick_device', 'served', 'float_type', 'continue_text', 'enough_memor
 import os, shutil
 from contextlib import contextmanager
 import torch
-from ..config import GEOMETRIES, get_config, named, stored_name
+from ..config import get_config, stored_name
 from ..utils.cli import need, UserError
 from ..formats.nbpack import Pack
 from ..data.prompts import text_pieces
@@ -77,8 +77,6 @@ def random_model(
     device:torch.device, dtype,
 ):                 # (its name, the network)
     "A network of random weights, for a benchmark. Raises `UserError` where there is no such."
-    need(embed in ('bfloat16', 'int8'), 'embed', embed, "bfloat16 or int8")
-    named('geometry', geometry, GEOMETRIES)
     return (f'{preset} {stored_name(geometry)}',
             random_network(get_config(preset, geometry=geometry), device, dtype, embed))
 
