@@ -16,9 +16,9 @@ def written(path, text): path.write_bytes(text if isinstance(text, bytes) else t
 @pytest.mark.parametrize('name, text', {
     'list.json': json.dumps([dict(text=t, more=1) for t in TEXTS]), 'indented.JSON': json.dumps([dict(text=t) for t in TEXTS], indent=2), 'a line each.json': '\n'.join(json.dumps(dict(text=t)) for t in TEXTS),
     'x.NDJSON': '\n'.join(json.dumps(dict(text=t)) for t in TEXTS), 'packed.json.xz': lzma.compress(json.dumps([dict(text=t) for t in TEXTS]).encode()),
-    'x.jsonl.gz': gzip.compress('\n'.join(json.dumps(dict(text=t)) for t in TEXTS).encode()), 'over several lines.json': '\n\n'.join(json.dumps(dict(text=t), indent=4) for t in TEXTS),
+    'x.jsonl.gz': gzip.compress('\n'.join(json.dumps(dict(text=t)) for t in TEXTS).encode(), mtime=0), 'over several lines.json': '\n\n'.join(json.dumps(dict(text=t), indent=4) for t in TEXTS),
     'table.csv': 'id,text,more\n' + ''.join(f'{i},"{t}",x\n' for i,t in enumerate(TEXTS)), 'table.TSV.bz2': bz2.compress(('text\tid\n' + ''.join(f'{t}\t{i}\n' for i,t in enumerate(TEXTS))).encode()),
-    'put together.JL': b''.join(b'\xef\xbb\xbf' + json.dumps(dict(text=t)).encode() + b'\n' for t in TEXTS), 'wide.txt': '\n'.join(TEXTS).encode('utf-16'), 'wider.txt.gz': gzip.compress('\n'.join(TEXTS).encode('utf-32')),
+    'put together.JL': b''.join(b'\xef\xbb\xbf' + json.dumps(dict(text=t)).encode() + b'\n' for t in TEXTS), 'wide.txt': '\n'.join(TEXTS).encode('utf-16'), 'wider.txt.gz': gzip.compress('\n'.join(TEXTS).encode('utf-32'), mtime=0),
     'marked.jsonl': b'\xef\xbb\xbf' + '\n'.join(json.dumps(dict(text=t)) for t in TEXTS).encode(), 'marked.txt': b'\xef\xbb\xbf' + '\n'.join(TEXTS).encode()}.items())
 def test_files_are_what_they_are(tmp_path, name, text): assert list(file_documents(written(tmp_path/name, text))) == TEXTS
 
