@@ -125,10 +125,10 @@ def test_on_the_command_line(home, tmp_path, capsys):
 def test_work_is_of_one_mixture(home, tmp_path, monkeypatch):
     def stopped(work, i, packed): store_layer(work, i, packed); raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr('nativebit.pipelines.quantize.store_layer', stopped); quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED)
+        m.setattr('nativebit.pipelines.quantize.store_layer', stopped); quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED, embed='bfloat16')
     with pytest.raises(UserError, match='other settings.*overrides'): quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides={'*.down': '2bit'})
     with pytest.raises(UserError, match='other settings.*overrides'): quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b')
-    quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED)
+    quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED, embed='bfloat16')
     assert (tmp_path/'x'/'model.safetensors').read_bytes() == (home/'mixed'/'model.safetensors').read_bytes()
 
 def test_gptq_reads_on_behind_what_stays_in_float(home, tmp_path, monkeypatch):
