@@ -43,7 +43,7 @@ def test_chats_by_the_models_template(home, monkeypatch, tmp_path):
     tok.save_pretrained(folder)
     assert self_data.chat_parts(folder) == ('[user]', '<|endoftext|>[answer]')
     ours = load_tokenizer(300, str(folder/'tokenizer.json'))
-    parts = own_openings(ours, self_data.chat_parts(folder))
+    parts = own_openings(ours, 300, self_data.chat_parts(folder))
     (question, answer, chance), (reply, end, never) = parts[-2:]
     assert ours.decode(question) == '[user]' and ours.decode(reply) == '[answer]' and (answer, end) == (len(parts)-1, -1) and chance == .5 and not never
     assert sum(c for *_,c in parts) == pytest.approx(1)
