@@ -2,6 +2,7 @@
 
 A server that has imported the large packages forks them. A test that is about imports themselves starts Python by `subprocess`."""
 import os, resource, runpy, signal, sys, tempfile
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
@@ -40,7 +41,9 @@ class Program:
     returncode = property(lambda self: self.process.exitcode)
     stdout, stderr = [property(lambda self, i=i: self.files[i].read_text(errors='replace')) for i in (1, 2)]
     def poll(self): return self.returncode
-    def send_signal(self, number): os.kill(self.pid, number)
+    def send_signal(self, number):
+        "As of `Popen`: nothing where it has ended."
+        with suppress(ProcessLookupError): os.kill(self.pid, number)
     def kill(self): self.send_signal(signal.SIGKILL)
     def wait(self, timeout=None):
         self.process.join(timeout)

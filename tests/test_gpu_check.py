@@ -3,7 +3,7 @@ import json, re, sys
 from importlib.util import find_spec
 from pathlib import Path
 import pytest
-from nativebit.config import GEOMETRIES, geometry_name
+from nativebit.config import GEOMETRIES, geometry_name, stored_name
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
@@ -52,7 +52,7 @@ def test_exit_codes_are_written_as_they_were(tmp_path, monkeypatch, capsys):
 def test_it_passes_only_with_every_geometry(tmp_path, monkeypatch):
     assert run_main(tmp_path, monkeypatch, ALL_EQUAL)[0] == 0
     code, record = run_main(tmp_path, monkeypatch, 'echo true > bits-3bit-128.json; echo false > bits-3bit-8x64.json')
-    assert code == 1 and record['bit_equal'] == {g: g == '3bit-128' for g in GEOMETRIES}
+    assert code == 1 and record['bit_equal'] == {stored_name(g): g == '3bit-128' for g in GEOMETRIES}
     assert run_main(tmp_path, monkeypatch, 'true')[0] == 1   # nothing was compared
 
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):

@@ -16,17 +16,17 @@ def written(path, text): path.write_bytes(text if isinstance(text, bytes) else t
 @pytest.mark.parametrize('name, text', {
     'list.json': json.dumps([dict(text=t, more=1) for t in TEXTS]), 'indented.JSON': json.dumps([dict(text=t) for t in TEXTS], indent=2), 'a line each.json': '\n'.join(json.dumps(dict(text=t)) for t in TEXTS),
     'x.NDJSON': '\n'.join(json.dumps(dict(text=t)) for t in TEXTS), 'packed.json.xz': lzma.compress(json.dumps([dict(text=t) for t in TEXTS]).encode()),
-    'x.jsonl.gz': gzip.compress('\n'.join(json.dumps(dict(text=t)) for t in TEXTS).encode()), 'over several lines.json': '\n\n'.join(json.dumps(dict(text=t), indent=4) for t in TEXTS),
+    'x.jsonl.gz': gzip.compress('\n'.join(json.dumps(dict(text=t)) for t in TEXTS).encode(), mtime=0), 'over several lines.json': '\n\n'.join(json.dumps(dict(text=t), indent=4) for t in TEXTS),
     'table.csv': 'id,text,more\n' + ''.join(f'{i},"{t}",x\n' for i,t in enumerate(TEXTS)), 'table.TSV.bz2': bz2.compress(('text\tid\n' + ''.join(f'{t}\t{i}\n' for i,t in enumerate(TEXTS))).encode()),
-    'put together.JL': b''.join(b'\xef\xbb\xbf' + json.dumps(dict(text=t)).encode() + b'\n' for t in TEXTS), 'wide.txt': '\n'.join(TEXTS).encode('utf-16'), 'wider.txt.gz': gzip.compress('\n'.join(TEXTS).encode('utf-32')),
+    'put together.JL': b''.join(b'\xef\xbb\xbf' + json.dumps(dict(text=t)).encode() + b'\n' for t in TEXTS), 'wide.txt': '\n'.join(TEXTS).encode('utf-16'), 'wider.txt.gz': gzip.compress('\n'.join(TEXTS).encode('utf-32'), mtime=0),
     'marked.jsonl': b'\xef\xbb\xbf' + '\n'.join(json.dumps(dict(text=t)) for t in TEXTS).encode(), 'marked.txt': b'\xef\xbb\xbf' + '\n'.join(TEXTS).encode()}.items())
 def test_files_are_what_they_are(tmp_path, name, text): assert list(file_documents(written(tmp_path/name, text))) == TEXTS
 
 def test_an_object_without_text_is_named(tmp_path):
     with pytest.raises(UserError, match='object 2 of .*not an object such as'): list(file_documents(written(tmp_path/'x.json', json.dumps([dict(text='a'), dict(txt='b')]))))
 
-@pytest.mark.parametrize('name, text, what', [('x.txt', gzip.compress(b'text'), 'is a .gz file and no text; give it that ending'), ('x.jsonl.zst', b'(\xb5/\xfd\xff\xff', 'is a .zst file and no text; unpack it'),
-    ('x.json', b'PAR1\xff', 'is a .parquet file'), ('x.csv', 'id,body\n1,a\n', 'only id, body'), ('x.txt.gz', gzip.compress(b'text'*99)[:-9], 'is damaged'), ('x.txt', 'déjà'.encode('latin-1'), 'not UTF-8')])
+@pytest.mark.parametrize('name, text, what', [('x.txt', gzip.compress(b'text', mtime=0), 'is a .gz file and no text; give it that ending'), ('x.jsonl.zst', b'(\xb5/\xfd\xff\xff', 'is a .zst file and no text; unpack it'),
+    ('x.json', b'PAR1\xff', 'is a .parquet file'), ('x.csv', 'id,body\n1,a\n', 'only id, body'), ('x.txt.gz', gzip.compress(b'text'*99, mtime=0)[:-9], 'is damaged'), ('x.txt', 'déjà'.encode('latin-1'), 'not UTF-8')])
 def test_files_that_are_something_else(tmp_path, name, text, what):
     with pytest.raises(UserError, match=what): list(file_documents(written(tmp_path/name, text)))
 

@@ -70,7 +70,7 @@ ROWS = dict(   # command: (its words for a model, {models: a sentence, where it 
     export_nbpack=(lambda m: [m, '--to', 'nbpack', '--out', outs('file.safetensors')(m)], {(*OURS, *THEIRS): 'nativebit quantize', ('one/rtn.nbpack.safetensors',): 'is a packed file already'}),
     export_lutb=(lambda m: [m, '--to', 'lut-b', '--out', outs('lutb')(m)], {(*OURS, *THEIRS): 'nativebit quantize'}),
     convert=(lambda m: [m, '--out', outs('float')(m)], {(*OURS, 'trained', 'logs/trained'): 'nativebit train --config', tuple(FILES): 'nativebit export {m} --to safetensors'}),
-    quantize=(lambda m: [m, '--method', 'rtn', '--geometry', 'lut-b', '--out', outs('rtn')(m)], {tuple(FILES): 'nativebit export {m} --to safetensors', ('trained', 'logs/trained'): '--to packed --out FOLDER'}),
+    quantize=(lambda m: [m, '--method', 'rtn', '--geometry', 'lut-b', '--force', '--no-report', '--out', outs('rtn')(m)], {tuple(FILES): 'nativebit export {m} --to safetensors', ('trained', 'logs/trained'): '--to packed --out FOLDER'}),
     posthoc=(lambda m: ['--ckpt', m, '--methods', 'rtn', '--dataset', 'text:t.txt', '--max-tokens', '60'],
              {tuple(THEIRS): 'nativebit convert {m} --out', ('trained', 'logs/trained'): 'quantized already', tuple(FILES): 'the float model that it was made from'}),
     train=(lambda m: ['--config', 'ckpt' if 'trained' not in m else 'trained', '--init-from', m, '--dataset', 'text:t.txt', '--name', 'new'], {tuple(THEIRS): 'nativebit convert {m} --out', tuple(FILES): 'the float model that it was made from'}),

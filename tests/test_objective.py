@@ -199,7 +199,7 @@ CHANGES = dict(   # a value other than in BASE, with which the trained network i
     dataset='text:other.txt', tokenizer='tokenizer.json', batch_size=2, max_steps=3, lr=1e-3, lr_end=.1, weight_decay=.5, warmup_steps=0,
     clip_norm=1e9, dropout=0., beta2=.5, quant_reg_weight=50., quant_reg_schedule='anneal', settle=.5, delay_quant_steps=2, distill_weight=.9, teacher='other',
     distill_temperature=.25, match_weight=.6, matrices_only=True, calibration_tokens=320, compute_dtype='bfloat16', attention='cudnn', seed=1)
-SAME = dict(log_every=3, val_every=2, val_batches=1, save_every=2, keep=1, test_tokens=20)   # the network is the same, bit for bit
+SAME = dict(log_every=3, val_every=2, val_batches=1, save_every=2, save_minutes=.01, keep=1, test_tokens=20)   # the network is the same, bit for bit
 ROUNDED = dict(accumulate=2, remat=True)                                                     # the same up to the order of additions
 WITH = dict(calibration_tokens=dict(start='gptq', calibration_tokens=32), accumulate=dict(dropout=0.), remat=dict(dropout=0.))   # instead of BASE, on both sides
 

@@ -36,8 +36,8 @@ def home(tmp_path_factory):
     random_transformer('Llama', home/'model', 'bfloat16', vocab_size=96, hidden_size=64, intermediate_size=128)
     read = open_model(write_gguf(home/'model.gguf', open_model(home/'model'), tokenizer=True))
     for p in read.files: shutil.copy(p, home/'model')   # a tokenizer, of a temporary folder of its own
-    nb.quantize(home/'model', 'lut-b', 'rtn', out=home/'plain')
-    nb.quantize(home/'model', 'lut-b', 'rtn', out=home/'mixed', overrides=MIXED)
+    nb.quantize(home/'model', 'lut-b', 'rtn', out=home/'plain', embed='bfloat16')
+    nb.quantize(home/'model', 'lut-b', 'rtn', out=home/'mixed', overrides=MIXED, embed='bfloat16')
     export_nbpack(open_folder(home/'mixed'), home/'one'/'mixed.nbpack.safetensors')
     return home
 
@@ -87,7 +87,7 @@ def test_transformers_writes_what_it_read(home, tmp_path, load):
     assert len(a.linears) == len(b.linears)
 
 def test_exceptions_in_float_need_no_new_format(home, tmp_path):
-    nb.quantize(home/'model', 'lut-b', 'rtn', out=tmp_path/'some', overrides={'layers.0.*': 'float'})
+    nb.quantize(home/'model', 'lut-b', 'rtn', out=tmp_path/'some', overrides={'layers.0.*': 'float'}, embed='bfloat16')
     found = json.loads((tmp_path/'some'/'config.json').read_text())['quantization_config']
     assert found['version'] == 1 and 'overrides' not in found and 'model.layers.0.mlp.up_proj' in found['modules_to_not_convert']
     export_lut_b(open_folder(tmp_path/'some'), tmp_path/'lut')
@@ -125,10 +125,10 @@ def test_on_the_command_line(home, tmp_path, capsys):
 def test_work_is_of_one_mixture(home, tmp_path, monkeypatch):
     def stopped(work, i, packed): store_layer(work, i, packed); raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr('nativebit.pipelines.quantize.store_layer', stopped); quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED)
+        m.setattr('nativebit.pipelines.quantize.store_layer', stopped); quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED, embed='bfloat16')
     with pytest.raises(UserError, match='other settings.*overrides'): quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides={'*.down': '2bit'})
     with pytest.raises(UserError, match='other settings.*overrides'): quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b')
-    quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED)
+    quantize(home/'model', tmp_path/'x', 'rtn', 'lut-b', overrides=MIXED, embed='bfloat16')
     assert (tmp_path/'x'/'model.safetensors').read_bytes() == (home/'mixed'/'model.safetensors').read_bytes()
 
 def test_gptq_reads_on_behind_what_stays_in_float(home, tmp_path, monkeypatch):

@@ -138,9 +138,9 @@ def test_the_program_needs_no_jax(packs):
     r = run_program([packs[0]/'stdlib-lut-b', '--max-tokens', 8, '--temperature', 0], "sys.modules['jax'] = None", input=PROMPT)
     assert r.returncode == 0 and r.stdout.startswith(PROMPT) and len(r.stdout) > len(PROMPT) + 8, r.stderr
 
-@pytest.mark.parametrize('name, extra', [('generate_torch', 'torch'), ('hf', 'hf')])
-def test_without_torch_it_says_so(name, extra):
-    r = run_program([ROOT/'data'/'stdlib', '--prompt', 'x'], "sys.modules['torch'] = None", name)
+@pytest.mark.parametrize('name, extra, words', [('generate_torch', 'torch', [ROOT/'data'/'stdlib', '--prompt', 'x']), ('hf', 'hf', ['json.tool'])])
+def test_without_torch_it_says_so(name, extra, words):
+    r = run_program(words, "sys.modules['torch'] = None", name)
     assert r.returncode == 1 and r.stderr.endswith(f"needs torch, which is not installed: pip install -e '.[{extra}]'\n") and r.stderr.count('\n') == 1, r.stderr
 
 def imported(path):

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS, RESULT, WORKERS, LIMIT = Path(__file__).with_suffix('.txt'), ROOT/'data'/'results'/'gpu_check.json', 8, 300   # commands at a time; seconds a command may take
 sys.path.insert(0, str(ROOT))
-from nativebit.config import GEOMETRIES
+from nativebit.config import GEOMETRIES, stored_name
 from nativebit.utils.files import atomic_path, git_hash
 
 def gpu_name():
@@ -44,7 +44,7 @@ def run_all(groups, folder, workers=WORKERS):
 
 def bit_equal(folder):
     "What gpu_parts.py found of each geometry; False where it came to no end."
-    found = {g: folder/f'bits-{g}.json' for g in GEOMETRIES}
+    found = {stored_name(g): folder/f'bits-{g}.json' for g in GEOMETRIES}
     return {g: p.exists() and json.loads(p.read_text()) is True for g,p in found.items()}
 
 def passed(record): return all(r['exit'] == 0 for r in record['commands']) and all(record['bit_equal'].values())

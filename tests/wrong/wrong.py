@@ -15,7 +15,7 @@ from nativebit.utils.cli import anno_parser, hyphenate
 
 BASE = dict(   # program: words that are right
     quantize='m --method rtn --out new', generate='c --prompt a --max-tokens 1', chat='c --max-tokens 1', evaluate='c --data text:t.txt --max-tokens 64', compare='m m2 --texts a=text:t.txt --max-tokens 64', export='q --out new', convert='m --out new',
-    data='text:t.txt --config tiny', kept='r', plots='log.jsonl --out new.png', aot='--config tiny --n-layers 1 --batch-size 1', speed='--config tiny --attention reference --batch-size 1 --steps 1 --windows 1 --compute-dtype float32', pack='cq --out new',
+    data='text:t.txt --config tiny', synthesize='c --tokens 8 --context-len 8 --out new', kept='r', plots='log.jsonl --out new.png', aot='--config tiny --n-layers 1 --batch-size 1', speed='--config tiny --attention reference --batch-size 1 --steps 1 --windows 1 --compute-dtype float32', pack='cq --out new',
     generate_torch='p.nbpack --prompt a --max-tokens 1', posthoc='--ckpt c --methods rtn --dataset text:t.txt --max-tokens 64', demo='--max-steps 1 --max-tokens 64 --out new')
 BASE = {k: v.split() for k,v in BASE.items()} | dict(train=[*TRAIN, '--max-steps', '1', '--name', 'new'], sweep=[f'lr=1e-3 {SETTINGS}', 'new.jsonl', '--config', 'tiny'],
     results=['--run', '--experiment', 'method=rtn', '--config', 'tiny', '--init-from', 'c', '--settings', f'n_layers=1 {SETTINGS}', '--out', 'new.jsonl'])
