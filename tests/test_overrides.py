@@ -117,7 +117,7 @@ def test_what_nobody_can_have_meant(home, tmp_path, overrides, says):
     assert '\n' not in str(e.value) and not list(tmp_path.iterdir())
 
 def test_on_the_command_line(home, tmp_path, capsys):
-    words = [str(home/'model'), '--out', str(tmp_path/'x'), '--method', 'rtn', '--geometry', 'lut-b']
+    words = [str(home/'model'), '--out', str(tmp_path/'x'), '--method', 'rtn', '--geometry', 'lut-b', '--embed', 'bfloat16']
     main(**parse_args(main, [*words, *(w for p,g in MIXED.items() for w in ('--override', f'{p}={g}'))]))
     assert '5 float' in capsys.readouterr().out and (tmp_path/'x'/'model.safetensors').read_bytes() == (home/'mixed'/'model.safetensors').read_bytes()
     with pytest.raises(UserError, match='give a pattern and what its matrices get'): main(**parse_args(main, [*words[:2], str(tmp_path/'y'), '--override', 'layers.0']))
