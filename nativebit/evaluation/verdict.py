@@ -67,7 +67,7 @@ def verdict_batches(
             for b in (x[i:i+batch_size] for i in range(0, n, batch_size))]
 
 # %% ../../nbs/06_evaluation/05_verdict.ipynb #fbf132bf
-LEVELS = {'as good as the original': .02, 'usable': .25, 'damaged': .7, 'broken': math.inf}   # KL below it
+LEVELS = {'as good as the original': .02, 'usable': .2, 'damaged': .7, 'broken': math.inf}   # KL below it
 
 def level_of(
     kl:float,  # KL(original ‖ quantized), nats a token

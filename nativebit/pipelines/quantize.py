@@ -9,7 +9,7 @@ __all__ = ['TABLES', 'COLUMNS', 'EMBED', 'SHARE', 'METHODS', 'BITS', 'BUILTIN_TO
            'quantize_table', 'Job', 'Result', 'write_tables', 'builtin_verdict', 'judge', 'test_row', 'judgement',
            'geometry_of', 'check_request', 'usable', 'read_data', 'found_tokenizer', 'calibrated', 'kept_work',
            'sampled', 'samples', 'folder_parts', 'spoken', 'write_report', 'about_run', 'keep_table', 'work_setup',
-           'tokens_read', 'begun_job', 'write_folder', 'check_training', 'quantize', 'tell', 'main']
+           'tokens_read', 'begun_job', 'write_folder', 'check_training', 'layers_maker', 'quantize', 'tell', 'main']
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #5f2dcad9
 import json, math, shlex, shutil, sys
@@ -510,6 +510,26 @@ def check_training(cfg, geometry:str, **settings):
     from nativebit.train.init import check_start
     check_start(qat_config(cfg, geometry, **settings), 'the original', {})
 
+def layers_maker(
+    job:Job,
+    work,           # folder of unfinished work
+    read_from,      # dataset that GPTQ or training reads
+    reading:dict,   # calibration_tokens, test_tokens
+    settings:dict,  # of the training run
+):                  # function that returns (our name -> array of what stays in float, packed layers)
+    "All that can be refused before anything is written; what is compiled begins to be."
+    source, quant = job.source, job.quant
+    if job.method == 'qat':
+        cfg = override(Config(source.name, source.model, quant), **reading, **settings)
+        check_training(cfg, job.geometry, **reading, **settings)
+        begin_compiling(cfg, job.geometry, **reading, **settings)
+        return partial(trained, source, work, job.geometry, dataset=read_from, overrides=quant.overrides,
+                       **reading, **settings)
+    cfg = override(Config(source.name, source.model, quant), **reading)
+    by = (calibrated(cfg, source, read_from, job.tokenizer, reading['calibration_tokens'])
+          if job.method == 'gptq' else partial(packed_layers, source.model, source.read, quant, job.method))
+    return lambda: (source.read, by(load=partial(stored_layer, work), store=partial(store_layer, work)))
+
 def quantize(
     where,                       # the model: a folder, a .gguf file, or a name on the hub
     out,                         # folder to write
@@ -532,22 +552,12 @@ def quantize(
     job, read_from, text = begun_job(where, out, method, geometry, data, embed, context_len, overrides,
                                      calibration_tokens, settings)
     out, work = job.out, job.out.with_name(f'{job.out.name}.work')
-    cfg = override(Config(job.source.name, job.source.model, job.quant), **reading, **settings)
-    if method == 'qat':
-        check_training(cfg, geometry, **reading, **settings)
-        begin_compiling(cfg, geometry, **reading, **settings)
-    layers_by = (calibrated(cfg, job.source, read_from, job.tokenizer, calibration_tokens) if method == 'gptq'
-                 else partial(packed_layers, job.source.model, job.source.read, job.quant, method))
+    make = layers_maker(job, work, read_from, reading, settings)
     setup = work_setup(job, context_len, text, calibration_tokens, settings)
     with one_writer(out, work/'.lock'):
         begin_work(work, setup)
         with kept_work(work):
-            if method == 'qat':
-                read, layers = trained(job.source, work, geometry, dataset=read_from,
-                                       overrides=job.quant.overrides, **reading, **settings)
-            else:
-                read = job.source.read
-                layers = layers_by(load=partial(stored_layer, work), store=partial(store_layer, work))
+            read, layers = make()
             with closing(layers), whole_checkpoint(work/'qat') if method == 'qat' else nullcontext():
                 write_folder(job, read, layers)
                 result = judgement(job, read, test_tokens)

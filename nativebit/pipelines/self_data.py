@@ -15,7 +15,7 @@ import jax, jax.numpy as jnp, numpy as np
 from filelock import FileLock
 from ..utils.progress import progress
 from ..config import Config, QuantConfig
-from ..utils.cli import UserError, need
+from ..utils.cli import UserError, need, next_step
 from ..utils.files import check_writable, stamps
 from ..data.corpora import nth_split, parse_self
 from ..data.loader import (COUNTS, SPLITS, ShardWriter, cache_dir, count_words, prepare,
@@ -235,4 +235,5 @@ def main(
     about = dict(dataset='self', tokenizer=digest(own.tok.to_str()),
                  source=['self', own.identity, tokens, seed])
     write_own(own, folder, tokens, own_shape(own.pack.config.model.context_len), seed, about)
-    print(f"in {out}; train on it with --dataset shards:{out}")
+    print(f"in {out}; a dataset for every command: shards:{out}")
+    next_step('quantize', model, '--data', f'shards:{out}', '--out', f'{out}-packed')

@@ -6,7 +6,7 @@
 __all__ = ['validate', 'step_record', 'NotANumber', 'check_finite', 'noted_signals', 'SaveClock', 'say_validation', 'fit',
            'probe', 'delivered', 'finish', 'load_text', 'load_tokens', 'with_vocabulary', 'say_run', 'resumed_state',
            'training_data', 'run_steps', 'lowered_rest', 'in_background', 'give_back', 'compiling', 'train',
-           'following', 'drawn_report', 'say_end', 'main']
+           'following', 'drawn_report', 'say_end', 'run_settings', 'say_finished', 'check_run', 'main']
 
 # %% ../../nbs/08_train/06_loop.ipynb #26df455c
 import ctypes, math, shlex, signal, sys, threading, time
@@ -124,7 +124,7 @@ def say_validation(
     if 'val_loss' not in record: return {}
     if not bar.disable:
         progress.write(f"step {step:,}: validation loss {record['val_loss']:.3f}, "
-                   f"perplexity {record['val_ppl']:,.2f}", sys.stderr)
+                       f"perplexity {record['val_ppl']:,.2f}", sys.stderr)
     return dict(val=f"{record['val_loss']:.3f}")
 
 # %% ../../nbs/08_train/06_loop.ipynb #db9c7ec8
@@ -139,10 +139,8 @@ def fit(
     stop=(),            # stop after the step in which something appears here
 )->TrainState:
     "Train to `max_steps`. Raises `NotANumber` when the loss is none."
-    step_fn = make_step(cfg)
-    ops = make_quant_ops(cfg.quant)
-    t = cfg.train
-    tokens = cfg.train.batch_size*cfg.model.context_len
+    step_fn, ops, t = make_step(cfg), make_quant_ops(cfg.quant), cfg.train
+    tokens = t.batch_size*cfg.model.context_len
     pending, last = [], int(state.step)
     bar = progress(range(last, t.max_steps), 'training', initial=last, total=t.max_steps, mininterval=1,
                    disable=jax.process_index() > 0)
@@ -386,6 +384,39 @@ def say_end(cfg, name, result):
     next_step(*next_commands[0])
 
 # %% ../../nbs/08_train/06_loop.ipynb #f0d6edeb
+def run_settings(
+    folder,        # of the run
+    config,        # preset or checkpoint, or None
+    init_from,     # checkpoint to start from, or None
+    resume:bool,
+    given:dict,    # settings of the command line
+)->tuple:          # (Config, init_from, where its states are if not in the folder)
+    "The settings of a run: of its log where it goes on, else of the command line."
+    if resume and begun(folder): return continued(folder, given)
+    cfg = get_config(config or 'stdlib-5m', **given)
+    if 'tokenizer' in given and not init_from: cfg = with_vocabulary(cfg)
+    if resume: progress.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
+    return cfg, init_from, None
+
+def say_finished(folder, steps:int, states=None):
+    "Say that a run has ended, and what may come next."
+    more = 'more give --max-steps, for ' if RunStates(states or folder/'state').latest else ''
+    print(f"the run in {folder} is finished, {steps} steps; for {more}another give a new --name")
+
+def check_run(
+    cfg:Config,
+    config,  # preset or checkpoint that was asked for, or None
+    folder,  # of the run
+):
+    "Raise `UserError` for settings that change nothing, or belong to another run."
+    check_overrides(cfg.model, cfg.quant)
+    if (cfg.train.teacher or cfg.train.match_weight) and not cfg.train.distill_weight:
+        raise UserError("--teacher and --match-weight change nothing without --distill-weight, "
+                        "its share of the loss; 1 is imitation alone")
+    if config and get_config(config).name != cfg.name:
+        raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; "
+                        "give the new one another --name")
+
 @also_flags(QuantConfig, TrainConfig, without=('block_shape', 'nativebit', 'overrides'),
             defaults=recipe_defaults())
 def main(
@@ -422,24 +453,10 @@ def main(
     if t := settings.get('teacher'): given['teacher'] = str(checkpoint_path(t, 'a teacher is'))
     if config and config not in CONFIGS: config = str(as_path(config))
     folder = run_folder(name)
-    if resume and begun(folder):
-        cfg, init_from, place = continued(folder, given)
-        states = states or place
-    else:
-        cfg = get_config(config or 'stdlib-5m', **given)
-        if 'tokenizer' in given and not init_from: cfg = with_vocabulary(cfg)
-        if resume: progress.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
-    check_overrides(cfg.model, cfg.quant)
-    if (cfg.train.teacher or cfg.train.match_weight) and not cfg.train.distill_weight:
-        raise UserError("--teacher and --match-weight change nothing without --distill-weight, "
-                        "its share of the loss; 1 is imitation alone")
-    if config and get_config(config).name != cfg.name:
-        raise UserError(f"the run in {folder} is a {cfg.name}, not a {config}; "
-                        "give the new one another --name")
+    cfg, init_from, place = run_settings(folder, config, init_from, resume, given)
+    states = states or place
+    check_run(cfg, config, folder)
     if resume and jax.process_count() == 1 and (done := finished_steps(folder)) >= cfg.train.max_steps:
-        return print(
-            f"the run in {folder} is finished, {done} steps; for "
-            f"{'more give --max-steps, for ' if RunStates(states or folder/'state').latest else ''}another "
-            "give a new --name")
+        return say_finished(folder, done, states)
     result = train(cfg, folder, init_from, resume, tensorboard, mesh, states)
     if jax.process_index() == 0: say_end(cfg, name, result)
