@@ -41,9 +41,11 @@ def test_chats_by_the_models_template(home, monkeypatch, tmp_path):
     folder = tmp_path/'chatty'
     tok = PreTrainedTokenizerFast(tokenizer_file=str(home/'model'/'tokenizer.json'), eos_token='<|endoftext|>', chat_template=TEMPLATE)
     tok.save_pretrained(folder)
-    assert self_data.chat_parts(folder) == ('[user]', '<|endoftext|>[answer]')
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert self_data.chat_parts(files) == ('[user]', '<|endoftext|>[answer]')
+    assert self_data.chat_parts({}) == self_data.chat_parts({'chat_template.jinja': b'{% broken'}) == ()
     ours = load_tokenizer(300, str(folder/'tokenizer.json'))
-    parts = own_openings(ours, 300, self_data.chat_parts(folder))
+    parts = own_openings(ours, 300, self_data.chat_parts(files))
     (question, answer, chance), (reply, end, never) = parts[-2:]
     assert ours.decode(question) == '[user]' and ours.decode(reply) == '[answer]' and (answer, end) == (len(parts)-1, -1) and chance == .5 and not never
     assert sum(c for *_,c in parts) == pytest.approx(1)

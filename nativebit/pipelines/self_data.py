@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'REPEATED', 'LEAST', 'chat_parts', 'chat_openings', 'known_t
 
 # %% ../../nbs/13_pipelines/12_self_data.ipynb #e06e6720
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +22,12 @@ from ..data.corpora import nth_split, parse_self
 from ..data.loader import (COUNTS, SPLITS, ShardWriter, cache_dir, count_words, prepare,
                                    thread_map, write_whole)
 from ..data.tokenizers import digest
-from ..formats.nbpack import Pack
+from ..formats.nbpack import SMALL, Pack
 from ..inference.generate import pack_params
 from ..inference.synthetic import How, as_openings, documents_of, repeated, sequences, written_windows
 from ..formats.kinds import kind_of
 from ..interop.convert import Source, open_model, source_tokenizer
+from .chat import chat_template, renderer, special_tokens
 from .opening import Arrays, opened
 
 # %% ../../nbs/13_pipelines/12_self_data.ipynb #105bfbea
@@ -43,15 +45,13 @@ KINDS = dict(
     languages=['Le ', 'La ', 'Der ', 'Die ', 'El ', 'Il ', 'O ', 'Det ', 'В ', '在', '日本'])
 
 def chat_parts(
-    folder,   # with a tokenizer of transformers
-)->tuple:     # what stands before a user's words, and between them and the answer; () without chats
+    files:dict,  # {name: bytes} of a model's small files
+)->tuple:        # what stands before a user's words, and between them and the answer; () without chats
     "How a chat begins, by the model's own template."
-    from transformers import AutoTokenizer
-    tok = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not tok.chat_template: return ()
-    mark = 'Hello there'
-    one = [dict(role='user', content=mark)]
-    text = tok.apply_chat_template(one, tokenize=False, add_generation_prompt=True)
+    if not (template := chat_template(files)): return ()
+    mark, text = 'Hello there', ''
+    with suppress(UserError):   # a template that can't be used is none
+        text = renderer(template, special_tokens(files))([dict(role='user', content=mark)])
     return tuple(text.split(mark)) if text.count(mark) == 1 else ()
 
 def chat_openings(
@@ -201,8 +201,8 @@ def own_source(
     "A float model of the hub's kind or a GGUF file, with its chats. Raises `UserError` without a tokenizer."
     cfg = Config(source.name, source.model, QuantConfig(nativebit=False))
     pack = Pack(Path(source.name), cfg, {}, Arrays(source.names, source.read))
-    folder = next((f.parent for f in source.files if f.name == 'tokenizer_config.json'), None)
-    return Own(pack, source_tokenizer(source), chat_parts(folder) if folder else (),
+    files = {p.name: p.read_bytes() for p in source.files if p.name in SMALL}
+    return Own(pack, source_tokenizer(source), chat_parts(files),
                stamps(sorted({x.path for x in source.held.values()})))
 
 def own_of(

@@ -390,13 +390,16 @@ def run_settings(
     init_from,     # checkpoint to start from, or None
     resume:bool,
     given:dict,    # settings of the command line
-)->tuple:          # (Config, init_from, where its states are if not in the folder)
+    states=None,   # where they are, if not in the folder
+)->tuple:          # (Config, init_from, states)
     "The settings of a run: of its log where it goes on, else of the command line."
-    if resume and begun(folder): return continued(folder, given)
+    if resume and begun(folder):
+        cfg, init_from, place = continued(folder, given)
+        return cfg, init_from, states or place
     cfg = get_config(config or 'stdlib-5m', **given)
     if 'tokenizer' in given and not init_from: cfg = with_vocabulary(cfg)
     if resume: progress.write(f"there is no run in {folder} yet; this starts one", sys.stderr)
-    return cfg, init_from, None
+    return cfg, init_from, states
 
 def say_finished(folder, steps:int, states=None):
     "Say that a run has ended, and what may come next."
@@ -453,8 +456,7 @@ def main(
     if t := settings.get('teacher'): given['teacher'] = str(checkpoint_path(t, 'a teacher is'))
     if config and config not in CONFIGS: config = str(as_path(config))
     folder = run_folder(name)
-    cfg, init_from, place = run_settings(folder, config, init_from, resume, given)
-    states = states or place
+    cfg, init_from, states = run_settings(folder, config, init_from, resume, given, states)
     check_run(cfg, config, folder)
     if resume and jax.process_count() == 1 and (done := finished_steps(folder)) >= cfg.train.max_steps:
         return say_finished(folder, done, states)
