@@ -74,6 +74,7 @@ ROWS = dict(   # command: (its words for a model, {models: a sentence, where it 
     posthoc=(lambda m: ['--ckpt', m, '--methods', 'rtn', '--dataset', 'text:t.txt', '--max-tokens', '60'],
              {tuple(THEIRS): 'nativebit convert {m} --out', ('trained', 'logs/trained'): 'quantized already', tuple(FILES): 'the float model that it was made from'}),
     train=(lambda m: ['--config', 'ckpt' if 'trained' not in m else 'trained', '--init-from', m, '--dataset', 'text:t.txt', '--name', 'new'], {tuple(THEIRS): 'nativebit convert {m} --out', tuple(FILES): 'the float model that it was made from'}),
+    sweep=(lambda m: ['lr=1e-4 dataset=text:t.txt', outs('sweep.jsonl')(m), '--init-from', m], {tuple(THEIRS): 'nativebit convert {m} --out', tuple(FILES): 'the float model that it was made from'}),
     plots=(lambda m: [m, '--out', outs('png')(m) + '.png'], {('ckpt', *THEIRS, *FILES): 'log.jsonl'}),
     kept=(lambda m: [m, '--out', outs('kept')(m)], {('book', 'logs/book', 'trained', 'logs/trained'): 'holds no state', ('ckpt', *FILES, *THEIRS[:2]): 'nativebit generate {m}', ('some/model',): 'has no log.jsonl'}))
 
@@ -93,13 +94,14 @@ def test_every_command_takes_it_or_names_the_next(home, capsys, monkeypatch, com
     words, refused = ROWS[command]
     began = []
     monkeypatch.setattr('nativebit.train.loop.train', lambda cfg, folder, init_from, *a, **kw: began.append(init_from) or dict(test_ppl=1., total_time_s=0.))
+    monkeypatch.setattr('nativebit.experiments.sweep.run_point', lambda cfg, point, folder, init_from: began.append(init_from) or point)
     monkeypatch.setattr('sys.stdin', __import__('io').StringIO('AB\n'))
     before = {p for p in home.glob('out-*')}
     code, out, err = said(capsys, [command.partition('_')[0] if command != 'generate_torch' else command, *words(model)])
     says = next((s for models,s in refused.items() if model in models), None)
     if says is None:
         assert code == 0, err
-        assert command != 'train' or Path(began[0]).is_dir()
+        assert command not in ('train', 'sweep') or Path(began[0]).is_dir()
         return
     last = err.strip().splitlines()[-1]
     assert code == 1 and last.startswith('error: ') and says.format(m=model) in last, (code, err)

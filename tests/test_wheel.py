@@ -1,4 +1,4 @@
-"The package as a wheel, in an environment and a folder where no checkout is: it brings what its code needs, and says where the rest is."
+"The package as a wheel, in an environment and a folder where no checkout is: it brings what its code and the demo need, and says where the rest is."
 import os, shutil, subprocess, sys, sysconfig, venv, zipfile
 from pathlib import Path
 import pytest
@@ -13,6 +13,7 @@ def wheel(tmp_path_factory):
     copy = tmp_path_factory.mktemp('source')
     shutil.copytree(ROOT/'nativebit', copy/'nativebit', ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, copy)
+    shutil.copytree(ROOT/'data'/'stdlib', copy/'data'/'stdlib')
     r = run(sys.executable, '-m', 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '--quiet', '--disable-pip-version-check', '-w', 'dist', cwd=copy)
     assert r.returncode == 0, r.stderr
     return next((copy/'dist').glob('nativebit-*.whl'))
@@ -40,7 +41,8 @@ def outside(python, tmp_path_factory):
 
 def test_the_wheel_holds_every_file_of_the_package(wheel):
     there = {n for n in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in n}
-    assert there == {str(p.relative_to(ROOT)) for p in (ROOT/'nativebit').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+    package = {str(p.relative_to(ROOT)) for p in (ROOT/'nativebit').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+    assert there == package | {f'nativebit/assets/stdlib/{n}' for n in ('model.safetensors', 'meta.json', 'tokenizer.json')}
 
 WITHOUT_A_CHECKOUT = """
 import sys
@@ -50,7 +52,10 @@ root = Path(sys.argv[1])
 assert Path(nativebit.__file__).is_relative_to(sys.prefix), nativebit.__file__
 assert not [p for p in sys.path if Path(p).resolve().is_relative_to(root) and 'site-packages' not in p], sys.path
 
-from nativebit.data.tokenizers import load_tokenizer
+from nativebit.data.tokenizers import load_tokenizer, shipped
+from nativebit.models.checkpoint import load_network
+assert shipped('stdlib').is_relative_to(sys.prefix) and load_network(shipped('stdlib'))[0].name == 'stdlib-5m'   # the demo's
+
 tok, text = load_tokenizer(4096), 'def parse(path): return open(path).read()  # é'
 assert tok.decode(tok.encode(text)) == text and 0 < len(tok.encode(text)) < 30
 
@@ -66,7 +71,7 @@ try: load_results('headline')
 except UserError as e: print(e)
 """
 
-def test_tokenizer_style_and_results(outside):
+def test_tokenizer_checkpoint_style_and_results(outside):
     r = outside('-c', WITHOUT_A_CHECKOUT, ROOT)
     assert r.returncode == 0, r.stderr
     assert r.stdout == 'data/results comes with the repository and not with the package; clone the repository and run there, or give the path of a .jsonl file\n'
@@ -79,7 +84,3 @@ def test_a_training_and_its_picture(outside):
     r = outside('-m', 'nativebit', 'plots', 'logs/run', '--out', 'runs.png')
     assert (r.returncode, r.stdout) == (0, 'drawn: runs.png\n'), r.stderr
     assert (outside.cwd/'runs.png').read_bytes().startswith(b'\x89PNG')
-
-def test_the_demo_says_where_its_checkpoint_is(outside):
-    r = outside('-m', 'nativebit', 'demo')
-    assert r.returncode == 1 and 'data/stdlib' in r.stderr and r.stderr.startswith('error: ') and r.stderr.count('\n') == 1, r.stderr

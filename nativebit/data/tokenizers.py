@@ -182,11 +182,12 @@ PACKAGE = Path(__file__).resolve().parents[1] if '__file__' in globals() else Pa
 DATA = PACKAGE.parent/'data' if (PACKAGE.parent/'data'/'stdlib').is_dir() else Path('data')
 
 def shipped(
-    part:str,      # a folder in `data`, such as 'stdlib'
+    part:str,      # a folder in `data`: 'stdlib', which a wheel has too, or 'results'
     otherwise='',  # what else the user can do, as the end of a sentence
 )->Path:
     "A folder that comes with the repository. Raises `UserError` where there is only the package."
-    if (DATA/part).is_dir(): return DATA/part
+    for folder in (DATA/part, PACKAGE/'assets'/part):
+        if folder.is_dir(): return folder
     raise UserError(f"data/{part} comes with the repository and not with the package; "
                     f"clone the repository and run there{otherwise}")
 

@@ -12,6 +12,7 @@ from ..utils.progress import progress
 from ..config import get_config
 from ..utils.cli import UserError
 from ..utils.files import plain, read_jsonl
+from ..formats.kinds import checkpoint_path
 from ..utils.safetensors import weights_digest
 from ..evaluation.results_file import add_row, one_table, run_header
 from .grids import parse_grid, points
@@ -65,7 +66,8 @@ def main(
     grid:str,                  # settings, e.g. "lr=1e-4,3e-4 seed=0,1,2 distill_weight=1"
     out:str,                   # .jsonl file for the results; started again, it goes on
     config:str='stdlib-5m',    # preset
-    init_from:str=None,        # checkpoint to start from
+    init_from:str=None,        # checkpoint to start from: a run's name, a folder, .safetensors or .npz
 ):
     "Train every combination of the given settings and record one line a run."
+    init_from = init_from and str(checkpoint_path(init_from, 'a sweep starts from'))
     for r in sweep(config, parse_grid(grid), out, init_from): print(json.dumps(r, default=plain))
