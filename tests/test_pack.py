@@ -7,7 +7,7 @@ from nativebit.config import CODEBOOK_DTYPES, GEOMETRIES, config_to_dict, get_co
 from nativebit.quant.blocks import block_of, from_blocks
 from nativebit.utils.cli import UserError
 from nativebit.formats.size import CODES, DTYPES, ledger_text, param_shapes
-from nativebit.formats.nbpack import estimate_ledger, file_ledger, int8_rows, metadata_crc, pack_tensors, read_pack, write_pack
+from nativebit.formats.nbpack import estimate_ledger, file_ledger, rounded_rows, metadata_crc, pack_tensors, read_pack, write_pack
 from nativebit.data.tokenizers import tokenizer_note
 from nativebit.formats.bitpacking import entries_of, index_width, pack_matrix
 
@@ -52,7 +52,7 @@ def test_a_network_comes_back(tmp_path, geometry, embed):
     for n,x in pack.weights().items():
         if n.startswith('layers') and x.ndim == 2: assert np.array_equal(x, weights[n]), n
         elif embed == 'float32': assert np.array_equal(x, weights[n]), n
-        elif embed == 'int8' and x.ndim == 2: assert np.array_equal(x, entries_of(*int8_rows(weights[n]))), n
+        elif embed == 'int8' and x.ndim == 2: assert np.array_equal(x, entries_of(*rounded_rows(weights[n]))), n
         else: assert abs(x - weights[n]).max() <= 2**-8*abs(weights[n]).max(), n
     rows = {r['part']: r['bytes'] for r in file_ledger(tmp_path/'x')}
     assert rows['whole file'] == (tmp_path/'x').stat().st_size == sum(rows[k] for k in ('indices', 'codebooks', 'scales', 'embeddings', 'norms', 'header'))

@@ -1,4 +1,4 @@
-"The built-in texts, the word for a loss, int8 embeddings, the report, and what a run leaves behind it."
+"The built-in texts, the word for a loss, embeddings of rows, the report, and what a run leaves behind it."
 import json, re
 import numpy as np, pytest
 from test_quantize import CONFIG, home
@@ -10,6 +10,8 @@ from nativebit.formats.hf_folder import open_folder
 from nativebit.formats.nbpack import read_pack
 from nativebit.interop.export import export_nbpack, export_safetensors
 from nativebit.pipelines import quantize as q
+from nativebit.pipelines.exporting import export_packed
+from nativebit.pipelines.opening import opened
 from nativebit.utils.cli import UserError, one_sentence, parse_args
 
 # ---- texts --------------------------------------------------------------------------------------------------
@@ -96,42 +98,47 @@ def test_without_a_tokenizer_there_is_no_verdict(home, tmp_path):
     for n in ('config.json', 'model.safetensors'): (tmp_path/n).write_bytes((home/'model'/n).read_bytes())
     got = q.quantize(tmp_path, home/'mute', 'rtn', report=True)
     assert got.verdict is None and not got.broken and 'tokenizer.json' in got.note and q.spoken(got) == [f"no verdict: {got.note}"]
-    assert open_folder(home/'mute').int8_rows == [] and 'What the bytes are for' in (home/'mute'/'report.html').read_text()
+    assert open_folder(home/'mute').rows == [] and 'What the bytes are for' in (home/'mute'/'report.html').read_text()
     with pytest.raises(UserError, match='tokenizer.json.*--method kmeans reads none'): q.quantize(tmp_path, home/'x')
 
 # ---- embeddings ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('tied', (True, False))
-def test_int8_embeddings_are_read_alike(home, tmp_path, tied):
+@pytest.mark.parametrize('tied,embed', [(True, 'int8'), (False, 'int8'), (False, '6'), (True, '4')])
+def test_embeddings_of_rows_are_read_alike(home, tmp_path, tied, embed):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     import nativebit.hf
     from test_convert import random_transformer
     source = random_transformer('Llama', tmp_path/'float', 'bfloat16', tie_word_embeddings=tied)
-    for n in ('int8', 'bfloat16'): q.quantize(source, tmp_path/n, 'rtn', 'lut-b', embed=n)
-    folder = open_folder(tmp_path/'int8')
-    assert len(folder.int8_rows) == 2 - tied and folder.config['quantization_config']['version'] == 3
+    for n in (embed, 'bfloat16'): q.quantize(source, tmp_path/n, 'rtn', 'lut-b', embed=n)
+    folder = open_folder(tmp_path/embed)
+    assert len(folder.rows) == 2 - tied and folder.config['quantization_config']['version'] == (3 if embed == 'int8' else 4)
+    codes, plain = folder.tensors['model.embed_tokens.weight'], open_folder(tmp_path/'bfloat16').tensors['model.embed_tokens.weight']
+    assert codes.nbytes*8 == plain.size*{'int8': 8, '6': 6, '4': 4}[embed]
     assert open_folder(tmp_path/'bfloat16').config['quantization_config']['version'] == 1
-    mine, tokens = nb.load(tmp_path/'int8'), np.random.default_rng(0).integers(0, 80, (2, 24))
-    live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/'int8', dtype=torch.float32)
+    mine, tokens = nb.load(tmp_path/embed), np.random.default_rng(0).integers(0, 80, (2, 24))
+    live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/embed, dtype=torch.float32)
     with torch.no_grad(): want = live(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(mine.logits(tokens), want, atol=1e-4)
     # one file, and plain weights
     export_nbpack(folder, tmp_path/'one.nbpack.safetensors')
-    assert read_pack(tmp_path/'one.nbpack.safetensors').meta['embed'] == 'int8'
+    assert read_pack(tmp_path/'one.nbpack.safetensors').meta['embed'] == embed
     np.testing.assert_allclose(nb.load(tmp_path/'one.nbpack.safetensors').logits(tokens), want, atol=2e-2)   # norms in bfloat16
+    export_packed(opened(tmp_path/'one.nbpack.safetensors'), tmp_path/'back')
+    back = open_folder(tmp_path/'back')
+    assert back.embed == embed and all(np.array_equal(back.tensors[n], folder.tensors[n]) for P in folder.rows for n in (f'{P}.weight', f'{P}.weight_scale'))
     export_safetensors(folder, tmp_path/'plain', 'float32')
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/'plain', dtype=torch.float32)
     with torch.no_grad(): np.testing.assert_allclose(plain(torch.tensor(tokens)).logits.numpy(), want, atol=1e-4)
     # saved and opened again
     live.save_pretrained(tmp_path/'again')
     again = open_folder(tmp_path/'again')
-    assert again.int8_rows == folder.int8_rows and all(np.array_equal(again.tensors[f'{P}.weight'], folder.tensors[f'{P}.weight']) for P in folder.int8_rows)
+    assert again.rows == folder.rows and all(np.array_equal(again.tensors[f'{P}.weight'], folder.tensors[f'{P}.weight']) for P in folder.rows)
 
 def test_auto_takes_int8_where_it_costs_little(home, tmp_path, monkeypatch):
     for cost, rows in ((1e-9, ['model.embed_tokens']), (1e9, [])):
         monkeypatch.setattr('nativebit.pipelines.compare.tables_kl', lambda *a, **k: cost)
         got = q.quantize(home/'model', tmp_path/f'{cost}', 'rtn', 'lut-b')
-        assert open_folder(tmp_path/f'{cost}').int8_rows == rows and (got.embed_kl is None) == (not rows)
+        assert open_folder(tmp_path/f'{cost}').rows == rows and (got.embed_kl is None) == (not rows)
     q.quantize(home/'model', tmp_path/'plain', 'rtn', 'lut-b', embed='bfloat16')
     a, b = (open_folder(tmp_path/n) for n in ('plain', f'{1e9}'))
     assert a.config == b.config and set(a.tensors) == set(b.tensors) and all(x.tobytes() == b.tensors[n].tobytes() for n,x in a.tensors.items())

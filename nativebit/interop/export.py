@@ -17,7 +17,8 @@ from ..utils.cli import need, UserError
 from .families import hf_names, model_config
 from ..utils.files import TEMPLATES, copy_files, refuse_links, whole_folder
 from ..data.tokenizers import pack_notes
-from ..formats.nbpack import write_pack
+from ..formats.nbpack import fold_rows, write_pack
+from ..formats.size import ROWS
 from ..formats.hf_folder import SCALE, SHARD, Folder, open_folder, save_tensors
 
 # %% ../../nbs/12_interop/05_export.ipynb #fe7e6665
@@ -193,7 +194,7 @@ def pack_of(
             raise UserError(f"{folder.path} lacks {theirs}, which its config.json asks for; "
                             "copy the folder again or make it anew")
         if P + SCALE in folder.tensors:
-            out[ours], out[f'{ours}.scale'] = folder.tensors[theirs], folder.tensors[P + SCALE]
+            out[ours], out[f'{ours}.scale'] = folder.row_codes(P)
             continue
         if P not in packed:
             out[ours] = folder.tensors[theirs] if exact else folder.tensors[theirs].astype(ml_dtypes.bfloat16)
@@ -206,4 +207,6 @@ def export_nbpack(folder:Folder, out)->Path:
     "One packed file. Raises `UserError` where our network can't be that model."
     if Path(out).exists(): raise UserError(f"{out} exists; choose another --out or delete it")
     cfg, tensors = pack_of(folder)
-    return write_pack(out, tensors, **pack_notes(cfg))
+    tables = {n: fold_rows(tensors[n], ROWS[folder.embed])
+              for n in ('embed', 'head') if f'{n}.scale' in tensors}
+    return write_pack(out, tensors | tables, **pack_notes(cfg))

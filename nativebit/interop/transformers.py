@@ -27,10 +27,10 @@ from ..config import QuantConfig
 from ..quant.blocks import block_of
 from ..formats.size import matrix_stored
 from ..utils.safetensors import TYPE_CODES, full_sum, hashed
-from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, SCALE, VERSION, check_quant,
-                                         quant_to_dict, read_files)
+from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, SCALE, VERSION, Folder, check_quant,
+                                         folded, quant_to_dict, read_files, unfolded)
 from ..formats.bitpacking import QuantizedTensor
-from ..formats.nbpack import int8_rows
+from ..formats.nbpack import rounded_rows
 from ..kernels.ops import lut_linear
 from ..kernels.layout import PackedMatrix, from_units, to_kernel_layout as laid_out
 
@@ -189,15 +189,18 @@ def replace_linears(
 # %% ../../nbs/12_interop/06_transformers.ipynb #d406b7fb
 def begin_rows(
     model,
-    modules:list,  # names in the files of what is int8 rows
+    folder:Folder,
 ):
-    "Let scales be loaded beside codes."
+    "Let scales be loaded beside codes, and codes of fewer bits as they are."
     own, prefix = dict(model.named_modules()), f'{model.base_model_prefix}.'
-    for P in modules:
+    for P in folder.rows:
         m = next((own[n] for n in (P, P.removeprefix(prefix), prefix + P) if n in own), None)
         # the head of a model that is loaded without one
         if m is None: continue
         m.register_buffer(SCALE[1:], torch.empty(len(m.weight), dtype=torch.float32, device='meta'))
+        if folder.embed == 'int8': continue
+        like = torch.empty(folder.types[f'{P}.weight'][1], dtype=torch.uint8, device='meta')
+        m.weight = nn.Parameter(like, requires_grad=False)
 
 @torch.no_grad()
 def rows_to_float(
@@ -206,9 +209,11 @@ def rows_to_float(
 ):
     "Codes times scales, in the same parameter; the scales become a plain attribute."
     if m.weight.is_meta:
-        raise UserError("an embedding of int8 rows can't be left on the disk; give device_map more memory, "
+        raise UserError("an embedding of rows can't be left on the disk; give device_map more memory, "
                         "or quantize with --embed bfloat16")
     scale, codes = m.weight_scale, m.weight.data
+    m.row_bits = 8 if codes.ndim == 2 else codes.shape[1]
+    if codes.ndim == 3: codes = torch.from_numpy(unfolded(codes.cpu().numpy())).to(codes.device)
     m.weight.data = torch.empty_like(codes, dtype=dtype)
     for w,c,s in zip(*(x.split(4096) for x in (m.weight.data, codes, scale))): w.copy_(c.float()*s[:, None])
     m.weight.requires_grad_(True)
@@ -218,24 +223,27 @@ def rows_to_float(
 def rows_again(
     w:Tensor,      # (V, D)
     scale:Tensor,  # (V,) that it was made with
-)->tuple:          # codes (V, D) int8, scale (V,) float32
+    bits:int=8,    # of a code
+)->tuple:          # codes as of `folded`, scale (V,) float32
     "The inverse of `rows_to_float`; weights that were changed since get rows of their own."
     scale, codes = scale.to(w.device), torch.empty(w.shape, dtype=torch.int8, device=w.device)
     if len(scale) == len(w):
-        codes = (w.float()/scale[:, None]).round().clamp(-127, 127)
-        if torch.equal((codes*scale[:, None]).to(w.dtype), w): return codes.to(torch.int8), scale
-    new, s = int8_rows(w.float().cpu().numpy())
-    return torch.from_numpy(new), torch.from_numpy(s)
+        codes = (w.float()/scale[:, None]).round().clamp(1 - 2**(bits-1), 2**(bits-1) - 1)
+        if torch.equal((codes*scale[:, None]).to(w.dtype), w):
+            codes = codes.to(torch.int8)
+            return codes if bits == 8 else torch.from_numpy(folded(codes.cpu().numpy(), bits)), scale
+    new, s = rounded_rows(w.float().cpu().numpy(), bits)
+    return torch.from_numpy(folded(new, bits)), torch.from_numpy(s)
 
 def with_rows(
     model, state:dict,  # its state_dict
 )->dict:
-    "A state with int8 rows where the model was loaded with them; a tied head is left out."
+    "A state with rows where the model was loaded with them; a tied head is left out."
     for n,m in model.named_modules():
         if getattr(m, 'row_scale', None) is None: continue
         w = state[f'{n}.weight']
         state = {k: x for k,x in state.items() if k == f'{n}.weight' or x.data_ptr() != w.data_ptr()}
-        state[f'{n}.weight'], state[n + SCALE] = rows_again(w, m.row_scale)
+        state[f'{n}.weight'], state[n + SCALE] = rows_again(w, m.row_scale, m.row_bits)
     return state
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #b328101e
@@ -273,7 +281,7 @@ class NativeBitHfQuantizer(HfQuantizer):
         folder = read_files(checkpoint_files, self.quantization_config.quant)
         replace_linears(model, module_names(model, folder.linears, folder.path),
                         {P: folder.shape(P) for P in folder.linears}, folder.quant, folder.path)
-        begin_rows(model, folder.int8_rows)
+        begin_rows(model, folder)
         check_complete(model, folder.types, folder.path)
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()),
                                                     re.escape(GUARD)}

@@ -34,7 +34,7 @@ from ..data.loader import prepare
 from ..formats.nbpack import Pack
 from ..formats.overrides import layer_plan, matrix_counts, mixed_quant
 from ..formats.bitpacking import named_tensor
-from ..formats.size import layer_shapes, ledger, matrix_shapes, param_shapes, stored_tensors
+from ..formats.size import ROWS, layer_shapes, ledger, matrix_shapes, param_shapes, stored_tensors
 from ..interop.gguf import GGUFFile
 from ..formats.hf_folder import (SCALE, VERSION, is_packed, open_folder, save_folder, stored_linear,
                                          stored_rows)
@@ -79,14 +79,14 @@ def folder_tensors(
     model, quant,  # `ModelConfig`, `QuantConfig`
     read,    # our name -> array, of what stays in float
     layers,  # packed layers in their order, as of `packed_layers`
-    embed='bfloat16',   # 'int8': embedding and head as `stored_rows`
+    embed='',   # a key of `ROWS`: embedding and head as `stored_rows`
 ):           # yields (Hugging Face name, array)
     "All tensors of a packed folder, a layer in memory at a time."
     names = hf_names(model)
     half = lambda n: half_float(names[n], read(n))
     for n in [n for n in names if not n.startswith('layers.')]:
-        if embed != 'int8' or n not in TABLES: yield names[n], half(n)
-        else: yield from stored_rows(names[n].removesuffix('.weight'), half(n))
+        if not embed or n not in TABLES: yield names[n], half(n)
+        else: yield from stored_rows(names[n].removesuffix('.weight'), half(n), embed)
     for i,packed in enumerate(layers):
         for n,shape in layer_shapes(model).items():
             ours, P = f'layers.{i}.{n}', n.removesuffix('.weight')
@@ -202,7 +202,7 @@ def quantize_table(rows:list)->str:
     return as_markdown([{name: (r | percent(r))[k] for k,name in COLUMNS.items() if k in r} for r in rows])
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #90da844e
-EMBED = 'auto', 'int8', 'bfloat16'
+EMBED = 'auto', *ROWS, 'bfloat16'
 SHARE = .1   # of the matrices' KL, that int8 rows may cost
 
 @dataclass
@@ -230,14 +230,18 @@ class Job:
         read = folder_reader(open_folder(self.out), self.source.model)
         return self.network._replace(name=self.out.name, read=read)
     @cached_property
-    def rows(self)->bool: return self.embed == 'int8' or self.embed == 'auto' and self.tokenizer is not None
+    def rows(self)->str:
+        "How embedding and head are stored, a key of `ROWS`; '' in 16 bits."
+        auto = self.embed == 'auto' and self.tokenizer is not None
+        return 'int8' if auto else self.embed if self.embed in ROWS else ''
 
 class Result(NamedTuple):
     "What quantizing ends with."
     rows:list         # of the table
     verdicts:list     # a `Verdict` on the built-in text, and with data one on its test split
     layers:list       # as of `read_together`
-    embed_kl:object   # KL of int8 rows alone, nats a token; None: there are none, or nothing was read
+    embed_kl:object   # KL of embedding and head alone, nats a token; None: in 16 bits, or nothing was read
+    embed:str         # as `Job.rows`
     note:str=''       # why there is no verdict
 
     @property
@@ -253,14 +257,14 @@ def write_tables(
 ):
     "Write a folder again with embedding and head in 16 bits."
     folder, ours = open_folder(job.out), {theirs: n for n,theirs in hf_names(job.source.model).items()}
-    tables = [f'{P}.weight' for P in folder.int8_rows]
+    tables = [f'{P}.weight' for P in folder.rows]
     tensors = ((n, half_float(n, read(ours[n])) if n in tables else x) for n,x in folder.tensors.items()
                if not n.endswith(SCALE))
     in_float = folder.config['quantization_config']['modules_to_not_convert']
     save_folder(job.out, job.source.config, folder.quant, tensors, job.source.files, not_converted=in_float)
 
 def builtin_verdict(job:Job)->tuple:
-    "(`Verdict`, layers, KL of int8 rows alone or None) on the built-in text."
+    "(`Verdict`, layers, KL of embedding and head alone or None) on the built-in text."
     from nativebit.pipelines.compare import judged, tables_kl
     one, other, tables = job.network, job.packed, [*TABLES][:1 if job.source.model.tied else 2]
     batches = verdict_batches(builtin_tokens('verdict', job.tokenizer), one.model.context_len)
@@ -277,7 +281,7 @@ def judge(
     kl, rows = found[0].kl, found[2]
     if job.embed != 'auto' or rows is None or rows <= SHARE*max(kl - rows, 0.): return found
     write_tables(job, read)
-    job.rows = False
+    job.rows = ''
     return builtin_verdict(job)
 
 def test_row(
@@ -305,7 +309,7 @@ def judgement(
     if job.tokens:
         *columns, more = test_row(job, test_tokens)
         rows, verdicts = [r | c for r,c in zip(rows, columns)], [*verdicts, more]
-    return Result(rows, verdicts, layers, embed_kl, job.unread)
+    return Result(rows, verdicts, layers, embed_kl, job.rows, job.unread)
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #cb1f84e2
 METHODS = ('rtn', 'kmeans', 'gptq', 'qat')
@@ -410,15 +414,14 @@ def samples(job:Job)->list:
 def folder_parts(out)->list:
     "What the bytes of a folder are for, as of `ledger`."
     folder = open_folder(out)
-    embed = 'int8' if folder.int8_rows else 'bfloat16'
-    return ledger(dict(stored_tensors(pack_of(folder, exact=True)[0], embed)))
+    return ledger(dict(stored_tensors(pack_of(folder, exact=True)[0], folder.embed or 'bfloat16')))
 
 def spoken(
     result:Result,
 )->list:   # of lines
     "The verdict in words."
     if not result.verdicts: return [f"no verdict: {result.note}"]
-    own = ([f"embedding and head as int8 rows: KL {result.embed_kl:.2g} of it"]
+    own = ([f"embedding and head as rows of {ROWS[result.embed]} bits: KL {result.embed_kl:.2g} of it"]
            if result.embed_kl is not None else [])
     words = [f"verdict: {v}" for v in result.verdicts] + own
     return [*words, f"(KL {thresholds()})"]
@@ -500,10 +503,9 @@ def begun_job(
 def write_folder(job:Job, read, layers):
     "Write the packed folder."
     theirs, in_float = folder_quant(job.source.model, job.quant)
-    embed = 'int8' if job.rows else 'bfloat16'
-    tensors = folder_tensors(job.source.model, job.quant, read, layers, embed)
+    tensors = folder_tensors(job.source.model, job.quant, read, layers, job.rows)
     save_folder(job.out, job.source.config, theirs, tensors, job.source.files, not_converted=in_float,
-                embed='int8' if job.rows else '')
+                embed=job.rows)
 
 def check_training(cfg, geometry:str, **settings):
     "Raise `UserError` now for what the training run would refuse later."
@@ -602,8 +604,8 @@ def main(
     # self:SHARE,DATASET for some of both; gptq and qat read its training split (gptq without it a text that
     # comes with the package), the table is of its test split
     data:str=None,
-    # embedding and head: int8 (a scale a row), bfloat16, or auto: int8 where that costs less than a tenth of
-    # what the matrices lose
+    # embedding and head: int8 (a scale a row), 6 or 4 bits so, bfloat16, or auto: int8 where that costs less
+    # than a tenth of what the matrices lose
     embed:str='auto',
     calibration_tokens:int=131072,  # that gptq reads, or qat with --start gptq
     test_tokens:int=65536,          # that the table is of

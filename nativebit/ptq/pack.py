@@ -12,7 +12,7 @@ from fastcore.script import Param
 from ..config import Config, geometry_help, get_config, override
 from ..utils.cli import need, next_step, UserError
 from ..formats.kinds import checkpoint_path
-from ..formats.size import FLOATS, ledger_text, matrix_shapes
+from ..formats.size import EMBEDDINGS, ledger_text, matrix_shapes
 from ..formats.nbpack import estimate_ledger, file_ledger, pack_tensors, write_pack
 from ..data.tokenizers import load_tokenizer, pack_notes, tokenizer_note
 
@@ -86,7 +86,8 @@ def main(
     # run's name, or folder of its checkpoint, to pack; with --inspect a packed file, with --estimate a preset
     what:str,
     out:str=None,           # file to write, such as model.nbpack.safetensors
-    embed:str='bfloat16',   # embedding: bfloat16, int8 (a scale a row) or float32 (then the norms too)
+    # embedding: bfloat16, int8 (a scale a row), 6 or 4 bits so, or float32 (then the norms too)
+    embed:str='bfloat16',
     posthoc:str=None,       # for a float checkpoint: find codebooks now, by gptq, kmeans or quantile
     geometry:Param(geometry_help('with --posthoc or --estimate, 3bit-128 by default'))=None,
     force:bool=False,       # replace --out if it is there
@@ -96,7 +97,7 @@ def main(
     "Pack a quantized checkpoint into one file, and print what it is made of."
     if inspect + estimate + bool(out) != 1:
         raise UserError("give one of: CHECKPOINT --out FILE, --inspect FILE, --estimate PRESET")
-    need(embed in FLOATS, 'embed', embed, f"one of {', '.join(FLOATS)}")
+    need(embed in EMBEDDINGS, 'embed', embed, f"one of {', '.join(EMBEDDINGS)}")
     if estimate:
         cfg = get_config(what, geometry=geometry or '3bit-128')
         return print(ledger_text(estimate_ledger(cfg, embed, tokenizer_note(cfg))))
