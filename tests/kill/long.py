@@ -1,6 +1,7 @@
 """A long training, killed at random times, beside one that nobody disturbs: `python tests/kill/long.py --hours 3 --kills 200 >> data/results/reliability.jsonl`.
 
 The undisturbed one comes first and takes the hours that were asked for (it is stopped at a number of steps that a trial of a minute suggests); the other takes as long and what is lost by killing.
+A moment lies between a process's start and some seconds behind its first step; what XLA compiled is kept in a cache that is killed with it.
 States of both lie on a tmpfs of --megabytes, which root can mount; without it, in /dev/shm. Both must end with the same bytes of weights and the same losses, nothing but the last states may be left,
 and memory must be flat: the mean of the last sixth of the undisturbed process's resident bytes over that of its second sixth."""
 import argparse, json, os, random, shutil, signal, subprocess, sys, tempfile, time
@@ -32,13 +33,16 @@ def steps_of(home, name):
     return max([r.get('step', 0) for r in (read_jsonl(log) if log.exists() else [])], default=0)
 
 def trial_rate(home, seconds=60):
-    "Steps a second, starting left out."
-    p = start(home, 'trial', 10**9, 10**9)
-    while p.poll() is None and not steps_of(home, 'trial'): time.sleep(.1)
-    if p.poll() is not None: sys.exit((home/'trial.txt').read_text()[-2000:])
+    "Steps a second, starting left out, and the seconds of starting again."
+    def first_step(p):
+        while p.poll() is None and not steps_of(home, 'trial'): time.sleep(.1)
+        if p.poll() is not None: sys.exit((home/'trial.txt').read_text()[-2000:])
+    for again in (False, True):   # the second finds what is compiled
+        begun = time.time(); p = start(home, 'trial', 10**9, 10**9); first_step(p); starting = time.time() - begun
+        if not again: p.kill(); p.wait(); shutil.rmtree(home/'logs/trial')
     begun, first = time.time(), steps_of(home, 'trial'); time.sleep(seconds)
     rate = (steps_of(home, 'trial') - first)/(time.time() - begun); p.kill(); p.wait()
-    return rate
+    return rate, starting
 
 def undisturbed(home, steps, save_every):
     begun, p = time.time(), start(home, 'whole', steps, save_every)
@@ -47,12 +51,12 @@ def undisturbed(home, steps, save_every):
     sixth = len(memory)//6
     return time.time() - begun, mean(memory[sixth:2*sixth])/2**20, mean(memory[-sixth:])/2**20
 
-def disturbed(home, steps, save_every, seconds, kills, r):
+def disturbed(home, steps, save_every, longest, kills, r):
     "Kill a run at random moments, its beginnings among them, and let it end; how often it was killed, and the most bytes of its states."
     done, most = 0, 0
     while True:
         p = start(home, 'killed', steps, save_every)
-        watched(p, r.uniform(0, 2*seconds/kills) if done < kills else float('inf'))
+        watched(p, r.uniform(0, longest) if done < kills else float('inf'))
         most = max(most, sum(f.stat().st_size for f in (home/'states').rglob('*') if f.is_file()))
         if p.poll() is None: p.send_signal(signal.SIGKILL); p.wait(); done += 1
         elif p.returncode: sys.exit((home/'killed.txt').read_text()[-2000:])
@@ -67,16 +71,17 @@ def main():
     a = a.parse_args()
     home = Path(tempfile.mkdtemp(prefix='long-')); small = home/'states'; small.mkdir()
     (home/'t.txt').write_text('\n\n'.join(f'line {i} of a text that repeats itself, {i*i % 97}' for i in range(5000)))
-    os.environ.update(JAX_PLATFORMS='cpu', NATIVEBIT_CACHE=str(home/'cache'))
+    os.environ.update(JAX_PLATFORMS='cpu', NATIVEBIT_CACHE=str(home/'cache'), JAX_COMPILATION_CACHE_DIR=str(home/'compiled'), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0')
     mounted = os.geteuid() == 0 and not subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={a.megabytes}m', 'tmpfs', small], stderr=subprocess.DEVNULL).returncode
     if not mounted: small.rmdir(); small.symlink_to(tempfile.mkdtemp(dir='/dev/shm'))
     try:
-        steps = max(200, int(3600*a.hours*trial_rate(home))); save_every = max(1, steps//(4*a.kills))
+        rate, starting = trial_rate(home)
+        steps = max(200, int(3600*a.hours*rate)); save_every = max(1, steps//(4*a.kills))
         seconds, second, last = undisturbed(home, steps, save_every)
-        done, most = disturbed(home, steps, save_every, seconds, a.kills, random.Random(a.seed))
+        done, most = disturbed(home, steps, save_every, starting + 2*seconds/a.kills, a.kills, random.Random(a.seed))
         equal = (home/'logs/whole/model.safetensors').read_bytes() == (home/'logs/killed/model.safetensors').read_bytes() and losses(home, 'whole') == losses(home, 'killed')
         left = files(home/'logs/killed') != files(home/'logs/whole')
-        row = dict(steps=steps, save_every=save_every, undisturbed_s=round(seconds), kills=done, equal=equal, leftovers=left, memory_second_sixth_mb=round(second, 1), memory_last_sixth_mb=round(last, 1), memory_ratio=round(last/second, 4),
+        row = dict(steps=steps, save_every=save_every, undisturbed_s=round(seconds), starting_s=round(starting, 1), kills=done, equal=equal, leftovers=left, memory_second_sixth_mb=round(second, 1), memory_last_sixth_mb=round(last, 1), memory_ratio=round(last/second, 4),
                    states_most_mb=round(most/2**20, 1), tmpfs_mb=a.megabytes if mounted else None)
         print(json.dumps(dict(campaign='long', command=f'python tests/kill/long.py --hours {a.hours:g} --kills {a.kills} --seed {a.seed}', git_hash=git_hash()) | row))
         sys.exit(not equal or left or done < a.kills)
