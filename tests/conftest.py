@@ -1,7 +1,9 @@
-"Without a GPU Triton's kernels run in the interpreter, which must be said before any test imports it; slow tests run with `-m slow` alone."
+"Without a GPU Triton's kernels run in the interpreter, and nothing asks the hub: both must be said before any test imports what reads them; slow tests run with `-m slow` alone."
 import os
 from importlib.util import find_spec
 import pytest
+
+os.environ['HF_HUB_OFFLINE'] = '1'   # where there is no network, asking means to ask five times and to wait in between
 
 if find_spec('torch') is not None:
     import torch
