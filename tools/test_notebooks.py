@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken'.split()
 
 # what compiles fastest (Makefile) runs up to three times slower than XLA's level 1: these compute more than they compile
-COMPUTING = '''models/attention evaluation/perplexity ptq/baselines ptq/posthoc train/distillation inference/packed_matmul inference/generate
-               pipelines/compare experiments/demo tutorials/quickstart'''.split()   # their numbers left out
+COMPUTING = '''models/attention evaluation/perplexity ptq/baselines train/distillation inference/packed_matmul inference/generate
+               pipelines/compare quant/ste tutorials/quickstart'''.split()   # their numbers left out
 
 def test(path, cores):
     from nbdev.test import get_config, test_nb
