@@ -11,7 +11,7 @@ PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.tes
 
 # what compiles fastest (Makefile) runs up to three times slower than XLA's level 1: these compute more than they compile
 COMPUTING = '''models/attention evaluation/perplexity ptq/baselines train/distillation inference/packed_matmul inference/generate
-               pipelines/compare quant/ste tutorials/quickstart'''.split()   # their numbers left out
+               pipelines/compare quant/ste quant/ema tutorials/quickstart'''.split()   # their numbers left out
 
 def test(path, cores):
     from nbdev.test import get_config, test_nb
