@@ -16,7 +16,7 @@ def pytest_configure(config):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})   # threads that wait for each other cost a fifth more
 
-LONGEST = 'objective torch hf convert resume cli quantize reliability codebook kernels fsdp api wheel tpu_scripts'.split()   # the rest is short
+LONGEST = 'resume kernels cli overrides torch hf lora fuzz reliability imports noun quantize api objective verdict wheel qat wrong chat plots'.split()   # the rest is short
 
 def pytest_collection_modifyitems(config, items):
     "Files that take longest are begun first: a process runs whole files, so that it makes what their tests share once."

@@ -13,18 +13,20 @@ PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.tes
 COMPUTING = '''models/attention evaluation/perplexity ptq/baselines train/distillation inference/packed_matmul inference/generate
                pipelines/compare quant/ste quant/ema tutorials/quickstart'''.split()   # their numbers left out
 
+def computes(path): return re.sub(r'[0-9]+_', '', f'{path.parent.name}/{path.stem}') in COMPUTING
+
 def test(path, cores):
     from nbdev.test import get_config, test_nb
     core = cores.get()
-    if re.sub(r'[0-9]+_', '', f'{path.parent.name}/{path.stem}') in COMPUTING: os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=1'   # read when the first program is compiled
+    if computes(path): os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=1'   # read when the first program is compiled
     if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {core})   # threads that wait for each other cost a fifth more; macOS has none
     try: return path, *test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
     finally: cores.put(core)
 
 def notebooks(paths):
-    "The notebooks at these paths, largest first: a long one that starts last is waited for alone."
+    "The notebooks at these paths, those that compute and then the largest first: a long one that starts last is waited for alone."
     found = {p.resolve() for path in paths for p in ([Path(path)] if Path(path).is_file() else Path(path).rglob('*.ipynb'))}
-    return sorted((p for p in found if '.ipynb_checkpoints' not in p.parts), key=lambda p: -p.stat().st_size)
+    return sorted((p for p in found if '.ipynb_checkpoints' not in p.parts), key=lambda p: (not computes(p), -p.stat().st_size))
 
 if __name__ == '__main__':
     server, failed, begun, available = get_context('forkserver'), [], time.time(), sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
