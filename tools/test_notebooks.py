@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken'.split()
 
 # what compiles fastest (Makefile) runs up to three times slower than XLA's level 1: these compute more than they compile
-COMPUTING = '''models/attention evaluation/perplexity ptq/baselines train/distillation inference/packed_matmul inference/generate
+COMPUTING = '''models/attention evaluation/perplexity ptq/baselines train/distillation inference/generate
                pipelines/compare quant/ste quant/ema tutorials/quickstart'''.split()   # their numbers left out
 
 def computes(path): return re.sub(r'[0-9]+_', '', f'{path.parent.name}/{path.stem}') in COMPUTING
