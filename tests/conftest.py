@@ -1,7 +1,9 @@
-"Without a GPU Triton's kernels run in the interpreter, which must be said before any test imports it; slow tests run with `-m slow` alone."
+"Without a GPU Triton's kernels run in the interpreter, and nothing asks the hub: both must be said before any test imports what reads them; slow tests run with `-m slow` alone."
 import os
 from importlib.util import find_spec
 import pytest
+
+os.environ['HF_HUB_OFFLINE'] = '1'   # where there is no network, asking means to ask five times and to wait in between
 
 if find_spec('torch') is not None:
     import torch
@@ -14,7 +16,7 @@ def pytest_configure(config):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})   # threads that wait for each other cost a fifth more
 
-LONGEST = 'objective torch hf convert resume cli quantize reliability codebook kernels fsdp api wheel tpu_scripts'.split()   # the rest is short
+LONGEST = 'resume kernels cli overrides torch hf lora fuzz reliability imports noun quantize api objective verdict wheel qat wrong chat plots'.split()   # the rest is short
 
 def pytest_collection_modifyitems(config, items):
     "Files that take longest are begun first: a process runs whole files, so that it makes what their tests share once."

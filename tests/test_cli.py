@@ -1,7 +1,8 @@
 "Bad input, as a user would give it: one sentence on stderr, a non-zero exit, no traceback, nothing left behind."
 import io, os, re, subprocess, sys, time
-from contextlib import chdir, redirect_stderr
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 import numpy as np, processes, pytest
 from safetensors.numpy import save_file
@@ -20,14 +21,21 @@ def cwd(tmp_path):
 def start(cwd, *args, **kw): return processes.start('-m', *args, cwd=cwd, NATIVEBIT_CACHE=str(cwd/'cache'), **kw)
 def run(cwd, *args, **kw): return start(cwd, *args, **kw).wait()
 
-def refused(cwd, top, command, *args, says):
-    "Run a program's `main` in this process, which saves the imports; returns what it says last."
-    main, said = program(command).main, io.StringIO()
-    with chdir(cwd), patch.dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache')), redirect_stderr(said), pytest.raises(SystemExit) as e, one_sentence():
-        main(**parse_args(main, list(map(str, args))))
-    sentence = isinstance(e.value.code, str)
-    text = e.value.code if sentence else said.getvalue()   # argparse prints, and exits with 2
-    assert e.value.code and says in text and not (sentence and '\n' in text), text
+def inside(cwd, top, command, *args):
+    "As `run`, in this process, which has imported the packages and compiled the networks; `stopped` is what the program exits with."
+    main, out, err, stopped = program(command).main, io.StringIO(), io.StringIO(), 0
+    with chdir(cwd), patch.dict(os.environ, NATIVEBIT_CACHE=str(cwd/'cache')), redirect_stdout(out), redirect_stderr(err):
+        try:
+            with one_sentence(): main(**parse_args(main, list(map(str, args))))
+        except SystemExit as e: stopped = e.code
+    return SimpleNamespace(returncode=1 if isinstance(stopped, str) else stopped, stopped=stopped, stdout=out.getvalue(), stderr=err.getvalue())
+
+def refused(cwd, *args, says):
+    "Run a program that has to refuse; returns what it says last."
+    r = inside(cwd, *args)
+    sentence = isinstance(r.stopped, str)
+    text = r.stopped if sentence else r.stderr   # argparse prints, and exits with 2
+    assert r.stopped and says in text and not (sentence and '\n' in text), text
     return text
 
 def test_a_good_run(cwd):
@@ -48,28 +56,27 @@ def test_a_first_look_says_what_it_is_and_ends_with_a_page(cwd):
     assert page.count('data:image/png;base64') == 2 and 'validation perplexity' in page and '--max-steps 20' in page and not re.search('(src|href)="?http', page)
 
 def test_a_quantized_run_names_its_geometry_and_what_to_pack(cwd):
-    r = run(cwd, *TRAIN[:-1], '--dataset', 'text:some.txt', '--name', 'q', '--geometry', '3bit-8x64', '--override', '*.down=4bit-128')
+    r = inside(cwd, *TRAIN[:-1], '--dataset', 'text:some.txt', '--name', 'q', '--geometry', '3bit-8x64', '--override', '*.down=4bit-128')
     assert 'matrices of 3bit-8x64, 3.125 bits a weight, some otherwise' in r.stderr, r.stderr
     assert r.stderr.splitlines()[-1] == 'next: nativebit pack logs/q --out q.nbpack.safetensors'
-    old = run(cwd, *TRAIN[:-1], '--dataset', 'text:some.txt', '--name', 'old', '--geometry', 'lut-b', '--override', '*.down=4bit')
+    old = inside(cwd, *TRAIN[:-1], '--dataset', 'text:some.txt', '--name', 'old', '--geometry', 'lut-b', '--override', '*.down=4bit')
     assert old.returncode == 0 and len({(cwd/'logs'/n/'model.safetensors').read_bytes() for n in ('q', 'old')}) == 1   # earlier names are the same
     assert read_jsonl(cwd/'logs'/'q'/'log.jsonl')[0]['config']['quant'] == read_jsonl(cwd/'logs'/'old'/'log.jsonl')[0]['config']['quant']
 
-def test_no_picture_is_worth_a_run(cwd):
-    code = ("import sys; from nativebit.train import loop; loop.write_report = None\n"
-            "from nativebit.utils.cli import run; run(loop.main, sys.argv[1:])")
-    r = processes.run('-c', code, *TRAIN[2:], '--dataset', 'text:some.txt', '--name', 'run', cwd=cwd, NATIVEBIT_CACHE=str(cwd/'cache'))
+def test_no_picture_is_worth_a_run(cwd, monkeypatch):
+    monkeypatch.setattr('nativebit.train.loop.write_report', None)
+    r = inside(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'run')
     assert r.returncode == 0 and 'no report could be drawn' in r.stderr and 'log, checkpoint in logs/run' in r.stdout, r.stderr
 
 def test_a_tokenizer_brings_its_vocabulary(cwd):
     (cwd/'prose.txt').write_text('\n\n'.join(f'In the year {i} the old man of the sea told {i % 7} stories about whales and other weather.' for i in range(3000)))
-    assert run(cwd, 'nativebit', 'data', 'text:prose.txt', '--train-tokenizer-to', 'mine.json').returncode == 0
-    r = run(cwd, *TRAIN, '--dataset', 'text:prose.txt', '--tokenizer', 'mine.json', '--name', 'mine')
+    assert inside(cwd, 'nativebit', 'data', 'text:prose.txt', '--train-tokenizer-to', 'mine.json').returncode == 0
+    r = inside(cwd, *TRAIN, '--dataset', 'text:prose.txt', '--tokenizer', 'mine.json', '--name', 'mine')
     size = read_jsonl(cwd/'logs'/'mine'/'log.jsonl')[0]['config']['model']['vocab_size']
     assert r.returncode == 0 and size != 256 and f'vocabulary of {size:,} from mine.json' in r.stderr, r.stderr
-    assert run(cwd, 'nativebit', 'train', '--name', 'mine', '--resume', '--max-steps', '2').returncode == 0
+    assert inside(cwd, 'nativebit', 'train', '--name', 'mine', '--resume', '--max-steps', '2').returncode == 0
     refused(cwd, 'error', 'train', *TRAIN[2:], '--dataset', 'text:prose.txt', '--tokenizer', 'mine.json', '--init-from', STDLIB, '--name', 'other', says='')
-    r = run(cwd, 'nativebit', 'train', '--max-steps', '1', '--batch-size', '1', '--val-batches', '1', '--test-tokens', '100', '--no-nativebit', '--context-len', '32',
+    r = inside(cwd, 'nativebit', 'train', '--max-steps', '1', '--batch-size', '1', '--val-batches', '1', '--test-tokens', '100', '--no-nativebit', '--context-len', '32',
             '--dataset', 'text:prose.txt', '--name', 'python')
     assert 'nativebit data text:prose.txt --train-tokenizer-to prose-tokenizer.json, then train with --tokenizer prose-tokenizer.json' in r.stderr, r.stderr
 
@@ -95,9 +102,9 @@ def test_cudnn_on_a_cpu_build(cwd):
     refused(cwd, 'error', 'train', *TRAIN[2:], '--dataset', 'text:some.txt', '--attention', 'cudnn', says="this one was installed without: pip install -e '.[cuda]'")
 
 def test_kept_calls_nothing_the_best_that_was_not_validated(cwd):
-    p = run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'k', '--max-steps', '12', '--save-every', '5')
+    p = inside(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'k', '--max-steps', '12', '--save-every', '5')
     assert p.returncode == 0, p.stderr
-    r = run(cwd, 'nativebit', 'kept', 'k')
+    r = inside(cwd, 'nativebit', 'kept', 'k')
     assert r.stdout.startswith('step 10 of k (the latest, not validated) is in logs/k/latest') and not (cwd/'logs'/'k'/'best').exists(), r.stdout + r.stderr
 
 @pytest.mark.parametrize('args, says', [
@@ -118,12 +125,12 @@ def test_refusals(cwd, args, says):
     assert not (cwd/'logs').exists()
 
 def test_a_text_shorter_than_a_window_of_validation(cwd):
-    r = run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--context-len', '1024')
+    r = inside(cwd, *TRAIN, '--dataset', 'text:some.txt', '--context-len', '1024')
     assert r.returncode == 0, r.stderr   # validation and test are read in one partial window
 
 def test_a_quantized_checkpoint_is_no_teacher(cwd):
     quantized = [a for a in TRAIN if a != '--no-nativebit']
-    assert run(cwd, *quantized, '--dataset', 'text:some.txt', '--name', 'q').returncode == 0
+    assert inside(cwd, *quantized, '--dataset', 'text:some.txt', '--name', 'q').returncode == 0
     refused(cwd, *quantized, '--dataset', 'text:some.txt', '--init-from', 'logs/q', '--distill-weight', '1', says='is quantized already')
     refused(cwd, 'nativebit', 'posthoc', '--ckpt', 'logs/q', '--dataset', 'text:some.txt', says='is quantized already')
 
@@ -146,11 +153,11 @@ def test_posthoc_refusals(cwd, args, says):
     assert (cwd/'some.txt').read_text() == before
 
 def test_posthoc_goes_on_where_it_stopped(cwd):
-    assert run(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'float').returncode == 0
+    assert inside(cwd, *TRAIN, '--dataset', 'text:some.txt', '--name', 'float').returncode == 0
     table = ['nativebit', 'posthoc', '--ckpt', 'logs/float', '--dataset', 'text:some.txt', '--max-tokens', '64', '--calibration-tokens', '1', '--out', 'rows.jsonl']
-    assert run(cwd, *table, '--methods', 'rtn,gptq').returncode == 0
+    assert inside(cwd, *table, '--methods', 'rtn,gptq').returncode == 0
     first = (cwd/'rows.jsonl').read_text()
-    r = run(cwd, *table, '--methods', 'rtn,nf,gptq')
+    r = inside(cwd, *table, '--methods', 'rtn,nf,gptq')
     assert r.returncode == 0 and '| nf | 3bit-128 | 3 |' in r.stdout and r.stdout.count('| 3bit-128 |') == 3, r.stderr
     assert (cwd/'rows.jsonl').read_text().startswith(first)
     refused(cwd, *table, '--calibration-tokens', '1024', says='rows of another setup (calibration_tokens: 1 there, 1024 here)')

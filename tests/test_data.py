@@ -16,7 +16,6 @@ from test_cli import cwd, refused, run
     (['text:some.txt', '--config', 'tpu-small'], 'set NATIVEBIT_TOKENIZER to a folder'),
 ])
 def test_refusals(cwd, monkeypatch, args, says):
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     monkeypatch.setenv('HF_HOME', str(cwd/'hub'))
     monkeypatch.setenv('NATIVEBIT_TOKENIZER', str(cwd/'nowhere'))
     (cwd/'cut.txt.xz').write_bytes(lzma.compress(b'text ' * 10000)[:-20])

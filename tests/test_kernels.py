@@ -102,22 +102,22 @@ def test_a_compiled_step_takes_the_operators(monkeypatch):
     torch.manual_seed(0)
     net = random_network(get_config('tiny', geometry='int8', n_layers=2, d_model=256, n_heads=2, n_kv_heads=1, head_size=128, d_ff=384, tied=False, context_len=32), dtype=torch.float16, embed='int8')
     for t in (net.embed, net.head): t.data = torch.randint_like(t, -127, 128)
-    want = list(torch_decode.generate(torch_decode.Decoder(net), [1, 2, 3], 6))
+    want = list(torch_decode.generate(torch_decode.Decoder(net), [1, 2, 3], 4))
     def plan(model, cache):
-        megakernel.PLANS[cache[0][0].data_ptr()] = p = megakernel.TokenPlan(model, cache, blocks=4, warps=3, lib=lib)
+        megakernel.PLANS[cache[0][0].data_ptr()] = p = megakernel.TokenPlan(model, cache, blocks=3, warps=2, lib=lib)
         return p
     monkeypatch.setattr(torch_decode, 'token_plan', plan)
     monkeypatch.setattr(torch_model, 'fits', lambda *a: True)
     monkeypatch.setattr(cuda, 'library', lambda *a: calls.append(a) or lib)
     with torch._dynamo.config.patch(recompile_limit=1):                 # the second decoder runs what was compiled for the first
-        for i in range(2): assert list(torch_decode.generate(torch_decode.Decoder(net, compile=True), [1, 2, 3], 6)) == want and len(set(want)) > 2
-    assert len(calls) == 2*6                                            # the head of the prompt's last token and of five more
+        for i in range(2): assert list(torch_decode.generate(torch_decode.Decoder(net, compile=True), [1, 2, 3], 4)) == want and len(set(want)) > 2
+    assert len(calls) == 2*4                                            # the head of the prompt's last token and of three more
 
 def test_numbers_may_come_late(monkeypatch):
     "Blocks that stumble, and numbers that arrive late and in any order, change no bit of several tokens."
     monkeypatch.setenv('FUZZ', '7')
     libs = on_cpu(3, 'int8'), compiled(3, 'int8', '-DFUZZ=atoi(getenv("FUZZ"))')
-    for shape, plan in ((dict(n_layers=4, d_model=200, n_heads=2, n_kv_heads=1, head_size=128, d_ff=264), dict(blocks=5, warps=2, ranks=(1, 2, 1, 3))),
+    for shape, plan in ((dict(n_layers=2, d_model=200, n_heads=2, n_kv_heads=1, head_size=128, d_ff=264), dict(blocks=5, warps=2, ranks=(1, 2, 1, 3))),
                         (dict(n_layers=2, d_model=136, n_heads=4, n_kv_heads=2, head_size=64, d_ff=400), dict(blocks=8, warps=1, ranks=(1, 1, 1, 4)))):
         net = random_network(get_config('tiny', geometry='int8', context_len=32, **shape), dtype=torch.float16)
         caches = [net.empty_cache() for _ in libs]
@@ -152,10 +152,20 @@ def test_triton_compiles_for_hopper_without_one(tmp_path):
     r = subprocess.run([sys.executable, tmp_path/'ahead.py'], env=dict(env, PYTHONPATH=str(ROOT), TRITON_CACHE_DIR=str(tmp_path/'cache')), capture_output=True, text=True)
     assert r.stdout.strip() == 'compiled', r.stderr[-2000:]
 
+TWICE = """
+import runpy, sys
+_, path, *more = sys.argv
+sys.path[0] = path.rpartition('/')[0]
+for sys.argv in ([path, '--help'], *[[path]]*len(more)):
+    try: runpy.run_path(path, run_name='__main__')
+    except SystemExit as e: print(e.code)
+"""
+
 @pytest.mark.parametrize('script', ['bench.py', 'tune.py'])
 def test_scripts(script, tmp_path):
-    run = lambda *args: subprocess.run([sys.executable, ROOT/'kernels'/script, *args], capture_output=True, text=True, cwd=tmp_path)
-    assert '--rehearse' in run('--help').stdout
-    if not torch.cuda.is_available():
-        r = run()
-        assert r.returncode and 'needs an NVIDIA GPU' in r.stderr + r.stdout or 'measures an NVIDIA GPU' in r.stderr and 'Traceback' not in r.stderr
+    "Its help, and where there is no GPU its refusal: one process, which imports PyTorch once."
+    alone = not torch.cuda.is_available()
+    r = subprocess.run([sys.executable, '-c', TWICE, ROOT/'kernels'/script, *['and refuse']*alone], capture_output=True, text=True, cwd=tmp_path)
+    assert r.returncode == 0 and '--rehearse' in r.stdout and 'Traceback' not in r.stderr, r.stderr
+    said = r.stdout + r.stderr
+    if alone: assert ('needs an NVIDIA GPU' in said or 'measures an NVIDIA GPU' in said) and r.stdout.splitlines()[-1] not in ('0', 'None'), said

@@ -35,7 +35,7 @@ def home(tmp_path_factory):
 def start(home, *args): return test_cli.start(home, 'nativebit', 'quantize', 'model', *args)
 def run(home, *args): return start(home, *args).wait()
 
-QAT = ['--method', 'qat', '--geometry', 'lut-b', '--data', 'text:some.txt', '--max-steps', '60', '--batch-size', '4', '--warmup-steps', '1', '--val-batches', '1', '--test-tokens', '1024', '--lr', '3e-3']
+QAT = ['--method', 'qat', '--geometry', 'lut-b', '--data', 'text:some.txt', '--max-steps', '30', '--batch-size', '4', '--warmup-steps', '1', '--val-batches', '1', '--test-tokens', '1024', '--lr', '3e-3']
 
 def table(folder): return json.loads((folder/'quantize.json').read_text())['rows']
 
@@ -54,7 +54,7 @@ def test_qat_teaches_and_goes_on(home, monkeypatch):
 def test_qat_stopped_in_training_goes_on(home):
     p = start(home, *QAT, '--out', 'stopped')
     log = home/'stopped.work'/'qat'/'log.jsonl'
-    while p.poll() is None and not (log.exists() and '"step": 10' in log.read_text()): time.sleep(.05)
+    while p.poll() is None and not (log.exists() and '"step": 5' in log.read_text()): time.sleep(.05)
     p.send_signal(signal.SIGTERM); p.wait()
     assert p.returncode == 143 and not (home/'stopped').exists()
     p = run(home, *QAT, '--out', 'stopped')

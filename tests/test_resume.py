@@ -4,7 +4,7 @@ import pytest
 from nativebit.utils.files import read_jsonl
 from test_cli import run, start
 
-RUN = ['nativebit', 'train', '--config', 'tiny', '--dataset', 'text:some.txt', '--max-steps', '60', '--batch-size', '4', '--val-batches', '1',
+RUN = ['nativebit', 'train', '--config', 'tiny', '--dataset', 'text:some.txt', '--max-steps', '40', '--batch-size', '4', '--val-batches', '1',
        '--save-every', '5', '--val-every', '10', '--log-every', '5', '--start', 'kmeans', '--requantize-every', '3', '--dropout', '0.1', '--quant-reg-weight', '0.1']
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,7 @@ def losses(cwd, name): return {r['step']: r['loss'] for r in read_jsonl(cwd/'log
 def test_kill_9_three_times(cwd):
     for kill in range(3):
         p = start(cwd, *RUN, '--name', 'killed', '--resume')
-        after(cwd, 'killed', p, 15*kill + 1)
+        after(cwd, 'killed', p, 10*kill + 1)
         time.sleep(random.random()*.3)
         p.kill(); p.wait()
     p = run(cwd, *RUN, '--name', 'killed', '--resume')
@@ -56,9 +56,9 @@ def test_a_run_that_exists_is_not_overwritten(cwd):
     before = weights(cwd, 'whole')
     p = run(cwd, *RUN, '--name', 'whole')
     assert p.returncode == 1 and 'go on with --resume' in p.stderr and weights(cwd, 'whole') == before
-    for steps in ('60', '20'):
+    for steps in ('40', '20'):
         p = run(cwd, *RUN, '--name', 'whole', '--resume', '--max-steps', steps)
-        assert p.returncode == 0 and 'is finished, 60 steps' in p.stdout and weights(cwd, 'whole') == before, p.stderr
+        assert p.returncode == 0 and 'is finished, 40 steps' in p.stdout and weights(cwd, 'whole') == before, p.stderr
 
 def test_nan_names_its_step_and_keeps_the_state(cwd):
     p = run(cwd, *RUN, '--name', 'nan', '--max-steps', '30', '--lr', '1e30', '--warmup-steps', '29', '--clip-norm', '1e30', '--save-every', '1')
@@ -78,7 +78,7 @@ def test_states_by_the_clock_change_no_bit(cwd):
 
 def test_a_log_of_before_goes_on_with_its_own_warm_up(cwd):
     "Whose warm-up is longer than a tenth of its run, and whose settings are given again."
-    long = [*RUN, '--warmup-steps', '40', '--name', 'long']
+    long = [*RUN, '--warmup-steps', '20', '--name', 'long']
     assert run(cwd, *long).returncode == 0
     p = start(cwd, *long[:-1], 'goes-on')
     after(cwd, 'goes-on', p, 10)
@@ -90,6 +90,6 @@ def test_a_log_of_before_goes_on_with_its_own_warm_up(cwd):
 def test_full_disk_keeps_the_previous_state(cwd):
     assert run(cwd, *RUN, '--name', 'full', '--max-steps', '12').returncode == 0
     before = saved(cwd, 'full')
-    p = run(cwd, *RUN, '--name', 'full', '--max-steps', '40', '--resume', limit=20*2**10)   # bytes a file: a state's metadata alone is larger
+    p = run(cwd, *RUN, '--name', 'full', '--max-steps', '30', '--resume', limit=20*2**10)   # bytes a file: a state's metadata alone is larger
     assert p.returncode == 1 and "error: cannot keep the run's state" in p.stderr and saved(cwd, 'full') == before, p.stderr
     assert run(cwd, *RUN, '--name', 'full', '--resume').returncode == 0   # with room again it goes on from there

@@ -1,7 +1,7 @@
 "PyTorch serves what JAX trained: the same logits and the same greedy text from one packed file; its program says in a sentence what is wrong."
 import ast, os, subprocess, sys
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, processes, pytest
 torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
 from nativebit.config import get_config
 from nativebit.utils.cli import UserError
@@ -49,7 +49,7 @@ for f in sorted(Path(folder).iterdir()):
     p, m = pack_params(pack, False, jnp.float32), pack.config.model
     t = np.random.default_rng(0).integers(0, m.vocab_size, (1, 24))
     out[f.name] = scores(run(m, p, jnp.array(t, jnp.int32), empty_cache(m, 1, 24, jnp.float32), 0)[0], head(p))
-    if f.name.startswith('stdlib'): out[f.name + ' text'] = list(generate(m, p, load_tokenizer(m.vocab_size).encode(prompt).tolist(), 256))
+    if f.name.startswith('stdlib'): out[f.name + ' text'] = list(generate(m, p, load_tokenizer(m.vocab_size).encode(prompt).tolist(), 128))
 np.savez(f'{folder}/reference.npz', **out)
 """
 
@@ -59,7 +59,8 @@ def packs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('packs')
     torch.manual_seed(0)
     models = {name: pack_torch(folder/name, **kw)[1] for name,kw in TINY.items()}
-    subprocess.run([sys.executable, '-c', REFERENCE, str(folder), str(ROOT), PROMPT], check=True, env=dict(os.environ, JAX_PLATFORMS='cpu', PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]), XLA_FLAGS='--xla_backend_optimization_level=1'))   # it writes 512 tokens
+    r = processes.run('-c', REFERENCE, folder, ROOT, PROMPT)   # on a CPU, whatever PyTorch computes on
+    assert r.returncode == 0, r.stderr
     return folder, dict(np.load(folder/'reference.npz')), models
 
 @pytest.mark.parametrize('packed', [False, True])
@@ -91,7 +92,7 @@ def test_greedy_text_is_jaxs(packs, geometry):
     folder, theirs, _ = packs
     model, tok = opened(folder/f'stdlib-{geometry}')
     want, ids = theirs[f'stdlib-{geometry} text'].astype(int).tolist(), [int(i) for i in tok.encode(PROMPT)]
-    assert len(want) == 256 and list(generate(Decoder(model), ids, 256)) == want
+    assert len(want) == 128 and list(generate(Decoder(model), ids, 128)) == want
     assert list(generate(Decoder(from_pack(folder/f'stdlib-{geometry}', packed=True)), ids, 6)) == want[:6]
 
 @pytest.mark.parametrize('how', [dict(), dict(temperature=.8, top_k=40, top_p=.9, seed=3)])
@@ -178,4 +179,4 @@ def test_greedy_text_is_jaxs_on_a_gpu(packs, geometry):
     for begin,end in between_ties(path, ids, want):
         assert list(generate(Decoder(model, graph=True), [*ids, *want[:begin]], end-begin)) == want[begin:end]
         stretches.append(end-begin)
-    assert sum(stretches) >= 254                                        # of 256: a tie or two
+    assert sum(stretches) >= 126                                        # of 128: a tie or two

@@ -9,22 +9,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken'.split()
 
-# XLA's level 0 compiles a third faster than level 1, and what it compiles runs up to three times slower: these compute more than they compile
-COMPUTING = '''models/attention evaluation/perplexity ptq/baselines ptq/posthoc train/distillation inference/packed_matmul inference/generate
-               pipelines/compare experiments/demo tutorials/quickstart'''.split()   # their numbers left out
+# what compiles fastest (Makefile) runs up to three times slower than XLA's level 1: these compute more than they compile
+COMPUTING = '''models/attention evaluation/perplexity ptq/baselines train/distillation inference/generate
+               pipelines/compare quant/ste quant/ema tutorials/quickstart'''.split()   # their numbers left out
+
+def computes(path): return re.sub(r'[0-9]+_', '', f'{path.parent.name}/{path.stem}') in COMPUTING
 
 def test(path, cores):
     from nbdev.test import get_config, test_nb
     core = cores.get()
-    os.environ['XLA_FLAGS'] = f"--xla_backend_optimization_level={int(re.sub(r'[0-9]+_', '', f'{path.parent.name}/{path.stem}') in COMPUTING)}"   # read when the first program is compiled
+    if computes(path): os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=1'   # read when the first program is compiled
     if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {core})   # threads that wait for each other cost a fifth more; macOS has none
     try: return path, *test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
     finally: cores.put(core)
 
 def notebooks(paths):
-    "The notebooks at these paths, largest first: a long one that starts last is waited for alone."
+    "The notebooks at these paths, those that compute and then the largest first: a long one that starts last is waited for alone."
     found = {p.resolve() for path in paths for p in ([Path(path)] if Path(path).is_file() else Path(path).rglob('*.ipynb'))}
-    return sorted((p for p in found if '.ipynb_checkpoints' not in p.parts), key=lambda p: -p.stat().st_size)
+    return sorted((p for p in found if '.ipynb_checkpoints' not in p.parts), key=lambda p: (not computes(p), -p.stat().st_size))
 
 if __name__ == '__main__':
     server, failed, begun, available = get_context('forkserver'), [], time.time(), sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
