@@ -1,9 +1,9 @@
-"Damaged files end in a sentence or in what they were: 1,000 mutants for each reader here (about 20 s of CPU, and 4 for the campaign's own test); `make fuzz` reads 200,000 for each."
+"Damaged files end in a sentence or in what they were: 2,000 mutants for each reader here (about 40 s of CPU, and 4 for the campaign's own test); `make fuzz` reads 200,000 for each."
 import json, os, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MUTANTS = 1000
+MUTANTS = 2000
 
 def test_damaged_files(tmp_path):
     r = subprocess.run([sys.executable, ROOT/'tests'/'fuzz'/'campaign.py', '--mutants', str(MUTANTS), '--seed', 'test', '--processes', '1', '--out', tmp_path/'lines.jsonl'], capture_output=True, text=True, cwd=ROOT)
