@@ -14,7 +14,7 @@ def test_quick_programs_killed_and_without_room(tmp_path):
     lines = trials(tmp_path, '--quick', '--most', '3')
     assert len(lines) > 40 and {l['mode'] for l in lines} == {'kill', 'full', 'small'}
 
-NAMES = ['pack', 'pack a float checkpoint', 'quantize', 'quantize with a table', 'compare', 'evaluate', 'kept', 'plots', 'posthoc', 'sweep', 'results', 'train']
+NAMES = ['synthesize', 'quantize with its own text', 'pack', 'pack a float checkpoint', 'quantize', 'quantize with a table', 'compare', 'evaluate', 'kept', 'plots', 'posthoc', 'sweep', 'results', 'train']
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)

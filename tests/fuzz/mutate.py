@@ -127,6 +127,8 @@ def npz_file(data, r):
         for n,x in held.items(): z.writestr(n.encode('utf-8', 'replace').decode() or 'z', x)
     return out.getvalue()
 
+def npy_file(data, r): return npy_header(data, r) if r.random() < .6 else bytes_of(data, r)
+
 # ---- GGUF ---------------------------------------------------------------------------------------------------
 
 SIZES = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
@@ -168,7 +170,7 @@ def gguf_file(data, r, cache={}):
 
 # ---- folders ------------------------------------------------------------------------------------------------
 
-def kind_of(name): return next((f for end,f in (('.json', json_file), ('.safetensors', safetensors_file), ('.npz', npz_file), ('.gguf', gguf_file)) if name.endswith(end)), bytes_of)
+def kind_of(name): return next((f for end,f in (('.json', json_file), ('.safetensors', safetensors_file), ('.npz', npz_file), ('.npy', npy_file), ('.gguf', gguf_file), ('again.nbpack', safetensors_file)) if name.endswith(end)), bytes_of)
 
 def mutant(
     files:dict,   # {name: bytes} of what a reader is given
