@@ -22,7 +22,7 @@ from nativebit.pipelines.compare import compare_texts
 from nativebit.pipelines.quantize import quantize
 from nativebit.ptq.posthoc import main as posthoc
 from nativebit.ptq.pack import pack_checkpoint
-from nativebit.train.loop import train
+from nativebit.train.loop import say_long_warmup, train
 from nativebit.train.run import begin_log, begun, continued
 from nativebit.utils.cli import UserError, one_sentence, parse_args
 from nativebit.utils.files import atomic_path, whole_folder
@@ -352,6 +352,12 @@ def test_a_log_without_a_record_is_no_run(tmp_path):
         if text is not None: (tmp_path/'log.jsonl').write_text(text)
         assert not begun(tmp_path)
     with begin_log(get_config('tiny'), tmp_path, None, 0, dict): assert begun(tmp_path)
+
+def test_a_warmup_longer_than_its_run_is_said(capsys):
+    say_long_warmup(get_config('tiny', max_steps=6, warmup_steps=5).train); say_long_warmup(get_config('tiny', max_steps=1).train)
+    assert not capsys.readouterr().err
+    say_long_warmup(get_config('tiny', max_steps=6, warmup_steps=10**30).train)
+    assert 'in a run of 6: all of it is warm-up' in capsys.readouterr().err
 
 # ---- a packed folder whose config.json tells of another model -----------------------------------------------
 
