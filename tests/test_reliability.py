@@ -25,7 +25,7 @@ from nativebit.ptq.pack import pack_checkpoint
 from nativebit.train.loop import say_long_warmup, train
 from nativebit.train.run import begin_log, begun, continued
 from nativebit.utils.cli import UserError, one_sentence, parse_args
-from nativebit.utils.files import atomic_path, whole_folder
+from nativebit.utils.files import JSONLogger, atomic_path, whole_folder
 from nativebit.utils.pytree import leaf_names, with_leaves
 from nativebit.utils.safetensors import CRC, file_header, full_sum, save_arrays, stored_sums, weights_digest
 
@@ -352,6 +352,10 @@ def test_a_log_without_a_record_is_no_run(tmp_path):
         if text is not None: (tmp_path/'log.jsonl').write_text(text)
         assert not begun(tmp_path)
     with begin_log(get_config('tiny'), tmp_path, None, 0, dict): assert begun(tmp_path)
+
+def test_a_full_disk_names_the_log(tmp_path):
+    with pytest.raises(UserError, match='cannot write .*log.jsonl: No space left'), JSONLogger(tmp_path/'log.jsonl') as logger:
+        logger.file.close(); logger.file = open('/dev/full', 'w'); logger.log(step=1)
 
 def test_a_warmup_longer_than_its_run_is_said(capsys):
     say_long_warmup(get_config('tiny', max_steps=6, warmup_steps=5).train); say_long_warmup(get_config('tiny', max_steps=1).train)
