@@ -53,7 +53,7 @@ def arrays_header(
     return names, len(text).to_bytes(8, 'little') + text
 
 # %% ../../nbs/00_utils/03_safetensors.ipynb #72f22e92
-PIECE = 2**18   # bytes read at a time: what was read is hashed while the core still has it in its own cache
+PIECE = 2**19   # bytes read at a time: what was read is hashed while the core still has it in its own cache
 
 class CRC:
     "CRC-32, which older files have, as `xxh3_64` is called."
