@@ -166,7 +166,8 @@ def so_far(
     meta:dict,  # what meta.json is to say beside the counts
 )->dict:
     "The same with counts, as `progress.json` has them. Raises `UserError` where it is of other settings."
-    path, fresh = folder/'progress.json', {**meta, **{s: dict.fromkeys(COUNTS, 0) for s in SPLITS}, 'sums': {}}
+    path = folder/'progress.json'
+    fresh = {**meta, **{s: dict.fromkeys(COUNTS, 0) for s in SPLITS}, 'sums': {}}
     if not path.exists(): return fresh
     try: found = unsealed(path) if 'sum' in read_json(path) else None
     except UserError as e: found = print(f"note: begun anew, for {e}", file=sys.stderr)

@@ -279,7 +279,8 @@ def without_packing(
     try: c = json.loads(text)
     except (ValueError, RecursionError): return text
     both = 'quantization_config', 'transformers_weights'
-    return text if not (isinstance(c, dict) and {*both} & {*c}) else json.dumps({k: v for k,v in c.items() if k not in both}).encode()
+    if not (isinstance(c, dict) and {*both} & {*c}): return text
+    return json.dumps({k: v for k,v in c.items() if k not in both}).encode()
 
 def small_files(
     path,    # of a tokenizer: tokenizer.json, or a packed file that carries one; '' or `NO_TOKENIZER`: none

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL', 'LARGEST', 'FORMAT', 'VERSION', 'int8_rows', 'pack_tensors', 'folded', 'check_folded', 'unfolded', 'crc',
            'metadata_crc', 'pack_metadata', 'misfit', 'write_pack', 'read_header', 'is_size', 'tensor_entry',
-           'check_extent', 'Pack', 'parse_metadata', 'check_tensors', 'read_pack', 'file_ledger', 'header_size',
-           'estimate_ledger']
+           'check_extent', 'Pack', 'check_ends', 'parse_metadata', 'check_tensors', 'read_pack', 'file_ledger',
+           'header_size', 'estimate_ledger']
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #b88c9aa5
 import base64, binascii, json, os, re, zlib
@@ -247,6 +247,12 @@ class Pack:
     def weights(self)->dict: return {n: self.weight(n) for n,_ in param_shapes(self.config.model)}
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #d83615b9
+def check_ends(note:dict):
+    "Raise `ValueError` where what a header says of its tokenizer names no tokens that end a text."
+    ends = note.get('ends', [])
+    if not (isinstance(ends, list) and all(type(i) is int and 0 <= i < 2**31 for i in ends)):
+        raise ValueError("the tokens that end a text are none")
+
 def parse_metadata(
     path,
     meta:dict,  # of the header, all text
@@ -255,6 +261,7 @@ def parse_metadata(
     try:
         if meta['embed'] not in FLOATS: raise ValueError(f"embed={meta['embed'][:20]!r}")
         parsed = {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')}
+        check_ends(parsed['tokenizer'])
         parsed['files'] = check_folded(json.loads(meta.get('files', '{}')))
         config = config_from_dict(json.loads(meta['config']))
         # the tokenizer is in the file itself, or, where that is older, beside it
