@@ -143,3 +143,11 @@ def test_files_beside_a_tokenizer_that_make_no_sense(tmp_path, text):
     for n in ('config.json', 'generation_config.json', 'tokenizer_config.json'): (tmp_path/n).write_bytes(text)
     files = tokenizer.small_files(path := bpe(tmp_path/'tokenizer.json'))
     assert files['config.json'] == text and list(tokenizer.read_tokenizer(path, 3).ends) == [0]
+
+def test_numbers_that_go_far_beyond_the_tokens(tmp_path):
+    text = bpe(tmp_path/'tokenizer.json').read_text()
+    for n,ok in ((2**20, True), (2**22, False)):
+        (tmp_path/'tokenizer.json').write_text(text.replace('"b":2', f'"b":{n}'))
+        if ok: assert tokenizer.read_tokenizer(tmp_path/'tokenizer.json', 3).size == n + 1
+        else:
+            with pytest.raises(UserError, match='numbers its 3 tokens up to 4,194,304'): tokenizer.read_tokenizer(tmp_path/'tokenizer.json', 3)
