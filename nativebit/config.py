@@ -456,7 +456,7 @@ def end_notes(
     for file,key in [(folder/name, key) for folder in (Path(path).parent, Path(path).parent/'hf')
                      for name,key in ENDS_IN.items()]:
         try: x = json.loads(file.read_text()).get(key)
-        except (OSError, ValueError, AttributeError): continue
+        except (OSError, ValueError, AttributeError, RecursionError): continue
         found += x if isinstance(x, list) else [x.get('content') if isinstance(x, dict) else x]
     return [x for x in found if isinstance(x, (int, str))]
 

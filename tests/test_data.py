@@ -2,6 +2,7 @@
 import json, lzma, signal, time
 import numpy as np, processes, pytest
 from nativebit.data import loader as data, tokenizers as tokenizer
+from nativebit.utils.cli import UserError
 from test_cli import cwd, refused, run
 
 @pytest.mark.parametrize('args, says', [
@@ -71,3 +72,81 @@ def test_two_at_once(cwd):
     both = [slow(cwd) for _ in range(2)]
     for p in both: assert p.wait(60).stderr == '' and p.returncode == 0
     assert [f.name for f in cwd.glob('cache/*/*.json')] == ['meta.json'] and not list(cwd.rglob('*.tmp'))
+
+# ---- a folder of shards that is not what was written --------------------------------------------------------
+
+def shards(folder, older=False, **more):
+    "A folder of three shards, as this nativebit writes it or as one without checksums did."
+    about = dict(source=['x'], tokenizer=tokenizer.digest('bytes'), **more)
+    data.write_shards([('train', 'ab'*20), ('train', 'cd'*20), ('valid', 'e'*9)], tokenizer.ByteTokenizer(), folder, about, 45)
+    if older: (folder/'meta.json').write_text(json.dumps({k: x for k,x in json.loads((folder/'meta.json').read_text()).items() if k not in ('sum', 'sums')}))
+    return folder
+
+def opened(folder): return data.prepare(f'shards:{folder}', tokenizer.ByteTokenizer())
+
+def in_file(name, f): return lambda d: (d/name).write_bytes(f((d/name).read_bytes()))
+def in_meta(f): return lambda d: (d/'meta.json').write_text(json.dumps(f(json.loads((d/'meta.json').read_text()))))
+def as_array(x): return lambda d: np.save(d/'train-00000.npy', x)
+
+@pytest.mark.parametrize('older', [False, True])
+@pytest.mark.parametrize('change', [
+    in_file('train-00000.npy', lambda b: b[:-2]), in_file('train-00000.npy', lambda b: b''), in_file('train-00000.npy', lambda b: b.replace(b'{', b'{{{', 1)), in_file('train-00000.npy', lambda b: b.replace(b'(41,)', b'(9' + b'9'*20 + b',)')),
+    as_array(np.zeros(41)), as_array(np.zeros((1, 41), np.uint16)), as_array(np.zeros(7, np.uint16)), lambda d: (d/'valid-00000.npy').unlink(), in_file('meta.json', lambda b: b'['*20_000),
+    in_meta(lambda m: {k: x for k,x in m.items() if k != 'train'}), in_meta(lambda m: m | dict(train=5)), in_meta(lambda m: m | dict(train=m['train'] | dict(shards='x'))), in_meta(lambda m: m | dict(also=7)), in_meta(lambda m: m | dict(also=dict(dataset='stdlib')))])
+def test_damaged_shards(tmp_path, change, older):
+    change(folder := shards(tmp_path/'d', older))
+    with pytest.raises(UserError, match='damaged|not valid JSON'): opened(folder)
+
+@pytest.mark.parametrize('change', [in_file('train-00001.npy', lambda b: b.replace(b'd', b'f')), in_meta(lambda m: m | dict(source=['y'])), in_meta(lambda m: m | dict(sums=m['sums'] | {'train-00001.npy': '0'*16}))])
+def test_what_only_checksums_tell(tmp_path, change):
+    change(folder := shards(tmp_path/'d'))
+    with pytest.raises(UserError, match='checksum'): opened(folder)
+
+def test_older_shards_load_and_say_so(tmp_path, capsys):
+    assert np.array_equal(opened(shards(tmp_path/'old', older=True))[0]['train'][:], opened(shards(tmp_path/'new'))[0]['train'][:])
+    assert (said := capsys.readouterr().err).count('note: ') == 1 and 'old/meta.json has no checksums of its own and of its shards' in said
+
+def test_a_folder_that_names_itself(tmp_path):
+    folder = shards(tmp_path/'d', also=dict(dataset=f"shards:{tmp_path/'d'}", tokens=3))
+    with pytest.raises(UserError, match='damaged'): opened(folder)
+
+@pytest.mark.parametrize('text', [b'', b'{"sum": 5}', b'['*20_000, b'{"train": {"documents": 3}}'])
+def test_progress_that_is_none_counts_as_none(tmp_path, text):
+    whole = shards(tmp_path/'whole')
+    (tmp_path/'d').mkdir(); (tmp_path/'d'/'progress.json').write_bytes(text)
+    shards(tmp_path/'d')
+    assert {f.name: f.read_bytes() for f in (tmp_path/'d').iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
+
+# ---- a tokenizer that can't be used -------------------------------------------------------------------------
+
+def bpe(path, **about):
+    from tokenizers import Tokenizer, models
+    path.write_text(Tokenizer(models.BPE({'</s>': 0, 'a': 1, 'b': 2}, [], **about)).to_str())
+    return path
+
+def test_a_tokenizer_without_its_unknown_token(tmp_path):
+    tok = tokenizer.read_tokenizer(bpe(tmp_path/'tokenizer.json', unk_token='gone'), 3)
+    assert tok.encode('ab').tolist() == [1, 2]
+    with pytest.raises(UserError, match='is no tokenizer'): tok.encode('c')
+
+def test_what_the_tokenizers_library_raises_is_a_sentence():
+    class Panic(BaseException): "As Rust's panics come to Python."
+    def raising(e):
+        with tokenizer.sound('this'): raise e
+    for e in (Panic('no entry'), ValueError('odd')):
+        with pytest.raises(UserError, match='this is no tokenizer'): raising(e)
+    with pytest.raises(KeyboardInterrupt): raising(KeyboardInterrupt())
+
+@pytest.mark.parametrize('text', [b'['*20_000, b'5', b'{"eos_token_id": {}}', b'\xff'])
+def test_files_beside_a_tokenizer_that_make_no_sense(tmp_path, text):
+    for n in ('config.json', 'generation_config.json', 'tokenizer_config.json'): (tmp_path/n).write_bytes(text)
+    files = tokenizer.small_files(path := bpe(tmp_path/'tokenizer.json'))
+    assert files['config.json'] == text and list(tokenizer.read_tokenizer(path, 3).ends) == [0]
+
+def test_numbers_that_go_far_beyond_the_tokens(tmp_path):
+    text = bpe(tmp_path/'tokenizer.json').read_text()
+    for n,ok in ((2**20, True), (2**22, False)):
+        (tmp_path/'tokenizer.json').write_text(text.replace('"b":2', f'"b":{n}'))
+        if ok: assert tokenizer.read_tokenizer(tmp_path/'tokenizer.json', 3).size == n + 1
+        else:
+            with pytest.raises(UserError, match='numbers its 3 tokens up to 4,194,304'): tokenizer.read_tokenizer(tmp_path/'tokenizer.json', 3)

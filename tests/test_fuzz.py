@@ -1,16 +1,24 @@
-"Damaged files end in a sentence or in what they were: 2,000 mutants for each reader here (about 40 s of CPU, and 4 for the campaign's own test); `make fuzz` reads 200,000 for each."
+"Damaged files end in a sentence or in what they were: 2,000 mutants for the readers of weights here (about 40 s of CPU, and 4 for the campaign's own test), 150 for those of tokens and of what packed files carry (4 s); `make fuzz` reads 200,000 for each."
 import json, os, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MUTANTS = 2000
+FEW = ('packed file with files', 'packed file, sealed again', 'files in a packed file', 'packed folder, int8 rows', 'shards, half written', 'shards without checksums', 'shards')
+SEALED = ('packed file', *FEW[:2])   # all bytes are under checksums: fewer than 1 in 100 loads; that the undamaged one does is the campaign's first step
+
+def campaign(out, readers, mutants):
+    r = subprocess.run([sys.executable, ROOT/'tests'/'fuzz'/'campaign.py', '--mutants', str(mutants), '--seed', 'test', '--processes', '1', '--readers', ';'.join(readers), '--out', out], capture_output=True, text=True, cwd=ROOT)
+    assert r.returncode == 0, r.stdout[-4000:] + r.stderr[-2000:]
+    lines = [json.loads(l) for l in out.read_text().splitlines()]
+    loads = lambda l: l['counts'].get('loaded') or l['reader'] in SEALED
+    assert len(lines) == len(readers) and all(sum(l['counts'].values()) == mutants and l['counts']['refused'] > mutants//(5 if readers is FEW else 3) and loads(l) for l in lines), lines
 
 def test_damaged_files(tmp_path):
-    r = subprocess.run([sys.executable, ROOT/'tests'/'fuzz'/'campaign.py', '--mutants', str(MUTANTS), '--seed', 'test', '--processes', '1', '--out', tmp_path/'lines.jsonl'], capture_output=True, text=True, cwd=ROOT)
-    assert r.returncode == 0, r.stdout[-4000:] + r.stderr[-2000:]
-    lines = [json.loads(l) for l in (tmp_path/'lines.jsonl').read_text().splitlines()]
-    loads = lambda l: l['counts'].get('loaded') or l['reader'] == 'packed file'   # all its bytes are under checksums: fewer than 1 in 100 loads; that the undamaged one does is the campaign's first step
-    assert len(lines) >= 9 and all(sum(l['counts'].values()) == MUTANTS and l['counts']['refused'] > MUTANTS//3 and loads(l) for l in lines), lines
+    names = subprocess.run([sys.executable, '-c', "import sys; sys.path.insert(0, 'tests/fuzz'); from readers import READERS; print(*READERS, sep='\\n')"], capture_output=True, text=True, cwd=ROOT).stdout.splitlines()
+    assert {*FEW} < {*names} and len(names) >= 16
+    campaign(tmp_path/'lines.jsonl', [n for n in names if n not in FEW], 2000)
+
+def test_damaged_tokens_and_small_files(tmp_path): campaign(tmp_path/'lines.jsonl', FEW, 150)
 
 def test_a_seed_makes_one_mutant():
     code = "import sys; sys.path.insert(0, 'tests/fuzz'); from mutate import mutant; import hashlib; m = [mutant({'a.json': b'{\"x\": [1, 2, {\"y\": \"z\"}]}', 'b': b'bytes'*9}, f's{i}') for i in range(99)]; print(hashlib.sha256(repr(m).encode()).hexdigest(), len({*map(repr, m)}) > 80)"

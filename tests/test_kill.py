@@ -1,4 +1,4 @@
-"Whatever is killed, or finds the disk full, is run again and ends as if nothing had happened: three places of each quick program here (about 15 s of CPU), all places of all programs in `make test-slow`."
+"Whatever is killed, or finds the disk full, is run again and ends as if nothing had happened: three places of each quick program here (about 15 s of CPU), all places of all programs but one in `make test-slow`."
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
@@ -14,11 +14,14 @@ def test_quick_programs_killed_and_without_room(tmp_path):
     lines = trials(tmp_path, '--quick', '--most', '3')
     assert len(lines) > 40 and {l['mode'] for l in lines} == {'kill', 'full', 'small'}
 
-NAMES = ['pack', 'pack a float checkpoint', 'quantize', 'quantize with a table', 'compare', 'evaluate', 'kept', 'plots', 'posthoc', 'sweep', 'results', 'train']
+NAMES = ['synthesize', 'pack', 'pack a float checkpoint', 'quantize', 'quantize with a table', 'compare', 'evaluate', 'kept', 'plots', 'posthoc', 'sweep', 'results', 'train']
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_every_place_of_a_program(tmp_path, name): trials(tmp_path, '--programs', name)
+
+@pytest.mark.slow
+def test_some_places_of_a_quantization_that_writes_its_own_text(tmp_path): trials(tmp_path, '--programs', 'quantize with its own text', '--most', '8')
 
 @pytest.mark.slow
 def test_every_place_of_the_quick_programs(tmp_path): assert len(trials(tmp_path, '--quick', '--modes', 'kill,full,small,twice')) > 1000

@@ -143,6 +143,12 @@ def test_no_memory_is_taken_for_absurd_sizes(packed):
         r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, OPENBLAS_NUM_THREADS='1'))
         assert r.stdout == 'refused\n', r.stderr
 
+@pytest.mark.parametrize('ends', ['x', ['x'], [-1], [1.5], [2**40], [[0]], {}])
+def test_ends_that_are_no_tokens(tmp_path, ends):
+    cfg, weights, books = random_network()
+    for said in ([0, 3], ends): path = write_pack(tmp_path/'x.nbpack', pack_tensors(cfg, weights, books), cfg, tokenizer=dict(name='', ends=said)); said is ends or read_pack(path)
+    with pytest.raises(UserError, match='the tokens that end a text are none'): read_pack(path)
+
 def run(*args, cwd): return processes.run('-m', 'nativebit', 'pack', *args, cwd=cwd)
 
 def test_command_line(tmp_path):

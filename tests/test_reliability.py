@@ -14,7 +14,7 @@ from nativebit.evaluation.results_file import begin_rows
 from nativebit.experiments.sweep import sweep
 from nativebit.experiments.runner import make_setup, run_rows
 from nativebit.interop.convert import convert
-from nativebit.interop.export import export_safetensors
+from nativebit.interop.export import export_safetensors, folder_model, pack_of
 from nativebit.interop.families import hf_names, model_config
 from nativebit.models.checkpoint import load_checkpoint, load_network, save_checkpoint
 from nativebit.models.transformer import init_model
@@ -22,10 +22,10 @@ from nativebit.pipelines.compare import compare_texts
 from nativebit.pipelines.quantize import quantize
 from nativebit.ptq.posthoc import main as posthoc
 from nativebit.ptq.pack import pack_checkpoint
-from nativebit.train.loop import train
+from nativebit.train.loop import say_long_warmup, train
 from nativebit.train.run import begin_log, begun, continued
 from nativebit.utils.cli import UserError, one_sentence, parse_args
-from nativebit.utils.files import atomic_path, whole_folder
+from nativebit.utils.files import JSONLogger, atomic_path, whole_folder
 from nativebit.utils.pytree import leaf_names, with_leaves
 from nativebit.utils.safetensors import CRC, file_header, full_sum, save_arrays, stored_sums, weights_digest
 
@@ -352,3 +352,31 @@ def test_a_log_without_a_record_is_no_run(tmp_path):
         if text is not None: (tmp_path/'log.jsonl').write_text(text)
         assert not begun(tmp_path)
     with begin_log(get_config('tiny'), tmp_path, None, 0, dict): assert begun(tmp_path)
+
+def test_a_full_disk_names_the_log(tmp_path):
+    with pytest.raises(UserError, match='cannot write .*log.jsonl: No space left'), JSONLogger(tmp_path/'log.jsonl') as logger:
+        logger.file.close(); logger.file = open('/dev/full', 'w'); logger.log(step=1)
+
+def test_a_warmup_longer_than_its_run_is_said(capsys):
+    say_long_warmup(get_config('tiny', max_steps=6, warmup_steps=5).train); say_long_warmup(get_config('tiny', max_steps=1).train)
+    assert not capsys.readouterr().err
+    say_long_warmup(get_config('tiny', max_steps=6, warmup_steps=10**30).train)
+    assert 'in a run of 6: all of it is warm-up' in capsys.readouterr().err
+
+# ---- a packed folder whose config.json tells of another model -----------------------------------------------
+
+@pytest.fixture(scope='module')
+def rows(tmp_path_factory):
+    "A packed folder of version 3: its embedding is int8 rows."
+    sys.path.append(str(ROOT/'tests'/'fuzz'))
+    import readers
+    readers.row_folder(d := tmp_path_factory.mktemp('rows'))
+    return d/'q'
+
+@pytest.mark.parametrize('field, value', [('vocab_size', 41), ('vocab_size', 20), ('hidden_size', 32), ('intermediate_size', 16), ('num_attention_heads', 4), ('num_key_value_heads', 2), ('num_hidden_layers', 2), ('num_hidden_layers', 2**20), ('tie_word_embeddings', False)])
+def test_a_config_that_tells_of_another_model(rows, tmp_path, field, value):
+    d = Path(shutil.copytree(rows, tmp_path/'d')); c = json.loads((d/'config.json').read_text())
+    for read in (pack_of, folder_model): read(open_folder(d))
+    (d/'config.json').write_text(json.dumps(c | {field: value}))
+    for read in (pack_of, folder_model):
+        with pytest.raises(UserError, match='does not fit its own config: .* (and should be|is missing)'): read(open_folder(d))

@@ -1,5 +1,6 @@
 "Text that a model writes itself, as the data of a quantization: chats, vocabularies with unused rows, test texts that must not come up, a teacher that repeats itself."
 import json
+from pathlib import Path
 import numpy as np, pytest
 from nativebit.data.loader import prepare
 from nativebit.data.tokenizers import load_tokenizer
@@ -15,7 +16,7 @@ TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    monkeypatch.setattr(self_data, 'own_shape', lambda context_len: (16, 48))
+    monkeypatch.setattr(self_data, 'own_shape', lambda context_len: (16, min(context_len, 48)))
     monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache'))
 
 def test_quantize_needs_nothing_but_the_model(home):
@@ -71,3 +72,23 @@ def test_a_teacher_that_repeats_itself_is_reported(home, monkeypatch):
 def test_what_is_no_dataset(home, data, says):
     r = start(home, 'nativebit', 'quantize', 'model', '--data', data, '--out', 'never').wait()
     assert r.returncode == 1 and says in r.stderr and r.stderr.count('\n') == 1 and not (home/'never').exists()
+
+def test_text_that_was_begun_with_other_settings_is_not_mixed(home, monkeypatch, tmp_path):
+    monkeypatch.chdir(home); out = str(tmp_path/'own'); real = self_data.rounds
+    def one(*args):
+        yield next(real(*args))
+        raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr(self_data, 'rounds', one); self_data.main('model', out, tokens=700)
+    for words in (dict(seed=1), dict(tokens=800), dict(context_len=40)):
+        with pytest.raises(UserError, match='was begun with another source'): self_data.main('model', out, **dict(tokens=700) | words)
+    self_data.main('model', out, tokens=700)
+    self_data.main('model', whole := str(tmp_path/'whole'), tokens=700)
+    read = lambda d: {p.name: p.read_bytes() for p in Path(d).iterdir()}
+    assert read(out) == read(whole) and not list(tmp_path.glob('.*.lock'))
+
+@pytest.mark.parametrize('left', [[], ['progress.json', 'train-00000.npy'], ['.progress.json.x.tmp']])
+def test_killed_before_its_first_round_is_recorded(tmp_path, left):
+    for n in left: (tmp_path/n).write_text('')
+    self_data.check_fresh(tmp_path)
+    (tmp_path/'progress.json').unlink(missing_ok=True); (tmp_path/'train-00000.npy').write_text('')
+    with pytest.raises(UserError, match='exists; delete it'): self_data.check_fresh(tmp_path)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['METHOD', 'VERSION', 'MIXED', 'WITH_ROWS', 'FEWER', 'HINT', 'GUARD', 'FEW', 'GEOMETRY', 'SCALE', 'SUFFIXES', 'SHARD',
            'METADATA', 'TIED', 'version_of', 'quant_to_dict', 'packed_config', 'check_quant', 'geometry_note',
-           'check_geometry', 'stored_rows', 'folded', 'unfolded', 'is_rows', 'row_misfit', 'packed_tensors',
-           'stored_linear', 'linear_misfit', 'is_packed', 'save_shard', 'shards', 'save_tensors', 'save_folder',
-           'read_shard', 'Folder', 'linear_names', 'check_linears', 'check_bytes', 'check_folder', 'shapes_of',
-           'read_files', 'open_folder']
+           'check_geometry', 'stored_rows', 'folded', 'unfolded', 'row_shape', 'is_rows', 'row_misfit',
+           'packed_tensors', 'stored_linear', 'linear_misfit', 'is_packed', 'save_shard', 'shards', 'save_tensors',
+           'save_folder', 'read_shard', 'Folder', 'linear_names', 'check_linears', 'check_bytes', 'check_folder',
+           'shapes_of', 'read_files', 'open_folder']
 
 # %% ../../nbs/02_formats/04_hf_folder.ipynb #6419f382
 import json
@@ -82,7 +82,7 @@ def check_quant(
                         "install a newer nativebit or pack the model again")
     if found.get('embed') not in (None, '', *ROWS):
         raise UserError(f"this model stores its embedding as {str(found['embed'])[:20]!r}, and this "
-                        f"nativebit reads {', '.join(ROWS)}; install a newer nativebit or pack the model again")
+                        f"nativebit reads {', '.join(ROWS)}; install a newer one or pack the model again")
     try: return QuantConfig(**{k: found[k] for k in GEOMETRY}, overrides=found.get('overrides', ()))
     except (KeyError, TypeError) as e:
         raise UserError(f"the quantization_config of this model makes no sense ({type(e).__name__}: {e}); "
@@ -119,16 +119,25 @@ def folded(
     codes:np.ndarray,  # (V, D) int8
     bits:int,          # of a number
 )->np.ndarray:         # the same; of fewer than 8 bits (V, bits, D/8) uint8, which says how many
-    return codes if bits == 8 else fold_rows(codes, bits).reshape(len(codes), bits, -1)
+    if bits == 8: return codes
+    if codes.shape[1] % 8:
+        raise UserError(f"rows of {bits} bits want a width that is a multiple of 8, and this is "
+                        f"{codes.shape[1]}; use --embed int8")
+    return fold_rows(codes, bits).reshape(len(codes), bits, -1)
 
 def unfolded(rows:np.ndarray)->np.ndarray:
     "The inverse of `folded`."
     return rows if rows.ndim == 2 else unfold_rows(rows.reshape(len(rows), -1), rows.shape[1])
 
-def is_rows(kind:str, shape)->bool: return kind == 'I8' or kind == 'U8' and len(shape) == 3 and str(shape[1]) in FEW
+def row_shape(shape)->tuple:
+    "(V, D) of an embedding's rows, folded or not; of any other array its own."
+    return tuple(shape) if len(shape) != 3 else (shape[0], shape[2]*8)
+
+def is_rows(kind:str, shape)->bool:
+    return kind == 'I8' or kind == 'U8' and len(shape) == 3 and str(shape[1]) in FEW
 
 def row_misfit(types:dict)->str:
-    "What is wrong with an embedding's rows in a folder, '' if nothing is: each has its scales, and scales have rows."
+    "What is wrong with a folder's rows, '' if nothing is: each has its scales, and scales have rows."
     for n,(kind, shape) in types.items():
         P, rows = n.removesuffix(SCALE), n.endswith(SCALE)
         if rows and not is_rows(*types.get(f'{P}.weight', ('', ()))): return f"{n} belongs to no rows"

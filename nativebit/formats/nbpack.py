@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ROWS_AT_ONCE', 'SMALL', 'LARGEST', 'FORMAT', 'VERSION', 'rounded_rows', 'fold_rows', 'unfold_rows', 'pack_tensors',
            'folded', 'check_folded', 'unfolded', 'crc', 'metadata_crc', 'pack_metadata', 'misfit', 'embedding_of',
-           'write_pack', 'read_header', 'is_size', 'tensor_entry', 'check_extent', 'Pack', 'parse_metadata',
-           'check_tensors', 'unfolded_tables', 'read_pack', 'file_ledger', 'header_size', 'estimate_ledger']
+           'write_pack', 'read_header', 'is_size', 'tensor_entry', 'check_extent', 'Pack', 'check_ends',
+           'parse_metadata', 'check_tensors', 'unfolded_tables', 'read_pack', 'file_ledger', 'header_size',
+           'estimate_ledger']
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #b88c9aa5
 import base64, binascii, json, os, re, zlib
@@ -21,18 +22,16 @@ from ..config import (MATRIX, Config, QuantConfig, config_from_dict, config_to_d
 from ..utils.cli import need, UserError
 from ..utils.safetensors import array_bytes, save_arrays
 from ..utils.files import atomic_path, git_hash
-from .size import DTYPES, EMBEDDINGS, ROWS, Stored, float_stored, ledger, param_shapes, stored_tensors
+from .size import (DTYPES, EMBEDDINGS, ROWS, Stored, float_stored, ledger, param_shapes,
+                                    stored_tensors)
 from .bitpacking import QuantizedTensor, entries_of, named_tensor, pack_matrix
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #ec11e9df
 def _scales(w, top, shares):
     "Of some rows: the scale whose numbers from -top to top are nearest, of shares of the largest."
-    whole, best, least = abs(w).max(1)/np.float32(top), None, np.inf
-    for share in np.asarray(shares, np.float32):
-        s = np.maximum(whole*share, np.float32(1e-30))
-        error = ((np.clip(np.rint(w/s[:, None]), -top, top)*s[:, None] - w)**2).sum(1)
-        best, least = (s, error) if best is None else (np.where(error < least, s, best), np.minimum(error, least))
-    return best
+    tried = np.maximum(np.outer(shares, abs(w).max(1)).astype(np.float32)/np.float32(top), np.float32(1e-30))
+    off = lambda s: ((np.clip(np.rint(w/s[:, None]), -top, top)*s[:, None] - w)**2).sum(1)
+    return np.take_along_axis(tried, np.argmin([off(s) for s in tried], 0)[None], 0)[0]
 
 ROWS_AT_ONCE = 4096   # of a large table
 
@@ -170,8 +169,9 @@ def embedding_of(
     config:Config,
 )->str:
     "How the embedding is stored, one of `EMBEDDINGS`."
-    kind = lambda embed: next(iter(float_stored('embed', (config.model.vocab_size, config.model.d_model), embed).values()))
-    return next((e for e in EMBEDDINGS if found.get('embed') == (kind(e).dtype, kind(e).shape)), 'bfloat16')
+    shape = config.model.vocab_size, config.model.d_model
+    kind = lambda embed: float_stored('embed', shape, embed)['embed'][:2]   # type and shape
+    return next((e for e in EMBEDDINGS if found.get('embed') == kind(e)), 'bfloat16')
 
 def write_pack(
     path,            # file to write
@@ -295,6 +295,12 @@ class Pack:
     def weights(self)->dict: return {n: self.weight(n) for n,_ in param_shapes(self.config.model)}
 
 # %% ../../nbs/02_formats/03_nbpack.ipynb #d83615b9
+def check_ends(note:dict):
+    "Raise `ValueError` where what a header says of its tokenizer names no tokens that end a text."
+    ends = note.get('ends', [])
+    if not (isinstance(ends, list) and all(type(i) is int and 0 <= i < 2**31 for i in ends)):
+        raise ValueError("the tokens that end a text are none")
+
 def parse_metadata(
     path,
     meta:dict,  # of the header, all text
@@ -303,6 +309,7 @@ def parse_metadata(
     try:
         if meta['embed'] not in EMBEDDINGS: raise ValueError(f"embed={meta['embed'][:20]!r}")
         parsed = {k: dict(json.loads(meta[k])) for k in ('tokenizer', 'checksums')}
+        check_ends(parsed['tokenizer'])
         parsed['files'] = check_folded(json.loads(meta.get('files', '{}')))
         config = config_from_dict(json.loads(meta['config']))
         # the tokenizer is in the file itself, or, where that is older, beside it
@@ -329,7 +336,8 @@ def check_tensors(
 # %% ../../nbs/02_formats/03_nbpack.ipynb #183c0b63
 def unfolded_tables(tensors:dict, embed:str)->dict:
     "Embedding and head of 6 or 4 bits as int8 rows."
-    return {n: unfold_rows(tensors[n], ROWS[embed]) for n in ('embed', 'head') if embed in ROWS and n in tensors}
+    return {n: unfold_rows(tensors[n], ROWS[embed])
+            for n in ('embed', 'head') if embed in ROWS and n in tensors}
 
 def read_pack(
     path,     # of a file that `write_pack` made

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['FLOAT', 'PLAIN', 'TILE', 'other_files', 'plain_config', 'write_folder', 'held_in', 'unpacked_tensors',
            'export_safetensors', 'lut_b_indices', 'lut_b_tensors', 'lut_b_config', 'export_lut_b', 'scale_error',
-           'folder_reader', 'our_overrides', 'pack_of', 'export_nbpack']
+           'folder_misfit', 'folder_model', 'folder_reader', 'our_overrides', 'pack_of', 'export_nbpack']
 
 # %% ../../nbs/12_interop/05_export.ipynb #9253de98
 import json, re
 from dataclasses import replace
 from pathlib import Path
 import ml_dtypes, numpy as np
-from ..config import IN_FLOAT, MATRIX, NO_TOKENIZER, Config, TrainConfig
+from ..config import IN_FLOAT, MATRIX, NO_TOKENIZER, Config, ModelConfig, TrainConfig
 from ..utils.cli import need, UserError
-from .families import hf_names, model_config
+from .families import hf_names, model_config, their_name
 from ..utils.files import TEMPLATES, copy_files, refuse_links, whole_folder
 from ..data.tokenizers import pack_notes
 from ..formats.nbpack import fold_rows, write_pack
-from ..formats.size import ROWS
-from ..formats.hf_folder import SCALE, SHARD, Folder, open_folder, save_tensors
+from ..formats.size import ROWS, param_shapes
+from ..formats.hf_folder import SCALE, SHARD, Folder, open_folder, row_shape, save_tensors
 
 # %% ../../nbs/12_interop/05_export.ipynb #fe7e6665
 FLOAT = dict(bfloat16=ml_dtypes.bfloat16, float16=np.float16, float32=np.float32)
@@ -154,6 +154,27 @@ def scale_error(
                      (w**2).sum()])
 
 # %% ../../nbs/12_interop/05_export.ipynb #85a22dcb
+def folder_misfit(folder:Folder, model:ModelConfig)->str:
+    "The first array of a folder that is not what a network needs, '' if all are."
+    packed = set(folder.linears)
+    for ours,shape in param_shapes(model):
+        P, _, kind = (theirs := their_name(ours)).rpartition('.')
+        if (x := folder.tensors.get(theirs)) is None: return f"{theirs} is missing"
+        there = folder.shape(P) if kind == 'weight' and P in packed else row_shape(x.shape)
+        if there != shape: return f"{theirs} is {there} and should be {shape}"
+    return ''
+
+def folder_model(
+    folder:Folder,
+    context_len=None,  # tokens a window; None: what the model takes, 2048 at most
+)->ModelConfig:
+    "A packed folder's network. Raises `UserError` where ours can't be that model."
+    model = model_config(plain_config(folder), context_len)
+    if bad := folder_misfit(folder, model):
+        raise UserError(f"{folder.path} does not fit its own config: {bad}; "
+                        "copy the folder again or make it anew")
+    return model
+
 def folder_reader(
     folder,  # as of `open_folder`
     model,   # ModelConfig
@@ -184,15 +205,12 @@ def pack_of(
 )->tuple:              # (Config, {our name: array})
     "A packed folder as `write_pack` takes it. Raises `UserError` where our network can't be that model."
     tokenizer = folder.path/'tokenizer.json'
-    cfg = Config(folder.path.name, model_config(plain_config(folder), context_len), folder.quant,
+    cfg = Config(folder.path.name, folder_model(folder, context_len), folder.quant,
                  TrainConfig(tokenizer=str(tokenizer) if tokenizer.exists() else NO_TOKENIZER))
     out, packed, names = {}, set(folder.linears), hf_names(cfg.model)
     cfg = replace(cfg, quant=replace(cfg.quant, overrides=our_overrides(folder, names)))
     for ours,theirs in names.items():
         P = theirs.removesuffix('.weight')
-        if theirs not in folder.tensors:
-            raise UserError(f"{folder.path} lacks {theirs}, which its config.json asks for; "
-                            "copy the folder again or make it anew")
         if P + SCALE in folder.tensors:
             out[ours], out[f'{ours}.scale'] = folder.row_codes(P)
             continue

@@ -25,7 +25,7 @@ def config_json(
 )->dict:
     "The config.json of a network: the one it came with, if it is still true."
     try: there = json.loads(text); same = model_config(there, model.context_len) == model
-    except (UserError, ValueError, AttributeError, TypeError): same = False
+    except (UserError, ValueError, AttributeError, TypeError, KeyError, RecursionError): same = False
     return there if same else hub_config(model)
 
 def ready_tokenizer(cfg:Config):

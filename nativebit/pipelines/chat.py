@@ -31,7 +31,7 @@ def talk_files(m:Model)->dict:
 
 def json_of(files:dict, name:str)->dict:
     "A JSON object among small files; {} where there is none."
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         if isinstance(x := json.loads(files.get(name, b'{}')), dict): return x
     return {}
 
@@ -41,7 +41,7 @@ def chat_template(
     "How a model writes a talk, in Jinja; of several ways the default one."
     if text := files.get('chat_template.jinja'): return text.decode(errors='replace')
     x = json_of(files, 'tokenizer_config.json').get('chat_template') or ''
-    if isinstance(x, list): x = {t.get('name'): t.get('template') for t in x if isinstance(t, dict)}
+    if isinstance(x, list): x = {str(t.get('name')): t.get('template') for t in x if isinstance(t, dict)}
     if isinstance(x, dict): x = x.get('default') or next(iter(x.values()), '')
     return x if isinstance(x, str) else ''
 

@@ -23,12 +23,11 @@ from ..data.texts import named_texts, text_tokens
 from ..evaluation.perplexity import perplexity
 from ..models.attention import exactly
 from ..models.transformer import cross_entropy
-from ..interop.families import model_config
 from ..utils.safetensors import weight_files
 from ..formats.hf_folder import open_folder
 from ..formats.kinds import as_path, kind_of
 from .opening import opened
-from ..interop.export import folder_reader
+from ..interop.export import folder_model, folder_reader
 from ..evaluation.results_file import add_row, as_json, as_markdown, one_table, run_header
 from ..evaluation.verdict import Verdict
 from ..models.transformer import rms_norm
@@ -69,7 +68,7 @@ def open_network(
                        files_digest([path] if path.is_file() else weight_files(path)))
     if kind != 'packed folder': return source_network(open_model(where, context_len))
     folder = open_folder(path)
-    model = model_config({k: v for k,v in folder.config.items() if k != 'quantization_config'}, context_len)
+    model = folder_model(folder, context_len)
     return Network(path.resolve().name, model, folder_reader(folder, model), files_digest(weight_files(path)))
 
 # %% ../../nbs/13_pipelines/04_compare.ipynb #b973c12f

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'REPEATED', 'LEAST', 'chat_parts', 'chat_openings', 'known_tokens', 'own_openings', 'Own', 'rounds', 'closed',
-           'write_own', 'own_shape', 'self_dataset', 'own_source', 'own_of', 'main']
+           'write_own', 'own_shape', 'self_dataset', 'own_source', 'own_of', 'check_fresh', 'main']
 
 # %% ../../nbs/13_pipelines/12_self_data.ipynb #e06e6720
 import json
@@ -17,10 +17,10 @@ from filelock import FileLock
 from ..utils.progress import progress
 from ..config import Config, QuantConfig
 from ..utils.cli import UserError, need, next_step
-from ..utils.files import check_writable, stamps
+from ..utils.files import check_writable, one_writer, stamps
 from ..data.corpora import nth_split, parse_self
-from ..data.loader import (COUNTS, SPLITS, ShardWriter, cache_dir, count_words, prepare,
-                                   thread_map, write_whole)
+from ..data.loader import (SPLITS, ShardWriter, cache_dir, count_words, finish, prepare, sealed,
+                                   so_far, thread_map, write_whole)
 from ..data.tokenizers import digest
 from ..formats.nbpack import SMALL, Pack
 from ..inference.generate import pack_params
@@ -146,9 +146,9 @@ def write_own(
 ):
     "Write documents of a model into a folder of shards, going on from what is there."
     log = folder/'progress.json'
-    meta = (json.loads(log.read_text()) if log.exists()
-            else {**meta, 'rounds': 0, **{s: dict.fromkeys(COUNTS, 0) for s in SPLITS}})
-    writers = {s: ShardWriter(folder, s, meta[s]) for s in SPLITS}
+    meta = {'rounds': 0, **so_far(folder, meta)}
+    write_whole(log, sealed(meta))   # a folder with shards and without it would be somebody else's
+    writers = {s: ShardWriter(folder, s, meta[s], meta['sums']) for s in SPLITS}
     written = lambda: meta['train']['tokens']
     with progress(desc='writing', unit=' tokens', unit_scale=True, total=wanted, initial=written(),
                   leave=False, disable=None) as bar:
@@ -160,10 +160,9 @@ def write_own(
             for w in writers.values():
                 if w.ids: w.write()
             meta['rounds'] += 1
-            write_whole(log, json.dumps(meta).encode())
+            write_whole(log, sealed(meta))
             bar.update(written() - before)
-    write_whole(folder/'meta.json', json.dumps(meta, indent=1).encode())
-    for f in (log, *folder.glob('.*.tmp')): f.unlink(missing_ok=True)
+    finish(folder, meta)
 
 # %% ../../nbs/13_pipelines/12_self_data.ipynb #212a3cb8
 def own_shape(
@@ -214,6 +213,12 @@ def own_of(
     found = opened(where, context_len)
     return Own(found.pack, found.tokens_by(), (), stamps(sorted(Path(found.pack.path).glob('*.safetensors'))))
 
+def check_fresh(folder):
+    "Raise `UserError` for what is neither an empty folder nor one that `write_own` has begun."
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else ['']*folder.exists()
+    if 'progress.json' not in names and not all(n.startswith('.progress.json.') for n in names):
+        raise UserError(f"{folder} exists; delete it or choose another --out")
+
 def main(
     # in float: a run's name, a checkpoint, a folder of the hub's kind, a .gguf file, or a name on the hub
     model:str,
@@ -227,13 +232,13 @@ def main(
     need(0 < tokens <= 2**40, 'tokens', tokens, "between 1 and 2^40")
     need(0 <= seed < 2**32, 'seed', seed, "at least 0 and below 2^32")
     own, folder = own_of(model, context_len), Path(out)
-    if folder.exists() and not (folder.is_dir()
-                                and ((folder/'progress.json').exists() or not [*folder.iterdir()])):
-        raise UserError(f"{out} exists; delete it or choose another --out")
-    check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    shape = own_shape(own.pack.config.model.context_len)
     about = dict(dataset='self', tokenizer=digest(own.tok.to_str()),
-                 source=['self', own.identity, tokens, seed])
-    write_own(own, folder, tokens, own_shape(own.pack.config.model.context_len), seed, about)
+                 source=['self', own.identity, tokens, seed, *shape])
+    with one_writer(folder):
+        check_fresh(folder)
+        check_writable(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_own(own, folder, tokens, shape, seed, about)
     print(f"in {out}; a dataset for every command: shards:{out}")
     next_step('quantize', model, '--data', f'shards:{out}', '--out', f'{out}-packed')

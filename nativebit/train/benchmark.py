@@ -11,7 +11,7 @@ import jax, jax.numpy as jnp, numpy as np
 from fastcore.script import Param
 from ..config import MATRIX, Config, geometry_help, get_config, stored_name
 from ..utils.cli import UserError, need
-from ..utils.files import open_log
+from ..utils.files import open_log, written
 from ..utils.pytree import count_params
 from ..models.transformer import model_shapes
 from .init import check_cudnn
@@ -92,4 +92,4 @@ def main(
                **time_step(cfg, steps, windows), device=jax.devices()[0].device_kind, jax=jax.__version__)
     print(json.dumps(row))
     if out:
-        with open_log(out) as f: f.write(json.dumps(row) + '\n')
+        with written(out), open_log(out) as f: f.write(json.dumps(row) + '\n')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['validate', 'step_record', 'NotANumber', 'check_finite', 'noted_signals', 'SaveClock', 'say_validation', 'fit',
-           'probe', 'delivered', 'finish', 'load_text', 'load_tokens', 'with_vocabulary', 'say_run', 'resumed_state',
-           'training_data', 'run_steps', 'lowered_rest', 'in_background', 'give_back', 'compiling', 'train',
-           'following', 'drawn_report', 'say_end', 'run_settings', 'say_finished', 'check_run', 'main']
+           'probe', 'delivered', 'finish', 'load_text', 'load_tokens', 'with_vocabulary', 'say_long_warmup', 'say_run',
+           'resumed_state', 'training_data', 'run_steps', 'lowered_rest', 'in_background', 'give_back', 'compiling',
+           'train', 'following', 'drawn_report', 'say_end', 'run_settings', 'say_finished', 'check_run', 'main']
 
 # %% ../../nbs/08_train/06_loop.ipynb #26df455c
 import ctypes, math, shlex, signal, sys, threading, time
@@ -233,10 +233,17 @@ def with_vocabulary(
     if cfg.train.tokenizer in ('', NO_TOKENIZER): return cfg
     return override(cfg, vocab_size=load_tokenizer(LARGEST['vocab_size'], cfg.train.tokenizer).size)
 
+def say_long_warmup(t:TrainConfig):
+    "Say where a warm-up is longer than its run: the schedule shortens it."
+    if t.warmup_steps < t.max_steps: return
+    print(f"note: warmup_steps={t.warmup_steps:,} in a run of {t.max_steps:,}: all of it is warm-up, "
+          "and the learning rate is at its peak in the last step", file=sys.stderr)
+
 def say_run(cfg, folder, tokens, meta, step):
     "What a run is, and what it might do better, on the first host's screen."
     if jax.process_index(): return
     print(run_words(cfg, folder, meta, step), file=sys.stderr)
+    say_long_warmup(cfg.train)
     if not step: say_poor_tokenizer(cfg, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer), tokens)
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TEMPLATES', 'settled', 'beside', 'alive', 'remove', 'clean_leftovers', 'refuse_devices', 'atomic_path', 'locked',
            'one_writer', 'check_room', 'whole_folder', 'check_writable', 'stamps', 'refuse_links', 'copy_files',
-           'plain', 'open_log', 'JSONLogger', 'NoRecords', 'record', 'read_jsonl', 'whole_record', 'read_log',
-           'TensorBoardLogger', 'git_hash']
+           'plain', 'open_log', 'written', 'JSONLogger', 'NoRecords', 'record', 'read_jsonl', 'whole_record',
+           'read_log', 'TensorBoardLogger', 'git_hash']
 
 # %% ../../nbs/00_utils/02_files.ipynb #7a017e8e
 import glob, json, os, platform, re, secrets, shutil, stat, subprocess, sys, tempfile, zlib
@@ -231,6 +231,14 @@ def open_log(path):
     except OSError as e:
         raise UserError(f"cannot write the log {path}: {e.strerror}; choose another folder") from e
 
+@contextmanager
+def written(path):
+    "Name the file that can't be written: where the disk is full, Python does not."
+    try: yield
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}; "
+                        "free some space or choose another folder") from e
+
 class JSONLogger:
     "Append records to a `.jsonl` file, one JSON object a line, flushed at once."
     def __init__(self,
@@ -251,11 +259,11 @@ class JSONLogger:
 
     def log(self, **record):
         "Write one record."
-        self.file.write(json.dumps(record, default=plain) + '\n')
-        self.file.flush()
+        with written(self.path): self.file.write(json.dumps(record, default=plain) + '\n'); self.file.flush()
 
     def __enter__(self): return self
-    def __exit__(self, *_): self.file.close()
+    def __exit__(self, *_):
+        with suppress(OSError): self.file.close()   # what could not be written was said
 
 # %% ../../nbs/00_utils/02_files.ipynb #5e41c7f1
 class NoRecords(UserError, ValueError): "A file that should hold a JSON object a line, and does not."

@@ -53,7 +53,7 @@ def arrays_header(
     return names, len(text).to_bytes(8, 'little') + text
 
 # %% ../../nbs/00_utils/03_safetensors.ipynb #72f22e92
-PIECE = 2**18   # bytes read at a time: what was read is hashed while the core still has it in its own cache
+PIECE = 2**19   # bytes read at a time: what was read is hashed while the core still has it in its own cache
 
 class CRC:
     "CRC-32, which older files have, as `xxh3_64` is called."
@@ -200,9 +200,9 @@ def read_array(
 
 # %% ../../nbs/00_utils/03_safetensors.ipynb #a1c0de23
 @lru_cache
-def say_unsealed(path):
+def say_unsealed(path, what="its tensors' names, types and shapes"):
     "Say once that a file can't be checked."
-    print(f"note: {path} has no checksums of its tensors' names, types and shapes (an older nativebit or "
+    print(f"note: {path} has no checksums of {what} (an older nativebit or "
           "another program made it); it is taken as it is", file=sys.stderr)
 
 def check_sums(

@@ -1,6 +1,7 @@
 """Mutants of files, from a seed: the mutator knows where headers, lengths, names, types and shapes stand, and damages those as often as bytes.
 Nothing is stored: a mutant is its seed. What it makes is read by our own guards before any other library sees it."""
 import io, json, random, re, struct, zipfile
+from copy import deepcopy
 
 NUMBERS = [0, 1, -1, 2, 3, 7, 31, 32, 33, 127, 128, 255, 256, 65535, 65536, 2**31-1, 2**31, 2**32-1, 2**32, 2**48, 2**53, 2**63-1, 2**63, 2**64-1, 10**30, -2**63, .5, -1.5, 1e-300, 1e308, float('nan'), float('inf'), -float('inf')]
 WORDS = ['', 'x', ' ', '.', '..', '/', '../x', 'F32', 'F16', 'BF16', 'I8', 'U8', 'I32', 'I64', 'F64', 'BOOL', 'F8_E4M3', 'F8_E5M2', 'float32', 'int8', 'default', 'llama', 'é', '\u0000', '\ud800', 'x'*300, '9'*40, 'null']
@@ -45,7 +46,7 @@ def other(x, r):
     "Another value in place of one: near it, of its kind, or of any."
     if isinstance(x, str) and len(x) > 1 and x[0] in '{[' and r.random() < .7: return json_text(x, r)   # JSON in a string, as metadata hold it
     near = dict(bool=lambda: not x, int=lambda: r.choice([x+1, x-1, 2*x, -x, x//2, x*2**20, float(x)]), float=lambda: r.choice([x*2, -x, int(x) if abs(x) < 1e300 else 0, str(x)]),
-                str=lambda: r.choice([x[:-1], x + 'x', x.upper(), x[::-1], x.replace('0', '1'), x[:1] + chr(ord(x[1]) ^ 1) + x[2:] if len(x) > 1 else 'y']), list=lambda: r.choice([x[::-1], x + x, x[:-1], x + [r.choice(NUMBERS)], [x]]),
+                str=lambda: r.choice([x[:-1], x + 'x', x.upper(), x[::-1], x.replace('0', '1'), x[:1] + chr(ord(x[1]) ^ 1) + x[2:] if len(x) > 1 else 'y']), list=lambda: r.choice([x[::-1], x + deepcopy(x), x[:-1], x + [r.choice(NUMBERS)], [x]]),
                 dict=lambda: dict(r.sample([*x.items()], max(0, len(x) - 1)))).get(type(x).__name__)
     if near and r.random() < .5: return near()
     return r.choice([r.choice(NUMBERS), r.choice(WORDS), None, True, False, [], {}, [0], nested(r, r.choice([2, 20, 90])), [r.choice(NUMBERS)]*r.choice([1, 2, 3, 40])])
@@ -127,6 +128,8 @@ def npz_file(data, r):
         for n,x in held.items(): z.writestr(n.encode('utf-8', 'replace').decode() or 'z', x)
     return out.getvalue()
 
+def npy_file(data, r): return npy_header(data, r) if r.random() < .6 else bytes_of(data, r)
+
 # ---- GGUF ---------------------------------------------------------------------------------------------------
 
 SIZES = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
@@ -168,7 +171,7 @@ def gguf_file(data, r, cache={}):
 
 # ---- folders ------------------------------------------------------------------------------------------------
 
-def kind_of(name): return next((f for end,f in (('.json', json_file), ('.safetensors', safetensors_file), ('.npz', npz_file), ('.gguf', gguf_file)) if name.endswith(end)), bytes_of)
+def kind_of(name): return next((f for end,f in (('.json', json_file), ('.safetensors', safetensors_file), ('.npz', npz_file), ('.npy', npy_file), ('.gguf', gguf_file), ('again.nbpack', safetensors_file)) if name.endswith(end)), bytes_of)
 
 def mutant(
     files:dict,   # {name: bytes} of what a reader is given

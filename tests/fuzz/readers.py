@@ -1,18 +1,27 @@
 """What is read: a small original of each of our formats and of those of others, written once, and what must come of it."""
 import io, json, os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from nativebit.config import Config, ModelConfig, QuantConfig, TrainConfig, config_to_dict
-from nativebit.formats.hf_folder import open_folder, packed_tensors, save_folder, save_tensors
-from nativebit.formats.nbpack import pack_tensors, read_pack, write_pack
+from nativebit.config import Config, ModelConfig, QuantConfig, TrainConfig, config_to_dict, override
+from nativebit.data.loader import prepare, sealed, so_far, unsealed, write_shards
+from nativebit.data.prompts import tokenizer_for
+from nativebit.data.tokenizers import ByteTokenizer, digest, pack_notes
+from nativebit.formats.hf_folder import open_folder, packed_tensors, save_folder, save_tensors, stored_rows
+from nativebit.formats.nbpack import metadata_crc, pack_tensors, read_pack, write_pack
 from nativebit.formats.size import matrix_stored, param_shapes
 from nativebit.interop.convert import open_model
+from nativebit.interop.export import pack_of
 from nativebit.interop.families import hf_names
+from nativebit.interop.ours import hub_files
 from nativebit.models import checkpoint as checkpoints
 from nativebit.formats.kinds import folder_kind
+from nativebit.pipelines.chat import chat_template, renderer, special_tokens
 from nativebit.quant.blocks import to_blocks, from_blocks
+from nativebit.pipelines.self_data import chat_parts
+from nativebit.utils.cli import UserError
 from nativebit.utils.pytree import leaf_names
 from nativebit.utils.safetensors import save_arrays
 
@@ -54,6 +63,46 @@ def folder_parts():
 
 def packed_folder(d, max_shard=2**30): save_folder(d/'q', HF, QUANT, folder_parts(), max_shard=max_shard)
 
+def row_parts():
+    for n,x in folder_parts(): yield from stored_rows(n.removesuffix('.weight'), x) if n.endswith('embed_tokens.weight') else [(n, x)]
+
+def row_folder(d): save_folder(d/'q', HF, QUANT, row_parts(), embed='int8')
+
+def tokenizer_text():
+    "A tokenizer.json of 40 tokens with all its parts."
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    names = ['<unk>', '<s>', '</s>', '▁', *'abcdefghijklmnopqrstuvwxyz', 'ab', '▁ab', '<0x41>']
+    t = Tokenizer(models.BPE({n: i for i,n in enumerate(names)}, [('a', 'b'), ('▁', 'ab')], unk_token='<unk>', byte_fallback=True))
+    t.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r'\d+|.'), 'isolated'), pre_tokenizers.Metaspace('▁', 'never')])
+    t.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)])
+    t.add_special_tokens([AddedToken(n, special=True) for n in names[:3]])
+    t.post_processor = processors.TemplateProcessing('<s> $A', '<s> $A $B', [('<s>', 1)])
+    return t.to_str()
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] | trim }}]{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+
+def small(d):
+    "The small files of a model, as they are before a packed file takes them."
+    (d/'s').mkdir(); own = dict(bos_token='<s>', eos_token=dict(content='</s>', special=True), chat_template=[dict(name='default', template=TEMPLATE)], clean_up_tokenization_spaces=False)
+    for n,x in {'config.json': HF | dict(eos_token_id=2), 'generation_config.json': dict(eos_token_id=[2], temperature=.7), 'tokenizer_config.json': own, 'special_tokens_map.json': dict(bos_token='<s>')}.items(): (d/'s'/n).write_text(json.dumps(x))
+    (d/'s'/'tokenizer.json').write_text(tokenizer_text()); (d/'s'/'LICENSE').write_text('Any use.')
+
+def carrying(d, files:dict, embed='bfloat16', tokenizer=dict(name='', ends=[2])):
+    "A packed file with small files in it."
+    cfg = Config('x', MODEL, QUANT, TrainConfig(tokenizer='tokenizer.json' if 'tokenizer.json' in files else ''))
+    return write_pack(d/'again.nbpack', pack_tensors(cfg, *packed(), embed=embed), cfg, tokenizer=tokenizer, files=files)
+
+def packed_with_files(d): small(d); carrying(d, {p.name: p.read_bytes() for p in (d/'s').iterdir()}, 'int8'); [p.unlink() for p in (d/'s').iterdir()]; (d/'s').rmdir()
+
+TEXTS = [('train', 'a b c ' * 40), ('train', 'some more text '*20), ('valid', 'x'*70), ('test', 'y'*70)]
+ABOUT = dict(dataset='self', source=['self', {'x': '1'}, 100, 0], tokenizer=digest('bytes'))
+def shards(d): (d/'d').mkdir(); write_shards(TEXTS, ByteTokenizer(), d/'d', ABOUT, 250)
+
+def half_shards(d):
+    "Shards that are being written."
+    shards(d); meta = unsealed(d/'d'/'meta.json'); (d/'d'/'meta.json').unlink(); (d/'d'/'progress.json').write_bytes(sealed(meta))
+
 def checkpoint(d, quantized=True):
     w, cfg = weights(), Config('x', MODEL, QuantConfig(8, (1, 16), 'float32', nativebit=quantized), TrainConfig(compute_dtype='float32'))
     books = {n.replace('.weight', '.codebook'): np.sort(np.random.default_rng(1).standard_normal(matrix_stored(x.shape, cfg.quant)['codebook'].shape).astype(np.float32), 1) for n,x in w.items() if x.ndim == 2 and n != 'embed'}
@@ -92,6 +141,49 @@ def read_source(p):
     s = open_model(p); s.files
     return {n: s.read(n) for n in s.names}
 
+def read_rows(p):
+    f = open_folder(p); cfg, tensors = pack_of(f, exact=True)
+    return {n: np.asarray(x) for n,x in {**tensors, **read_folder(p)}.items()}
+
+def used_files(pack):
+    "What comes of the files in a packed file: tokens, a chat's text, and what export writes beside the weights."
+    cfg, files = pack.config, pack.files
+    tok = tokenizer_for(cfg, pack.meta['tokenizer'])
+    ids = tok.encode('ab cab.')
+    text = tok.decode(ids) + ' '.join(map(str, tok.ends))
+    if template := chat_template(files): text += renderer(template, special_tokens(files))([dict(role='user', content='ab'), dict(role='assistant', content='c'), dict(role='user', content='d')])
+    return {'ids': np.array(ids), 'text': np.frombuffer(text.encode(errors='replace'), np.uint8), **{n: np.frombuffer(x, np.uint8) for n,x in {**files, **hub_files(cfg)}.items()}}
+
+def read_small(p):
+    "Small files, put into a packed file as they are beside a model, and read from it."
+    for left in p.parent.glob('.*'): left.unlink()
+    notes = pack_notes(Config('x', MODEL, QUANT, TrainConfig(tokenizer=str(p/'tokenizer.json'))))
+    chat_parts(notes['files'])
+    return used_files(read_pack(carrying(p.parent, notes['files'], tokenizer=notes['tokenizer'])))
+
+def read_carrying(p): x = read_pack(p); return {**x.weights(), **used_files(x)}
+
+def read_again(p):
+    "A packed file whose header's checksum is made to fit, whatever else is wrong with it."
+    b = p.read_bytes(); n = int.from_bytes(b[:8], 'little')
+    try: head = json.loads(b[8:8+n]); meta = head['__metadata__']; meta['crc'] = metadata_crc(meta)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError): pass
+    else: text = json.dumps(head).encode(); p.write_bytes(len(text).to_bytes(8, 'little') + text + b[8+n:])
+    return read_carrying(p)
+
+def read_tokens(p): tokens, meta = prepare(f'shards:{p}', ByteTokenizer()); return {**{s: np.asarray(x[:]) for s,x in tokens.items()}, 'meta': np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8)}
+
+def read_half(p):
+    meta = so_far(p, ABOUT)
+    if not meta['sums']: raise UserError('begun anew')
+    return {'meta': np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8)}
+
+def read_unsealed(p):
+    "Shards of an older nativebit."
+    f = p/'meta.json'
+    with suppress(OSError, ValueError, AttributeError, RecursionError): x = json.loads(f.read_text()); x.pop('sum', 0); x.pop('sums', 0); f.write_text(json.dumps(x))
+    return read_tokens(p)
+
 class Reader(NamedTuple):
     write:object     # of a folder: makes the original in it
     where:str        # what is read, in that folder
@@ -109,4 +201,11 @@ READERS = {
     'hub folder': Reader(hub, 'm', read_source, False),
     'hub folder, sharded': Reader(lambda d: hub(d, 1500), 'm', read_source, False, {'m/config.json': 1, 'm/model.safetensors.index.json': 3, 'm/model-00001-of-00006.safetensors': 1}),
     'gguf': Reader(gguf, 'x.gguf', read_source, False),
+    'packed file with files': Reader(packed_with_files, 'again.nbpack', read_carrying, True),
+    'packed file, sealed again': Reader(packed_with_files, 'again.nbpack', read_again, False),
+    'files in a packed file': Reader(small, 's', read_small, False, {'s/tokenizer.json': 4, 's/tokenizer_config.json': 2, 's/config.json': 1, 's/generation_config.json': 1, 's/special_tokens_map.json': 1}),
+    'packed folder, int8 rows': Reader(row_folder, 'q', read_rows, True, {'q/model.safetensors': 3, 'q/config.json': 1}),
+    'shards, half written': Reader(half_shards, 'd', read_half, True, {'d/progress.json': 1}),
+    'shards without checksums': Reader(shards, 'd', read_unsealed, False, {'d/meta.json': 3, 'd/train-00000.npy': 3}),
+    'shards': Reader(shards, 'd', read_tokens, True, {'d/meta.json': 3, 'd/train-00000.npy': 2, 'd/train-00001.npy': 1, 'd/valid-00000.npy': 1}),
 }

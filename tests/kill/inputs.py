@@ -47,6 +47,8 @@ PROGRAMS = {
     'convert a GGUF file': ('convert x.gguf --out cg', True),
     'train a tokenizer': ('data text:t.txt --config stdlib-5m --train-tokenizer-to new.json', True),
     'prepare data': ('data text:t.txt --config tiny', True),
+    'synthesize': ('synthesize c --tokens 160 --context-len 8 --out own', False),
+    'quantize with its own text': ('quantize m --data self --geometry lut-b --calibration-tokens 256 --no-report --out qs', False),
     'pack': ('pack cq --out p.nbpack', False),
     'pack a float checkpoint': ('pack c --posthoc kmeans --out pc.nbpack', False),
     'quantize': ('quantize m --method kmeans --out qk', False),

@@ -84,7 +84,8 @@ OTHERS = [('unknown', ['nonsense']), ('empty', ['']), ('nearly', ['quantise', 'm
 
 RIGHT = [   # is no mistake, and why: (program, what) as regular expressions
     ('evaluate|compare|generate|generate_torch|chat|posthoc|demo|quantize|train', '--(max|test|calibration)-tokens=9{30}', "more than there are: all of them"),
-    ('train', '--(log-every|val-every|save-every|requantize-every|warmup-steps|val-batches|keep)=9{30}', "more than there are: never, or all of them"),
+    ('train', '--(log-every|val-every|save-every|requantize-every|val-batches|keep)=9{30}', "more than there are: never, or all of them; a run of 6 steps ends with the weights and records of one with a million"),
+    ('train', '--warmup-steps=9{30}', "longer than the run: a note says that all of it is warm-up"),
     ('generate|generate_torch', '--context=9{30}', "more than the network reads: as much as it reads"),
     ('results', '--minutes=1e999', "no limit, as by default"),
     ('train', r'--name=(~nobody/x|t\.txt|empty|nothing|binary|latin\.txt|deep\.jsonl|list|nested|fieldless|other|deepconfig|noconfig|bert|missing(/folder)?)', "names as good as others: of logs/NAME"),
