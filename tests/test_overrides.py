@@ -181,7 +181,7 @@ def test_each_matrix_learns_as_in_a_network_of_its_geometry():
         return leaf_names(new.quant_state)
     mixed, plain, four = [moved(c) for c in (override(cfg, overrides=override_pairs({'*.down': '4bit', '*.q': 'float'})), cfg, override(cfg, geometry='4bit'))]
     assert {n for n in plain if n not in mixed} == {n for n in plain if '.attn.q.' in n}
-    for n,x in mixed.items(): assert np.array_equal(x, (four if '.down.' in n else plain)[n]), n
+    for n,x in mixed.items(): np.testing.assert_allclose(x, (four if '.down.' in n else plain)[n], rtol=3e-6, err_msg=n)   # other programs may sum in another order
 
 def test_layers_that_differ_are_no_loop(monkeypatch):
     monkeypatch.setattr(transformer, 'DEEP', 3)
