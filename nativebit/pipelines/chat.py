@@ -187,9 +187,9 @@ def main(
     model:str,
     system:str=None,       # an instruction in front of the talk
     max_tokens:int=512,    # of an answer
-    temperature:float=.7,  # 0: always the likeliest token
+    temperature:float=.3,  # 0: always the likeliest token; small models ramble where it is high
     top_k:int=0,           # keep so many of the likeliest tokens; 0: all
-    top_p:float=.95,       # keep the likeliest tokens that hold this share of the probability
+    top_p:float=.9,        # keep the likeliest tokens that hold this share of the probability
     seed:int=0,            # of the draws
     plain:bool=False,      # without the model's chat template: it continues the text
     backend:str='auto',    # jax, torch, or auto: PyTorch on an NVIDIA GPU, else JAX
