@@ -179,9 +179,10 @@ def test_each_matrix_learns_as_in_a_network_of_its_geometry():
     def moved(cfg):
         new = make_quant_ops(cfg.quant)['requantize'](first_state(cfg, params, start_codebooks(cfg, params)))
         return leaf_names(new.quant_state)
-    mixed, plain, four = [moved(c) for c in (override(cfg, overrides=override_pairs({'*.down': '4bit', '*.q': 'float'})), cfg, override(cfg, geometry='4bit'))]
+    with jax.disable_jit():   # programs of several matrices may sum in another order
+        mixed, plain, four = [moved(c) for c in (override(cfg, overrides=override_pairs({'*.down': '4bit', '*.q': 'float'})), cfg, override(cfg, geometry='4bit'))]
     assert {n for n in plain if n not in mixed} == {n for n in plain if '.attn.q.' in n}
-    for n,x in mixed.items(): np.testing.assert_allclose(x, (four if '.down.' in n else plain)[n], rtol=3e-6, err_msg=n)   # other programs may sum in another order
+    for n,x in mixed.items(): assert np.array_equal(x, (four if '.down.' in n else plain)[n]), n
 
 def test_layers_that_differ_are_no_loop(monkeypatch):
     monkeypatch.setattr(transformer, 'DEEP', 3)

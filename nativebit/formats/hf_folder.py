@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHOD', 'VERSION', 'MIXED', 'WITH_ROWS', 'FEWER', 'HINT', 'GUARD', 'FEW', 'GEOMETRY', 'SCALE', 'SUFFIXES', 'SHARD',
            'METADATA', 'TIED', 'version_of', 'quant_to_dict', 'packed_config', 'check_quant', 'geometry_note',
-           'check_geometry', 'stored_rows', 'folded', 'unfolded', 'row_shape', 'is_rows', 'row_misfit',
+           'check_geometry', 'stored_rows', 'folded_codes', 'unfolded_codes', 'row_shape', 'is_rows', 'row_misfit',
            'packed_tensors', 'stored_linear', 'linear_misfit', 'is_packed', 'save_shard', 'shards', 'save_tensors',
            'save_folder', 'read_shard', 'Folder', 'linear_names', 'check_linears', 'check_bytes', 'check_folder',
            'shapes_of', 'read_files', 'open_folder']
@@ -113,9 +113,9 @@ def stored_rows(
     "An embedding or a head with a scale a row."
     bits = ROWS[embed]
     codes, scale = rounded_rows(w.astype(np.float32), bits)
-    yield from ((f'{P}.weight', folded(codes, bits)), (P + SCALE, scale))
+    yield from ((f'{P}.weight', folded_codes(codes, bits)), (P + SCALE, scale))
 
-def folded(
+def folded_codes(
     codes:np.ndarray,  # (V, D) int8
     bits:int,          # of a number
 )->np.ndarray:         # the same; of fewer than 8 bits (V, bits, D/8) uint8, which says how many
@@ -125,8 +125,8 @@ def folded(
                         f"{codes.shape[1]}; use --embed int8")
     return fold_rows(codes, bits).reshape(len(codes), bits, -1)
 
-def unfolded(rows:np.ndarray)->np.ndarray:
-    "The inverse of `folded`."
+def unfolded_codes(rows:np.ndarray)->np.ndarray:
+    "The inverse of `folded_codes`."
     return rows if rows.ndim == 2 else unfold_rows(rows.reshape(len(rows), -1), rows.shape[1])
 
 def row_shape(shape)->tuple:
@@ -301,7 +301,9 @@ class Folder:
         "How embedding and head are stored, a key of `ROWS`; '' in float."
         shapes = [self.types[f'{P}.weight'][1] for P in self.rows]
         return '' if not shapes else 'int8' if len(shapes[0]) == 2 else str(shapes[0][1])
-    def row_codes(self, P:str)->tuple: return unfolded(self.tensors[f'{P}.weight']), self.tensors[P + SCALE]
+    def row_codes(self, P:str)->tuple:
+        "Codes (V, D) int8 and scales (V,) of a module of rows."
+        return unfolded_codes(self.tensors[f'{P}.weight']), self.tensors[P + SCALE]
     def float_tensor(self, n:str)->np.ndarray:
         "A tensor that is in no quantized module: as stored; of rows, looked up in float32."
         P = n.removesuffix('.weight')

@@ -28,7 +28,7 @@ from ..quant.blocks import block_of
 from ..formats.size import matrix_stored
 from ..utils.safetensors import TYPE_CODES, full_sum, hashed
 from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, SCALE, VERSION, Folder, check_quant,
-                                         folded, quant_to_dict, read_files, unfolded)
+                                         folded_codes, quant_to_dict, read_files, unfolded_codes)
 from ..formats.bitpacking import QuantizedTensor
 from ..formats.nbpack import rounded_rows
 from ..kernels.ops import lut_linear
@@ -213,7 +213,7 @@ def rows_to_float(
                         "or quantize with --embed bfloat16")
     scale, codes = m.weight_scale, m.weight.data
     m.row_bits = 8 if codes.ndim == 2 else codes.shape[1]
-    if codes.ndim == 3: codes = torch.from_numpy(unfolded(codes.cpu().numpy())).to(codes.device)
+    if codes.ndim == 3: codes = torch.from_numpy(unfolded_codes(codes.cpu().numpy())).to(codes.device)
     m.weight.data = torch.empty_like(codes, dtype=dtype)
     for w,c,s in zip(*(x.split(4096) for x in (m.weight.data, codes, scale))): w.copy_(c.float()*s[:, None])
     m.weight.requires_grad_(True)
@@ -224,16 +224,16 @@ def rows_again(
     w:Tensor,      # (V, D)
     scale:Tensor,  # (V,) that it was made with
     bits:int=8,    # of a code
-)->tuple:          # codes as of `folded`, scale (V,) float32
+)->tuple:          # codes as of `folded_codes`, scale (V,) float32
     "The inverse of `rows_to_float`; weights that were changed since get rows of their own."
     scale, codes = scale.to(w.device), torch.empty(w.shape, dtype=torch.int8, device=w.device)
     if len(scale) == len(w):
         codes = (w.float()/scale[:, None]).round().clamp(1 - 2**(bits-1), 2**(bits-1) - 1)
         if torch.equal((codes*scale[:, None]).to(w.dtype), w):
             codes = codes.to(torch.int8)
-            return codes if bits == 8 else torch.from_numpy(folded(codes.cpu().numpy(), bits)), scale
+            return codes if bits == 8 else torch.from_numpy(folded_codes(codes.cpu().numpy(), bits)), scale
     new, s = rounded_rows(w.float().cpu().numpy(), bits)
-    return torch.from_numpy(folded(new, bits)), torch.from_numpy(s)
+    return torch.from_numpy(folded_codes(new, bits)), torch.from_numpy(s)
 
 def with_rows(
     model, state:dict,  # its state_dict

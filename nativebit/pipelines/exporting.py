@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import ml_dtypes
 from ..utils.cli import UserError, need, next_step
 from ..utils.files import whole_folder
-from ..formats.hf_folder import (SCALE, SHARD, folded, open_folder, save_folder, save_tensors,
+from ..formats.hf_folder import (SCALE, SHARD, folded_codes, open_folder, save_folder, save_tensors,
                                          stored_linear)
 from ..formats.kinds import kind_of
 from ..formats.nbpack import Pack, write_pack
@@ -75,7 +75,7 @@ def hub_tensors(o:Opened):
     for n,theirs in names.items():
         P = n.removesuffix('.weight')
         if rows and n in ('embed', 'head'):
-            yield theirs, folded(o.pack.tensors[n], ROWS[rows])
+            yield theirs, folded_codes(o.pack.tensors[n], ROWS[rows])
             yield theirs.removesuffix('.weight') + SCALE, o.pack.tensors[f'{n}.scale']
         elif o.pack.geometry(P) is None: yield theirs, o.pack.weight(n).astype(ml_dtypes.bfloat16)
         else: yield from stored_linear(theirs.removesuffix('.weight'), o.pack.tensor(P))
