@@ -110,7 +110,7 @@ GEOMETRIES = Geometries({
 IN_FLOAT = 'float'   # no geometry: the matrix stays as it is
 ENTRY_BITS = dict(float32=32, float16=16, int8=8, float8_e4m3=8)   # by the type that entries are stored in
 CODEBOOK_DTYPES = tuple(ENTRY_BITS)
-STARTS = ('quantile', 'kmeans', 'gptq')
+STARTS = ('quantile', 'kmeans', 'gptq', 'fisher')
 SCHEDULES = ('warmup', 'constant', 'anneal', 'ramp')
 
 # %% ../nbs/00_config.ipynb #3bd14e25
@@ -128,7 +128,8 @@ class QuantConfig:
     block_shape:tuple = (1, 128)
     codebook_dtype:str = 'float32'   # entries are stored in it: float32, float16, int8 or float8_e4m3
     nativebit:bool = True            # False: every matrix stays in float
-    # first codebook of a block: 'quantile', 'kmeans' (Lloyd to convergence) or 'gptq' (07_ptq/01_gptq)
+    # first codebook of a block: 'quantile', 'kmeans' (Lloyd to convergence), 'gptq' (07_ptq/01_gptq) or
+    # 'fisher' (07_ptq/06_fisher); the last two read text
     start:str = 'quantile'
     ema_decay:float = 0.99           # share of the old counts and sums kept at each update
     use_canonical_ema:bool = True    # False: the batch-mean update, kept for comparison
@@ -285,7 +286,7 @@ class TrainConfig(StepConfig):
     settle:float = 0.
     delay_quant_steps:int = 0         # train in float for so many steps first
     teacher:str = ''  # float checkpoint of the same shape to distill from; '': the one the run starts from
-    calibration_tokens:int = 32768    # of the training split, read by `start='gptq'`
+    calibration_tokens:int = 32768    # of the training split, read by the starts 'gptq' and 'fisher'
     log_every:int = 10                # steps between two log records
     val_every:int = 500               # steps between two validations
     val_batches:int = 20              # batches a validation reads
@@ -346,8 +347,8 @@ FIELD_PART = {f.name: part for part,cls in PARTS.items() for f in fields(cls)}
 RECIPES = {
     'published': dict(start='quantile', quant_reg_weight=1., distill_weight=0., lr=1e-4, weight_decay=.01,
                       warmup_steps=200, max_steps=5000),
-    'qat':       dict(start='kmeans', quant_reg_weight=0., distill_weight=1., lr=1e-4, weight_decay=0.,
-                      warmup_steps=50, codebook_lr=1., requantize_every=1),
+    'qat':       dict(start='fisher', quant_reg_weight=0., distill_weight=1., lr=1e-4, lr_end=0.,
+                      weight_decay=0., warmup_steps=50, codebook_lr=1., requantize_every=1),
 }
 
 def named(kind, name, table):

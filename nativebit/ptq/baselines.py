@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'BLOCK_BITS', 'CALIBRATED', 'held_as', 'method_bits', 'pos
 # %% ../../nbs/07_ptq/03_baselines.ipynb #194f2af8
 import math, re
 from dataclasses import replace
+from functools import partial
 from jaxtyping import Array, Float
 from ..models.checkpoint import load_network
 from ..quant.codebook import bits_per_weight, init_codebook, kmeans_codebook, hard_params, hard_weight
@@ -20,6 +21,7 @@ from ..utils.pytree import count_params, leaf_names
 from ..data.loader import prepare, calibration_batches
 from ..evaluation.perplexity import as_read, compare, evaluate_ppl
 from .from_weights import nf_codebook, rtn_codebook
+from .fisher import fisher_params
 from .gptq import gptq_params
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #a07aa6ee
@@ -55,8 +57,8 @@ def posthoc_weight(
                        held_as(method, quant))
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #400953fd
-# arguments of `gptq_params`
-CALIBRATED = {'hkmeans': dict(feedback=False), 'gptq-plain': dict(rounds=0), 'gptq': {}}
+CALIBRATED = {'hkmeans': partial(gptq_params, feedback=False), 'gptq-plain': partial(gptq_params, rounds=0),
+              'gptq': gptq_params, 'fisher': fisher_params}
 
 # %% ../../nbs/07_ptq/03_baselines.ipynb #53b86048
 def posthoc_books(
@@ -73,7 +75,7 @@ def posthoc_books(
         raise UserError(suggest('method', method, [*METHODS, *CALIBRATED]))
     if method in CALIBRATED and calibration is None:
         raise UserError(f"{method} needs text to calibrate on: give cfg and calibration")
-    if method in CALIBRATED: return gptq_params(cfg, params, calibration, quant, **CALIBRATED[method])
+    if method in CALIBRATED: return CALIBRATED[method](cfg, params, calibration, quant)
     book = lambda w: METHODS[method](to_blocks(w, quant.block_shape), quant.n_entries)
     return (params, {n.replace('.weight', '.codebook'): book(w)
                      for n,w in leaf_names(params).items() if re.search(MATRIX, n)})

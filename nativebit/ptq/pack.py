@@ -19,23 +19,23 @@ from ..data.tokenizers import load_tokenizer, pack_notes, tokenizer_note
 # %% ../../nbs/07_ptq/04_pack.ipynb #a6ccd1a8
 def posthoc_network(
     cfg:Config, params,  # a float network
-    start:str,           # 'quantile', 'kmeans' or 'gptq'
+    start:str,           # one of `STARTS`
     geometry=None,       # a key of `GEOMETRIES`; None: the config's own
 )->tuple:  # (Config, tree of evaluated weights, {'layers.0.attn.q.codebook': float32 codebooks, …})
     "Codebooks for a float network, without training."
-    from nativebit.ptq.gptq import gptq_params
+    from nativebit.ptq.baselines import CALIBRATED
     from nativebit.quant.codebook import hard_params
     from nativebit.quant.linear import start_layer
     from nativebit.utils.pytree import leaf_names
     cfg = override(cfg, nativebit=True, start=start, geometry=geometry)
-    if start == 'gptq': params, books = gptq_params(cfg, params, calibration(cfg), cfg.quant)
+    if start in CALIBRATED: params, books = CALIBRATED[start](cfg, params, calibration(cfg), cfg.quant)
     else:
         flat, own = leaf_names(params), {n: cfg.quant.of(n) for n in matrix_shapes(cfg.model)}
         books = {f'{n}.codebook': start_layer(flat[f'{n}.weight'], q)['codebook'] for n,q in own.items() if q}
     return cfg, hard_params(params, books, cfg.quant), books
 
 def calibration(cfg:Config):
-    "The text that GPTQ reads: windows of the training split that the config names."
+    "The text that GPTQ and gradients read: windows of the training split that the config names."
     from nativebit.ptq.baselines import calibration_text
     return calibration_text(cfg, cfg.train.dataset, load_tokenizer(cfg.model.vocab_size, cfg.train.tokenizer),
                             cfg.train.calibration_tokens)
@@ -43,7 +43,7 @@ def calibration(cfg:Config):
 # %% ../../nbs/07_ptq/04_pack.ipynb #214a05cb
 def checkpoint_network(
     ckpt,           # checkpoint folder
-    posthoc=None,   # for a float one: 'quantile', 'kmeans' or 'gptq'
+    posthoc=None,   # for a float one: one of `STARTS`
     geometry=None,  # with `posthoc`
 )->tuple:           # (Config, {name: evaluated weights}, {'layers.0.attn.q': (codes, scale), …})
     """What there is to pack of a checkpoint.

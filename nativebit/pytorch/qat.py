@@ -36,8 +36,9 @@ def geometry_of(
     if not config.nativebit:
         raise UserError("this QuantConfig has nativebit=False, and there would be nothing to quantize; "
                         "give one with nativebit=True")
-    if config.start == 'gptq':
-        raise UserError("start='gptq' reads text, and quantize_ is given none; choose 'kmeans' or 'quantile'")
+    if config.start not in ('quantile', 'kmeans'):
+        raise UserError(f"start={config.start!r} reads text, and quantize_ is given none; "
+                        "choose 'kmeans' or 'quantile'")
     return config
 
 def prepared(model)->dict:

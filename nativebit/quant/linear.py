@@ -30,7 +30,8 @@ def first_memory(cb, quant)->EMAState|AdamState:
     "What moves codebooks has seen before it has seen anything."
     return (adam_init if quant.codebook_lr else ema_init)(cb)
 
-FIRST = dict(quantile=init_codebook, kmeans=kmeans_codebook, gptq=init_codebook)   # GPTQ replaces them
+# the last two are replaced by what text says (07_ptq)
+FIRST = dict(quantile=init_codebook, kmeans=kmeans_codebook, gptq=init_codebook, fisher=init_codebook)
 
 @partial(jax.jit, static_argnames='quant')
 def start_layer(

@@ -32,6 +32,7 @@ from ..evaluation.perplexity import as_read, lowered_nll, perplexity, token_nll
 from ..evaluation.run_page import write_report
 from ..formats.kinds import as_path, checkpoint_path
 from ..formats.overrides import check_overrides, override_pairs
+from ..ptq.fisher import lowered_fisher
 from ..ptq.gptq import lowered_gptq
 from ..quant.codebook import codebooks
 from ..quant.linear import compute_quant_diagnostics, lowered_diagnostics, quantized_params
@@ -279,10 +280,11 @@ def run_steps(cfg, state, data, states, **kw):
 def lowered_rest(
     cfg:Config,  # the run, on one device
 ):               # yields programs, traced
-    "What a run compiles beside its step, in the order of use: GPTQ where it starts from it, and evaluation."
+    "What a run compiles beside its step, in the order of use: what it starts from, and evaluation."
     state, q = state_shapes(structure(cfg)), cfg.quant
     batch = cfg.train.batch_size, cfg.model.context_len
     if q.nativebit and q.start == 'gptq': yield from lowered_gptq(cfg.model, q, batch)
+    if q.nativebit and q.start == 'fisher': yield lowered_fisher(cfg, batch)
     if q.nativebit: yield quantized_params.lower(nnx.merge_state(state.params, state.quant_state), q)
     # of `probe`
     for n in (cfg.model.context_len, 1):
@@ -437,7 +439,7 @@ def main(
     no_nativebit:bool=False,  # train in float
     init_from:str=None,       # start from this checkpoint: a run's name, a folder, .safetensors or .npz
     resume:bool=False,        # go on from the last saved state of logs/NAME; from the start if there is none
-    # published, or qat (teacher, no commitment, k-means start, entries by gradient); any flag given wins
+    # published, or qat (teacher, no commitment, start from gradients, learned entries); any flag given wins
     recipe:str=None,
     geometry:Param(geometry_help())=None,
     bits:int=None,            # index bits, another number than the geometry's
