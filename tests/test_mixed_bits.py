@@ -7,7 +7,7 @@ from nativebit.config import FAMILY, GEOMETRIES, ModelConfig, QuantConfig, geome
 from nativebit.formats.hf_folder import open_folder
 from nativebit.formats.size import matrix_shapes, matrix_stored
 from nativebit.pipelines import mixed_bits
-from nativebit.pipelines.mixed_bits import bit_range, cheapest, kept_losses, least_loss, matrix_bits, mixture, weights_of
+from nativebit.pipelines.mixed_bits import bit_range, cheapest, least_loss, mixture, units, weights_of
 from nativebit.pipelines.quantize import main, quantize
 from nativebit.utils.cli import UserError, one_sentence, parse_args
 from test_quantize import home   # a model of two layers
@@ -28,6 +28,7 @@ def test_a_mixture_is_what_is_stored_and_never_more_than_asked(shape, share, see
     quant = QuantConfig(**GEOMETRIES[mix.geometry], overrides=tuple(mix.overrides.items()))
     stored = 8*sum(x.nbytes for n, s in matrix_shapes(model).items() for x in matrix_stored(s, quant.of(n)).values())
     assert stored/weights_of(model) == mix.bits <= bits and mix.above >= -1e-9
+    assert all(len({quant.of(n) for n in group}) == 1 for group in units(model))
     assert share < 1 or mix.bits == high
 
 @settings(max_examples=30, deadline=None)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['GRID', 'LOSSES', 'TOKENS', 'SPAN', 'matrix_bits', 'weights_of', 'bit_range', 'check_budget', 'rounded',
            'layer_inputs', 'float_head', 'kl_behind', 'measured_losses', 'rank_correlation', 'head_pull', 'layer_pull',
-           'estimated_losses', 'cheapest', 'least_loss', 'Mix', 'text_windows', 'kept_losses', 'mixture', 'mix_bits']
+           'estimated_losses', 'cheapest', 'least_loss', 'units', 'Mix', 'text_windows', 'kept_losses', 'mixture',
+           'mix_bits']
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #40319ef4
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #e4bc390e
 import json
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..formats.size import matrix_shapes, matrix_stored
 from ..models.attention import exactly
 from ..models.transformer import rms_norm
 from .layerwise import embedded, layer_fn, paired_losses, read_layer
-from ..ptq.gptq import on_host
+from ..ptq.gptq import SAME_INPUT, on_host
 from ..quant.blocks import to_blocks
 from ..quant.codebook import hard_weight, host_kmeans, kmeans_codebook
 from ..utils.cli import UserError, need
@@ -28,7 +29,7 @@ from ..utils.progress import progress
 from ..utils.pytree import leaf_names, with_leaves
 from ..utils.safetensors import read_json
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #aae095b8
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #f0b95aa9
 def matrix_bits(
     model:ModelConfig,
 )->dict:   # {'layers.0.attn.q': bits that it takes in each geometry of `FAMILY`}
@@ -53,7 +54,7 @@ def check_budget(
     need(low <= bits <= high, 'bits', bits, f"2, 3, 4, or a mixture's, here between {low + 5e-4:.3f} and "
                                             f"{high - 5e-4:.3f} bits a weight, codebooks counted")
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #fff33403
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #45d75b78
 def rounded(
     w,             # (O, I) weights
     geometry:str,  # of `FAMILY`
@@ -85,7 +86,7 @@ def kl_behind(model, read, x, ys)->list:
     normed, none = lambda y: rms_norm(y, norm, model.norm_eps), jnp.zeros(x.shape[:2], jnp.int32)
     return [float(paired_losses(normed(x), normed(y), head, head, none)[2].mean()) for y in ys]
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #b3fcc678
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #e4490b09
 def measured_losses(
     model:ModelConfig, read, windows:np.ndarray,  # as of `layer_inputs`
     done=(),   # numbers of layers that are known
@@ -103,13 +104,13 @@ def measured_losses(
         kl = np.reshape(kl_behind(model, read, xs[-1], ys), (len(MATRICES), -1))
         yield i, {f'layers.{i}.{m}': x.tolist() for m,x in zip(MATRICES, kl)}
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #47af9e41
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #b6197f98
 def rank_correlation(a, b)->float:
     "Spearman's: do two lists put the same things first?"
     ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
     return float(np.corrcoef(*ranks)[0, 1])
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #25d1b99a
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #509edbc8
 @partial(jax.jit, static_argnums=4)
 @exactly
 def _head_pull(x, norm, head, keys, eps):
@@ -148,7 +149,7 @@ def layer_pull(
         return front, {n: s.sum(0) for n,s in squares.items()}
     return pull
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #37a29e04
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #1a1f5082
 def estimated_losses(
     model:ModelConfig, read, windows:np.ndarray, done=(),  # as of `measured_losses`
     seed:int=0,   # of the directions
@@ -164,7 +165,7 @@ def estimated_losses(
         kl = {f'layers.{i}.{m}': (np.asarray(squares[f'{m}.weight'])/windows.size).tolist() for m in w}
         if kl: yield i, kl
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #f4ef6113
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #9206a375
 GRID = 2**16   # steps of the budget
 
 def cheapest(
@@ -194,10 +195,20 @@ def least_loss(loss, cost, budget)->float:   # all as of `cheapest`
     price = lambda x: float((loss + x*cost).min(1).sum() - x*budget)
     return max(map(price, [0., *np.geomspace(1e-9, 1e3, 1000)*loss.sum()/cost.sum()]))
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #3509afcd
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #7d532a8a
 LOSSES = dict(estimated=estimated_losses, measured=measured_losses)
 TOKENS = dict(estimated=4096, measured=1024)   # that are read
 SPAN = 128   # of them in a window
+
+def units(
+    model:ModelConfig,
+)->list:   # of lists of names
+    "Matrices that get one geometry, since they read one input."
+    found = {}
+    for n in matrix_shapes(model):
+        layer, m = n.rsplit('.', 2)[0], '.'.join(n.rsplit('.', 2)[1:])
+        found.setdefault((layer, SAME_INPUT.get(m, m)), []).append(n)
+    return [*found.values()]
 
 class Mix(NamedTuple):
     "What a model's matrices get."
@@ -242,13 +253,13 @@ def mixture(
 )->Mix:
     "The best mixture for a number of bits. Raises `UserError` for bits that none takes."
     check_budget(model, bits)
-    budget, (names, cost) = int(bits*weights_of(model)), map(list, zip(*matrix_bits(model).items()))
-    loss, cost = np.array([losses[n] for n in names]), np.array(cost)
-    pick = cheapest(loss, cost, budget)
-    most = int(np.bincount(pick).argmax())
-    kl, spent = (float(x[range(len(pick)), pick].sum()) for x in (loss, cost))
-    least = least_loss(loss, cost, budget)
-    others = {n: FAMILY[k] for n,k in zip(names, pick) if k != most}
+    budget, cost, groups = int(bits*weights_of(model)), matrix_bits(model), units(model)
+    l, c = (np.array([np.sum([x[n] for n in g], 0) for g in groups]) for x in (losses, cost))
+    pick = cheapest(l, c, budget)
+    kl, spent = (float(x[range(len(pick)), pick].sum()) for x in (l, c))
+    each, least = {n: int(k) for g,k in zip(groups, pick) for n in g}, least_loss(l, c, budget)
+    most = int(np.bincount([*each.values()]).argmax())
+    others = {n: FAMILY[k] for n,k in each.items() if k != most}
     return Mix(FAMILY[most], others, spent/weights_of(model), kl, kl/least - 1 if least > 0 else 0.)
 
 def mix_bits(model:ModelConfig, mix:Mix)->np.ndarray:
