@@ -542,7 +542,8 @@ def mixed_job(
     "The same, each matrix with the geometry that suits it."
     from nativebit.pipelines.mixed_bits import kept_losses, mixture
     model = job.source.model
-    losses = kept_losses(model, job.source.read, windows, sensitivity, work/'losses.json')
+    by = 'gptq' if job.method == 'gptq' else 'kmeans'   # what training starts from, and nearly what rtn does
+    losses = kept_losses(model, job.source.read, windows, sensitivity, by, work/'losses.json')
     mix = mixture(model, losses, bits)
     quant = mixed_quant(model, mix.geometry, mix.overrides)
     return replace(job, geometry=mix.geometry, quant=quant, mix=mix, losses=losses)
