@@ -350,10 +350,13 @@ def check_request(method:str, geometry:str, data, settings=(), embed='auto'):
         raise UserError(f"--{next(iter(settings)).replace('_', '-')} is for the training run of qat, "
                         f"and {method} does not train; leave it out")
 
-def check_mixture(bits, overrides, sensitivity:str):
-    "Raise `UserError` for a mixture that is partly given, or chosen in an unknown way."
+def check_mixture(bits, overrides, sensitivity:str, apart=False):
+    "Raise `UserError` for a mixture that is partly given or chosen in an unknown way, and for flags of none."
     if sensitivity not in SENSITIVITIES:
         raise UserError(suggest('sensitivity', sensitivity, list(SENSITIVITIES)))
+    for name,given in dict(sensitivity=sensitivity != 'estimated', apart=apart).items():
+        if given and not is_mixture(bits):
+            raise UserError(f"--{name} is for a mixture, such as --bits 3.2; leave it out")
     if is_mixture(bits) and overrides:
         raise UserError(f"--bits {bits:g} chooses what each matrix gets; leave --override out, "
                         "or give it with --geometry")
@@ -537,14 +540,15 @@ def loss_windows(job:Job, bits:float, sensitivity:str):
 
 def mixed_job(
     job:Job, bits:float, sensitivity:str, windows,  # as of `loss_windows`, and what it returns
-    work,    # folder of unfinished work, which keeps the losses
+    rounding:str,  # one of `ROUNDINGS`: what the method, or its training, begins with
+    apart:bool,    # may matrices of one input differ?
+    work,          # folder of unfinished work, which keeps the losses
 )->Job:
     "The same, each matrix with the geometry that suits it."
     from nativebit.pipelines.mixed_bits import kept_losses, mixture
     model = job.source.model
-    by = 'gptq' if job.method == 'gptq' else 'kmeans'   # what training starts from, and nearly what rtn does
-    losses = kept_losses(model, job.source.read, windows, sensitivity, by, work/'losses.json')
-    mix = mixture(model, losses, bits)
+    losses = kept_losses(model, job.source.read, windows, sensitivity, rounding, work/'losses.json')
+    mix = mixture(model, losses, bits, apart)
     quant = mixed_quant(model, mix.geometry, mix.overrides)
     return replace(job, geometry=mix.geometry, quant=quant, mix=mix, losses=losses)
 
@@ -587,7 +591,7 @@ def layers_maker(
     return lambda: (source.read, by(load=partial(stored_layer, work), store=partial(store_layer, work)))
 
 def job_maker(
-    job:Job, bits, sensitivity:str,                     # as of `quantize`
+    job:Job, bits, sensitivity:str, apart:bool,         # as of `quantize`
     work, read_from, reading:dict, settings:dict,       # as of `layers_maker`
 ):                           # function that returns (`Job`, and what `layers_maker`'s function does)
     "`layers_maker`, for a mixture once its losses are known."
@@ -600,7 +604,8 @@ def job_maker(
         check_training(cfg, job.geometry, **reading, **settings)
     windows = loss_windows(job, bits, sensitivity)
     def ready():
-        mixed = mixed_job(job, bits, sensitivity, windows, work)
+        rounding = 'gptq' if 'gptq' in (job.method, settings.get('start')) else 'kmeans'
+        mixed = mixed_job(job, bits, sensitivity, windows, rounding, apart, work)
         return mixed, *make(mixed)()
     return ready
 
@@ -618,19 +623,20 @@ def quantize(
     overrides=(),  # {pattern: another geometry, or 'float'} of matrices by name, as of `override_pairs`
     report=False,                # write report.html into the folder
     sensitivity:str='estimated', # one of `SENSITIVITIES`, for a mixture
+    apart:bool=False,            # of a mixture: matrices of one input may differ
     **settings,                  # of the training run of qat; by default the recipe's
 )->Result:
     "Quantize a model into a folder that transformers loads. Raises `UserError` for whatever can't be done."
     geometry = geometry_of(geometry, bits, method)
     check_request(method, geometry, data, settings, embed)
-    check_mixture(bits, overrides, sensitivity)
+    check_mixture(bits, overrides, sensitivity, apart)
     reading = dict(test_tokens=test_tokens, calibration_tokens=calibration_tokens)
     job, read_from, text = begun_job(where, out, method, geometry, data, embed, context_len, overrides,
                                      calibration_tokens, settings)
     out, work = job.out, job.out.with_name(f'{job.out.name}.work')
-    make = job_maker(job, bits, sensitivity, work, read_from, reading, settings)
+    make = job_maker(job, bits, sensitivity, apart, work, read_from, reading, settings)
     setup = work_setup(job, context_len, text, calibration_tokens, settings)
-    if is_mixture(bits): setup |= dict(bits=bits, sensitivity=sensitivity, text=text)
+    if is_mixture(bits): setup |= dict(bits=bits, sensitivity=sensitivity, apart=apart, text=text)
     with one_writer(out, work/'.lock'):
         begin_work(work, setup)
         with kept_work(work):
@@ -691,8 +697,10 @@ def main(
     context_len:int=None,           # tokens a window; by default what the model takes, 2048 at most
     override:Param("what some matrices get instead, 'layers.0.*=float' or '*.down=4bit-128'; "
                    "given several times, the first pattern that matches wins", action='append')=None,
-    # how --bits 3.2 finds what a matrix loses: estimated (one backward pass) or measured (each alone is tried)
+    # how --bits 3.2 finds what a matrix loses: estimated (one backward pass) or measured (each is tried)
     sensitivity:str='estimated',
+    # with --bits 3.2: q, k and v, gate and up may differ; a tenth less KL, but packed decoding unpacks them
+    apart:bool=False,
     force:bool=False,               # exit with 0 though the model is broken
     json:bool=False,                # print one JSON object instead of the table
     no_report:bool=False,           # leave out report.html
@@ -707,7 +715,7 @@ def main(
         result = quantize(model, out, method, geometry, data, bits=bits, embed=embed, report=not no_report,
                           calibration_tokens=calibration_tokens, test_tokens=test_tokens,
                           context_len=context_len, overrides=override or (), sensitivity=sensitivity,
-                          **settings)
+                          apart=apart, **settings)
     except KeyboardInterrupt:
         print(f"stopped; what is done is in {out}.work, and the same command goes on", file=sys.stderr); raise
     tell(out, result, json, not no_report)
