@@ -30,6 +30,7 @@ def test_a_mixture_is_what_is_stored_and_never_more_than_asked(shape, share, see
     assert stored/weights_of(model) == mix.bits <= bits and mix.above >= -1e-9
     assert all(len({quant.of(n) for n in group}) == 1 for group in units(model))
     assert share < 1 or mix.bits == high
+    assert mixture(model, random_losses(model, seed), bits, apart=True).kl <= mix.kl + 1e-9
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32-1), st.floats(0, 1))
@@ -98,6 +99,8 @@ def test_estimated_is_near_measured(home):
     (['--bits', '3.2', '--geometry', 'int8'], 'give one of them'),
     (['--bits', '3.2', '--override', '*.down=4bit'], 'leave --override out'),
     (['--bits', '3.2', '--sensitivity', 'measure'], "did you mean 'measured'"),
+    (['--bits', '3', '--apart'], '--apart is for a mixture'),
+    (['--sensitivity', 'measured'], '--sensitivity is for a mixture'),
     (['--bits', '3.2', '--method', 'qat'], 'qat reads text'),
     (['--bits', '3.2', '--method', 'qat', '--data', 'text:some.txt', '--dropout', '2'], 'dropout=2.0 is not valid')])
 def test_refusals(home, args, says, monkeypatch):
