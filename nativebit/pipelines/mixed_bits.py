@@ -8,7 +8,7 @@ __all__ = ['ROUNDINGS', 'GRID', 'LOSSES', 'TOKENS', 'SPAN', 'matrix_bits', 'weig
            'layer_pull', 'estimated_losses', 'cheapest', 'least_loss', 'units', 'Mix', 'text_windows', 'kept_losses',
            'mixture', 'mix_bits']
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #6dcfa778
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #2aa43cb5
 import json
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from ..utils.progress import progress
 from ..utils.pytree import leaf_names, with_leaves
 from ..utils.safetensors import read_json
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #d9e8818d
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #c545f2df
 def matrix_bits(
     model:ModelConfig,
 )->dict:   # {'layers.0.attn.q': bits that it takes in each geometry of `FAMILY`}
@@ -54,7 +54,7 @@ def check_budget(
     need(low <= bits <= high, 'bits', bits, f"2, 3, 4, or a mixture's, here between {low + 5e-4:.3f} and "
                                             f"{high - 5e-4:.3f} bits a weight, codebooks counted")
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #b040f347
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #d1a7de4a
 def rounded(
     w,             # (O, I) weights
     geometry:str,  # of `FAMILY`
@@ -103,7 +103,7 @@ def kl_behind(model, read, x, ys)->list:
     normed, none = lambda y: rms_norm(y, norm, model.norm_eps), jnp.zeros(x.shape[:2], jnp.int32)
     return [float(paired_losses(normed(x), normed(y), head, head, none)[2].mean()) for y in ys]
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #5a62557e
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #fe5538c0
 def measured_losses(
     model:ModelConfig, read, windows:np.ndarray,  # as of `layer_inputs`
     done=(),          # numbers of layers that are known
@@ -122,13 +122,13 @@ def measured_losses(
         kl = np.reshape(kl_behind(model, read, xs[-1], ys), (len(MATRICES), -1))
         yield i, {f'layers.{i}.{m}': x.tolist() for m,x in zip(MATRICES, kl)}
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #a4e9b47d
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #692af9bb
 def rank_correlation(a, b)->float:
     "Spearman's: do two lists put the same things first?"
     ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
     return float(np.corrcoef(*ranks)[0, 1])
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #147151cf
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #2ac8a23f
 @partial(jax.jit, static_argnums=4)
 @exactly
 def _head_pull(x, norm, head, keys, eps):
@@ -167,7 +167,7 @@ def layer_pull(
         return front, {n: s.sum(0) for n,s in squares.items()}
     return pull
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #658e5ffe
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #2c7d6eb2
 def estimated_losses(
     model:ModelConfig, read, windows:np.ndarray, done=(), by:str='kmeans',  # as of `measured_losses`
     seed:int=0,   # of the directions
@@ -183,7 +183,7 @@ def estimated_losses(
         kl = lambda m: (np.asarray(squares[f'{m}.weight'])/windows.size).tolist()
         if i not in done: yield i, {f'layers.{i}.{m}': kl(m) for m in MATRICES}
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #f1e2ec21
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #1d9f4e4b
 GRID = 2**16   # steps of the budget
 
 def cheapest(
@@ -213,7 +213,7 @@ def least_loss(loss, cost, budget)->float:   # all as of `cheapest`
     price = lambda x: float((loss + x*cost).min(1).sum() - x*budget)
     return max(map(price, [0., *np.geomspace(1e-9, 1e3, 1000)*loss.sum()/cost.sum()]))
 
-# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #cde4b0bc
+# %% ../../nbs/13_pipelines/13_mixed_bits.ipynb #cd127a29
 LOSSES = dict(estimated=estimated_losses, measured=measured_losses)
 TOKENS = dict(estimated=4096, measured=1024)   # that are read
 SPAN = 128   # of them in a window
