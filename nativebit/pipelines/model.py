@@ -163,7 +163,7 @@ def quantize(
     data:str=None,
     # packed folder to write, where a stopped run goes on; None: a temporary one, which `save` copies
     out=None,
-    *, bits:int=None,      # 2, 3 or 4; None: 4, of qat 3
+    *, bits:float=None,    # 2, 3, 4, or what a mixture is to take, such as 3.2; None: 4, of qat 3
     tokenizer=None,        # transformers tokenizer of a transformers model; None: the one it was loaded with
     # what some matrices get instead: {'layers.0.*': 'float', '*.down': '4bit-128'}; the first pattern that
     # matches wins
@@ -172,13 +172,14 @@ def quantize(
     **settings,
 )->Model:                  # its `rows` are the table of what was lost, `verdict` says it in a word
     "Quantize a model. Raises `UserError` for whatever can't be done."
-    from nativebit.pipelines.quantize import check_request, geometry_of, quantize as write_packed
-    check_request(method, geometry := geometry_of(geometry, bits, method), data)
+    from nativebit.pipelines.quantize import check_request, geometry_of, is_mixture, quantize as write_packed
+    check_request(method, one := geometry_of(geometry, bits, method), data)
     home, live = TemporaryDirectory(prefix='nativebit-'), hasattr(where, 'save_pretrained')
     source = (saved_module(where, Path(home.name)/type(where).__name__, tokenizer) if live
               else where)
-    made = Path(out or Path(home.name)/f'{Path(source).name}-{geometry}')
-    result = write_packed(source, made, method, geometry, data, overrides=overrides, **settings)
+    kind = f'{bits:g}bit' if is_mixture(bits) else one
+    made = Path(out or Path(home.name)/f'{Path(source).name}-{kind}')
+    result = write_packed(source, made, method, geometry, data, bits=bits, overrides=overrides, **settings)
     if live: shutil.rmtree(source)
     model = load(made, settings.get('context_len'))
     model.rows, model.verdict, model.home = result.rows, result.verdict, None if out else home
