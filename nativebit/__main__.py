@@ -149,6 +149,7 @@ CHECKS = {   # of a parameter's value by its name, or by its command's and its o
     **dict.fromkeys(('data', 'dataset', 'calibration'), _text), 'texts': of('data.texts.named_texts'),
     'config': known_config,
     'geometry': lambda x: config.named('geometry', x, config.GEOMETRIES),   # or an earlier name
+    'posthoc.geometry': of('ptq.posthoc.chosen_geometries'),   # several, or all
     'recipe': one_of('recipe', config.RECIPES), 'grid': of('experiments.grids.parse_grid'),
     'quantize.data': of('data.corpora.check_readable'),
     'quantize.method': one_of('method', _keys('pipelines.quantize.METHODS')),

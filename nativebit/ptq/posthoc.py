@@ -68,13 +68,13 @@ def sweep_rows(
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #3e4885b8
 def main(
     ckpt:str='data/stdlib',        # float checkpoint: a run's name, or a folder
-    methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq
+    methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq, fisher
     geometry:Param(geometry_help('geometries, comma-separated, or all'))='3bit-128',
     bits:str='',                   # comma-separated index bits, such as 2,3,4; the geometry's own by default
     # evaluated on: stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER or text:FILES
     dataset:str='stdlib',
     max_tokens:int=None,           # of each split; all by default
-    # dataset whose training split hkmeans, gptq-plain and gptq read; by default the one of --dataset
+    # dataset whose training split hkmeans, gptq-plain, gptq and fisher read; by default the one of --dataset
     calibration:str=None,
     calibration_tokens:int=32768,  # how many of its tokens
     out:str=None,  # .jsonl file that keeps each row; given again, rows already in it are not made again
