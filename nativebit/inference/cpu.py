@@ -52,7 +52,7 @@ def layer_of(pack:Pack, i:int)->tuple:
     layer = Layer(*matrices, (ctypes.c_void_p*7)(*map(address, biases)), *map(address, norms))
     return layer, (matrices, biases, norms)
 
-# %% ../../nbs/10_inference/04_cpu.ipynb #f106909f
+# %% ../../nbs/10_inference/04_cpu.ipynb #050fdc0f
 BLOCK = 64   # tokens of a prompt that pass through the network at once
 
 class CpuNetwork:
@@ -66,7 +66,8 @@ class CpuNetwork:
         need(activations in ACTIVATIONS, 'activations', activations, f"one of {', '.join(ACTIVATIONS)}")
         if missing(): raise UserError(missing())
         self.model, self.length = pack.config.model, 0
-        for x in pack.tensors.values(): released(x)   # read when the file was checked
+        if pack.quantized:
+            for x in pack.tensors.values(): released(x)   # read when the file was checked
         layers, self.kept = zip(*[layer_of(pack, i) for i in range(self.model.n_layers)])
         self.embed = matrix_of(pack, 'embed')
         self.head = self.embed if self.model.tied else matrix_of(pack, 'head')
@@ -86,9 +87,8 @@ class CpuNetwork:
         need(length <= self.model.context_len, 'length', length, f"at most {self.model.context_len}")
         if length <= self.length: return
         m, n = self.model, -(-length//32)*32
-        n += 32*(n % 64 == 0)
         zeros = lambda *shape: np.zeros((m.n_layers, m.kv_heads, *shape), np.float32)
-        self.cache = zeros(m.head_dim, n), zeros(n, -(-m.head_dim//16)*16)
+        self.cache = zeros(n//32, m.head_dim, 32), zeros(n, -(-m.head_dim//16)*16)
         self.turns = [np.require(a, np.float32, 'C') for a in rotations(m, n)]
         self.net.keys, self.net.values = map(address, self.cache)
         self.net.cosines, self.net.sines = map(address, self.turns)

@@ -56,7 +56,7 @@ typedef struct {
     int32_t n_layers, D, N, Nkv, H, F, V, mode;      // mode: of matrices that are packed
     float eps; int32_t qk_norm;
     layer *layers; matrix *embed, *head; const float *norm, *cosines, *sines;   // (positions, H/2)
-    float *keys, *values; int64_t capacity;          // (layers, Nkv, H, capacity), (layers, Nkv, capacity, Hp)
+    float *keys, *values; int64_t capacity;          // (layers, Nkv, capacity/32, H, 32), (layers, Nkv, capacity, Hp)
 } model;
 
 #define ROUND(n, m) (((n) + (m) - 1)/(m)*(m))
@@ -216,7 +216,11 @@ void nb_layout(const matrix *m, const uint32_t *words, int64_t begin, int64_t en
 // ---- threads ---------------------------------------------------------------------------------------------------
 
 typedef struct {
-    int n; pthread_t *threads; long spins; pthread_mutex_t one;   // job at a time
+    int n; pthread_t *threads; long spins, yields; pthread_mutex_t one;   // job at a time
+#if defined(__linux__)
+    cpu_set_t cores;
+#endif
+    int bind;
     void (*job)(void *, int, int); void *with;
     atomic_int round, arrived, barrier, asleep, quit;
 } pool;
@@ -229,9 +233,11 @@ static void rest(void) {
 #endif
 }
 
-// Wait until `*word` is no longer `old`: some turns in a circle, then asleep.
+// Wait until `*word` is no longer `old`: a few microseconds in a circle, then letting others on this core go first
+// (who is waited for may be one of them), then asleep.
 static void wait_change(pool *p, atomic_int *word, int old) {
     for (long i = 0; i < p->spins; i++) { if (atomic_load_explicit(word, memory_order_acquire) != old) return; rest(); }
+    for (long i = 0; i < p->yields; i++) { if (atomic_load_explicit(word, memory_order_acquire) != old) return; sched_yield(); }
     atomic_fetch_add(&p->asleep, 1);
     while (atomic_load(word) == old) {
 #if defined(__linux__)
@@ -257,11 +263,24 @@ static void meet(pool *p) {   // all threads of a job
     else wait_change(p, &p->barrier, now);
 }
 
+// Thread i stays on the i-th core that this process may use: a scheduler sees threads that wait for each other as
+// idle and puts them on one core. The caller's own thread is free again after each job.
+static void stay(const pool *p, int i) {
+#if defined(__linux__)
+    if (p->bind && CPU_COUNT(&p->cores) >= p->n) for (int c = 0, k = 0; c < CPU_SETSIZE; c++) if (CPU_ISSET(c, &p->cores) && k++ == i) {
+        cpu_set_t one;
+        CPU_ZERO(&one); CPU_SET(c, &one);
+        sched_setaffinity(0, sizeof one, &one);
+    }
+#endif
+}
+
 typedef struct { pool *p; int i; } seat;
 
 static void *worker(void *arg) {
     seat s = *(seat *)arg;
     free(arg);
+    stay(s.p, s.i);
     for (int round = 0;; round++) {
         wait_change(s.p, &s.p->round, round);
         if (atomic_load(&s.p->quit)) return NULL;
@@ -270,10 +289,14 @@ static void *worker(void *arg) {
     }
 }
 
-pool *nb_pool(int n) {
+pool *nb_pool(int n, int bind) {
     pool *p = calloc(1, sizeof *p);
     if (!p) return NULL;
-    p->n = 1; p->spins = 4000;
+    p->bind = bind;
+#if defined(__linux__)
+    if (sched_getaffinity(0, sizeof p->cores, &p->cores)) p->bind = 0;
+#endif
+    p->n = 1; p->spins = bind ? 2000 : 50; p->yields = 100;
     pthread_mutex_init(&p->one, NULL);
     p->threads = calloc(n, sizeof *p->threads);
     int want = n;
@@ -300,9 +323,13 @@ static void together(pool *p, void (*job)(void *, int, int), void *with) {
     if (p->n == 1) { job(with, 0, 1); return; }
     pthread_mutex_lock(&p->one);
     p->job = job; p->with = with;
+    stay(p, 0);
     change(p, &p->round);
     job(with, 0, p->n);
     meet(p);
+#if defined(__linux__)
+    if (p->bind) sched_setaffinity(0, sizeof p->cores, &p->cores);
+#endif
     pthread_mutex_unlock(&p->one);
 }
 
@@ -321,7 +348,7 @@ typedef struct {
     void (*panel)(const matrix *, int64_t, int64_t, float *, int64_t);
     void (*norm)(const float *, const float *, float, int64_t, float *);
     void (*gate)(const float *, const float *, int64_t, float *);
-    void (*attend)(const model *, int64_t, const float *, int64_t, int64_t, int, int, float *, float *);
+    void (*attend)(const model *, int64_t, const float *, int64_t, int64_t, int, int, int, float *, float *);
 } isa;
 
 #define ISA_SCALAR 1
@@ -568,18 +595,26 @@ static void turn_job(step *s, int l, int i, int n) {
         turn(x, m->cosines + at*(m->H/2), m->sines + at*(m->H/2), m->H/2);
         if (h < m->N) continue;
         int64_t kv = (int64_t)l*m->Nkv + h - m->N;
-        for (int j = 0; j < m->H; j++) m->keys[(kv*m->H + j)*m->capacity + at] = x[j];
+        float *keys = m->keys + (kv*m->capacity + at/32*32)*m->H + at % 32;
+        for (int j = 0; j < m->H; j++) keys[32*j] = x[j];
         memcpy(m->values + (kv*m->capacity + at)*s->Hp, s->v + (t*m->Nkv + h - m->N)*m->H, 4*m->H);
     }
 }
 
+// Up to 4 queries that meet the same keys, at a time: of one token those of a group of heads, else 4 tokens of a head.
 static void attention_job(step *s, int l, int i, int n) {
     const model *m = s->m;
-    int64_t per = s->alone ? 1 : 4, parts = ROUND(s->n, per)/per;   // queries of a head, at a time
-    for (int64_t item = i; item < parts*m->N; item += n) {
-        int64_t part = item/m->N, h = item % m->N, t = part*per, kv = (int64_t)l*m->Nkv + h/(m->N/m->Nkv);
-        now->attend(m, kv, s->q + (t*m->N + h)*m->H, (int64_t)m->N*m->H, s->start + t, (int)MIN(per, s->n - t), (int)s->Hp,
-                    s->scores[i], s->y + (t*m->N + h)*m->H);
+    int64_t group = m->N/m->Nkv, H = m->H, row = (int64_t)m->N*H, first = (int64_t)l*m->Nkv;
+    if (s->alone) {
+        int64_t parts = (group + 3)/4;
+        for (int64_t item = i; item < parts*m->Nkv; item += n) {
+            int64_t kv = item % m->Nkv, part = item/m->Nkv*4, at = (kv*group + part)*H;
+            now->attend(m, first + kv, s->q + at, H, s->start, 0, (int)MIN(4, group - part), (int)s->Hp, s->scores[i], s->y + at);
+        }
+    } else for (int64_t item = i; item < ROUND(s->n, 4)/4*m->N; item += n) {
+        int64_t t = item/m->N*4, h = item % m->N;
+        now->attend(m, first + h/group, s->q + t*row + h*H, row, s->start + t, 1, (int)MIN(4, s->n - t), (int)s->Hp,
+                    s->scores[i], s->y + t*row + h*H);
     }
 }
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCES', 'FUNCTIONS', 'SHIPPED', 'NO_LIBRARY', 'FORMS', 'KINDS', 'ROW_FORMS', 'ACTIVATIONS', 'cache_dir',
            'find_compiler', 'build', 'opened', 'instruction_sets', 'choose', 'found', 'library', 'missing', 'n_threads',
-           'pool', 'Matrix', 'address', 'room', 'fits', 'packed', 'dense', 'rows_of', 'matmul', 'released']
+           'bound', 'pool', 'Matrix', 'address', 'room', 'fits', 'packed', 'dense', 'rows_of', 'matmul', 'released']
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #00c9f050
 import ctypes, hashlib, mmap, os, shutil, subprocess, sys, warnings
@@ -48,9 +48,9 @@ def build(
     os.replace(tmp, out)
     return out
 
-# %% ../../nbs/09_kernels/09_cpu.ipynb #af2d9c1b
+# %% ../../nbs/09_kernels/09_cpu.ipynb #463ba007
 _P, _I, _N = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-FUNCTIONS = dict(nb_isa=(ctypes.c_char_p, [_I]), nb_select=(_I, [ctypes.c_char_p]), nb_pool=(_P, [_I]),
+FUNCTIONS = dict(nb_isa=(ctypes.c_char_p, [_I]), nb_select=(_I, [ctypes.c_char_p]), nb_pool=(_P, [_I, _I]),
                  nb_threads=(_I, [_P]), nb_measure=(None, [_P, _P]), nb_layout_all=(None, [_P, _P, _P]),
                  nb_matmul=(_I, [_P, _P, _P, _P, _N, _I]), nb_rows=(None, [_P, _P, _N, _P]),
                  nb_read=(ctypes.c_uint64, [_P, _P, _N]), nb_forward=(_I, [_P, _P, _P, _N, _N, _N, _P]))
@@ -105,7 +105,7 @@ def missing()->str:
     "Why there is no library, '' where there is one."
     return found()[1]
 
-# %% ../../nbs/09_kernels/09_cpu.ipynb #4c33135c
+# %% ../../nbs/09_kernels/09_cpu.ipynb #6aeba196
 def n_threads()->int:
     "How many threads: NATIVEBIT_THREADS, else the cores that this process may use, 16 at most."
     n = os.environ.get('NATIVEBIT_THREADS', '')
@@ -113,10 +113,16 @@ def n_threads()->int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return int(n) if n else min(16, cores)
 
+def bound()->bool:
+    "Does each thread get a core of its own? NATIVEBIT_BIND, else where the machine has little else to do."
+    wish = os.environ.get('NATIVEBIT_BIND', '')
+    need(wish in ('', '0', '1'), 'NATIVEBIT_BIND', wish, "0 or 1")
+    return wish == '1' if wish else os.getloadavg()[0] < .5*(os.cpu_count() or 1)
+
 @lru_cache
 def pool():
     "The threads of this process."
-    return library().nb_pool(n_threads())
+    return library().nb_pool(n_threads(), bound())
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=pool.cache_clear)
 

@@ -315,7 +315,7 @@ INLINE void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, 
         const int64_t first = tile*R + part*(R/parts), rows = MIN((int64_t)(R/parts), m->rows - first);
         UNROLL
         for (int k = 0; k < M; k++) {
-            float f[WIDE/4], *out = y + (t + k)/a->planes*ldy + first;
+            float f[WIDE/4], *out = y + ((t + k) >> (a->planes - 1))*ldy + first;
             STORE_F(f, total[k]);
             for (int r = 0; r < rows; r++) for (int l = 0; l < C/4; l++) out[r] += f[r*(C/4) + l];
         }
@@ -519,29 +519,39 @@ static void NAME(multiply)(const matrix *m, const acts *a, int64_t begin, int64_
 
 // ---- attention -------------------------------------------------------------------------------------------------
 
-// Up to 4 tokens of one head (q, y: ld apart), the first at position `at`: softmax(q Kᵀ/√H) V over all before.
-// With `Q` a constant, 4 or 1, the sums stay in registers.
-INLINE void NAME(attend_some)(const model *m, int64_t kv, const float *q, int64_t ld, int64_t at, int n, int Hp, float *room, float *y, const int Q) {
-    const float *K = m->keys + kv*m->H*m->capacity, *Vs = m->values + kv*m->capacity*Hp;
+// Up to 4 queries (q, y: ld apart), the first at position `at`, each `next` later: softmax(q Kᵀ/√H) V over all before.
+// With `Q` a constant the sums stay in registers.
+INLINE void NAME(attend_some)(const model *m, int64_t kv, const float *q, int64_t ld, int64_t at, int next, int n, int Hp, float *room, float *y, const int Q) {
+    const float *K = m->keys + kv*m->capacity*m->H, *Vs = m->values + kv*m->capacity*Hp;
     const float factor = 1/sqrtf(m->H);
-    const int64_t last = at + n - 1, S = ROUND(last + 1, 32);
+    const int64_t last = at + (n - 1)*next, S = ROUND(last + 1, 32);
     float *score[4], top[4];
     const float *query[4];
     for (int i = 0; i < Q; i++) { score[i] = room + i*S; top[i] = -INFINITY; query[i] = q + MIN(i, n - 1)*ld; }
     for (int64_t s = 0; s <= last; s += 32) {
         V a[4][2], k[2];
+        UNROLL
         for (int i = 0; i < Q; i++) a[i][0] = a[i][1] = (V){0};
         for (int h = 0; h < m->H; h++) {
-            NAME(load)(&k[0], K + h*m->capacity + s); NAME(load)(&k[1], K + h*m->capacity + s + 16);
+            NAME(load)(&k[0], K + s*m->H + 32*h); NAME(load)(&k[1], K + s*m->H + 32*h + 16);
+            UNROLL
             for (int i = 0; i < Q; i++) { a[i][0] += k[0]*query[i][h]; a[i][1] += k[1]*query[i][h]; }
         }
         for (int i = 0; i < Q; i++) for (int j = 0; j < 2; j++) { a[i][j] *= factor; memcpy(score[i] + s + 16*j, &a[i][j], 64); }
     }
     for (int i = 0; i < Q; i++) {
-        int64_t own = MIN(at + i, last);   // the last position that it sees
+        int64_t own = MIN(at + i*next, last);   // the last position that it sees
         float total = 0, *p = score[i];
-        for (int64_t s = 0; s <= own; s++) if (!(p[s] <= top[i])) top[i] = p[s];
         for (int64_t s = own + 1; s < S; s++) p[s] = -INFINITY;
+        V most;
+        NAME(load)(&most, p);
+        for (int64_t s = 16; s < S; s += 16) {
+            V x;
+            NAME(load)(&x, p + s);
+            WI more = ~(x <= most);   // NaN, too
+            most = (V)((more & (WI)x) | (~more & (WI)most));
+        }
+        for (int k = 0; k < 16; k++) if (!(most[k] <= top[i])) top[i] = most[k];
         for (int64_t s = 0; s < S; s += 16) {
             V x;
             NAME(load)(&x, p + s);
@@ -556,12 +566,15 @@ INLINE void NAME(attend_some)(const model *m, int64_t kv, const float *q, int64_
     for (int h = 0; h < Hp; h += 32) {
         const int two = Hp - h > 16;
         V a[4][2], v[2];
+        UNROLL
         for (int i = 0; i < Q; i++) a[i][0] = a[i][1] = (V){0};
         if (two) for (int64_t s = 0; s <= last; s++) {
             NAME(load)(&v[0], Vs + s*Hp + h); NAME(load)(&v[1], Vs + s*Hp + h + 16);
+            UNROLL
             for (int i = 0; i < Q; i++) { a[i][0] += v[0]*score[i][s]; a[i][1] += v[1]*score[i][s]; }
         } else for (int64_t s = 0; s <= last; s++) {
             NAME(load)(&v[0], Vs + s*Hp + h);
+            UNROLL
             for (int i = 0; i < Q; i++) a[i][0] += v[0]*score[i][s];
         }
         for (int i = 0; i < Q && i < n; i++) {
@@ -572,9 +585,11 @@ INLINE void NAME(attend_some)(const model *m, int64_t kv, const float *q, int64_
     }
 }
 
-static void NAME(attend)(const model *m, int64_t kv, const float *q, int64_t ld, int64_t at, int n, int Hp, float *room, float *y) {
-    if (n == 1) NAME(attend_some)(m, kv, q, ld, at, 1, Hp, room, y, 1);
-    else NAME(attend_some)(m, kv, q, ld, at, n, Hp, room, y, 4);
+static void NAME(attend)(const model *m, int64_t kv, const float *q, int64_t ld, int64_t at, int next, int n, int Hp, float *room, float *y) {
+    if (n == 1) NAME(attend_some)(m, kv, q, ld, at, next, 1, Hp, room, y, 1);
+    else if (n == 2) NAME(attend_some)(m, kv, q, ld, at, next, 2, Hp, room, y, 2);
+    else if (n == 3) NAME(attend_some)(m, kv, q, ld, at, next, 3, Hp, room, y, 3);
+    else NAME(attend_some)(m, kv, q, ld, at, next, 4, Hp, room, y, 4);
 }
 
 #if ISA_AVX512
