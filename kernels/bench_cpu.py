@@ -11,7 +11,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-PROMPT, STEPS, PREFILL = 32, 64, 512
+PROMPT, STEPS, PREFILL = 32, 32, 512
 SHAPE_1B = dict(vocab_size=32768, n_layers=4, d_model=2048, n_heads=32, n_kv_heads=8, d_ff=8192, context_len=1024, rope_theta=5e5)   # Llama-3.2-1B's layers, 4 of 16, and a head that is as large a share
 
 def peak_mb(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])/1000
