@@ -69,25 +69,34 @@ def random_pack(geometry):
     return Pack(Path('1b'), cfg, {}, {n: array(n, x) for n,x in stored_tensors(cfg, 'int8')})
 
 class Torch:
+    "transformers' Llama of the same shape in random weights: dense, with its own cache."
     def __init__(self, where, dtype):
         import torch
-        from nativebit.pytorch.decode import Decoder
-        from nativebit.pytorch.model import from_pack
-        torch.set_num_threads(threads())
-        if where.startswith('1b'): pack = random_pack('int8')
+        from transformers import LlamaConfig, LlamaForCausalLM
+        torch.set_num_threads(threads()); torch.set_grad_enabled(False)
+        if where.startswith('1b'):
+            from nativebit.config import ModelConfig
+            m = ModelConfig(**SHAPE_1B)
         else:
             from nativebit.pipelines.opening import opened
-            pack = opened(where).pack
-        self.torch, self.decoder = torch, Decoder(from_pack(pack, 'cpu', getattr(torch, dtype), False))
+            m = opened(where).pack.config.model
+        cfg = LlamaConfig(vocab_size=m.vocab_size, hidden_size=m.d_model, intermediate_size=m.d_ff, num_hidden_layers=m.n_layers, num_attention_heads=m.n_heads, num_key_value_heads=m.kv_heads,
+                          max_position_embeddings=m.context_len, tie_word_embeddings=m.tied, pad_token_id=0)
+        torch.set_default_dtype(getattr(torch, dtype))
+        self.torch, self.model = torch, LlamaForCausalLM(cfg).eval()
+
+    def put(self, tokens, cache=None): return self.model(self.torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def decode(self):
-        d, how, times = self.decoder, (0., 0, 1.), []
-        d.begin(list(range(PROMPT)), how)
-        for _ in range(STEPS + 1): d.step(how); times.append(time.perf_counter())
+        out = self.put(list(range(PROMPT)))
+        times = [time.perf_counter()]
+        for _ in range(STEPS):
+            out = self.put([int(out.logits[0, -1].argmax())], out.past_key_values)
+            times.append(time.perf_counter())
         return np.diff(times).tolist()
 
     def prefill(self):
-        t = time.perf_counter(); self.decoder.begin((np.arange(PREFILL) % 1000).tolist(), (0., 0, 1.))
+        t = time.perf_counter(); self.put((np.arange(PREFILL) % 1000).tolist())
         return time.perf_counter() - t
 
     def about(self): return dict(peak_mb=peak_mb(), threads=self.torch.get_num_threads())

@@ -1,4 +1,4 @@
-// cc -O3 -std=gnu11 -fopenmp-simd -fno-math-errno -Wno-psabi -fPIC -shared -pthread
+// cc -O2 -ftree-vectorize -std=gnu11 -fopenmp-simd -fno-math-errno -Wno-psabi -fPIC -shared -pthread
 // Products with packed matrices on a CPU, and a decoder made of them. Explained in nbs/09_kernels/09_cpu.ipynb.
 // The same source is compiled for several instruction sets (cpu_isa.h, once each); which one runs is decided
 // when the library is asked (nb_select). Called through ctypes: plain C functions and structures only.
@@ -377,10 +377,10 @@ typedef struct {
 #define ISA_AVX512 1
 #define NAME(f) f##_avx512
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
+#pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,prefer-vector-width=512")
 #endif
 #include "cpu_isa.h"
 #if defined(__clang__)
@@ -421,7 +421,7 @@ static void look(void) {
     __builtin_cpu_init();
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     if (avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
-        && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) there[n_there++] = &isa_avx512;
+        && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni")) there[n_there++] = &isa_avx512;
     if (avx2) there[n_there++] = &isa_avx2;
 #elif defined(__aarch64__)
 #if defined(__linux__)

@@ -135,6 +135,7 @@ typedef __m512 NAME(vf);
 #define AND(x, y) _mm512_and_si512(x, y)
 #define AND_OR(x, y, z) _mm512_ternarylogic_epi32(x, y, z, 0xea)
 #define SHUFFLE(table, i) _mm512_shuffle_epi8(table, i)
+#define LOOK_UP(table, i) _mm512_permutexvar_epi8(i, table)
 #define TO_FLOAT(x) _mm512_cvtepi32_ps(x)
 #define SET_F(x) _mm512_set1_ps(x)
 #define MUL_F(a, b) _mm512_mul_ps(a, b)
@@ -169,6 +170,7 @@ typedef __m256 NAME(vf);
 #define AND(x, y) _mm256_and_si256(x, y)
 #define AND_OR(x, y, z) _mm256_or_si256(_mm256_and_si256(x, y), z)
 #define SHUFFLE(table, i) _mm256_shuffle_epi8(table, i)
+#define LOOK_UP SHUFFLE
 #define TO_FLOAT(x) _mm256_cvtepi32_ps(x)
 #define SET_F(x) _mm256_set1_ps(x)
 #define MUL_F(a, b) _mm256_mul_ps(a, b)
@@ -203,6 +205,7 @@ INLINE VF NAME(scales)(const uint16_t *p, int half, int C) {
 #define AND(x, y) vandq_u8(x, y)
 #define AND_OR(x, y, z) vorrq_u8(vandq_u8(x, y), z)
 #define SHUFFLE(table, i) vqtbl1q_u8(table, i)
+#define LOOK_UP SHUFFLE
 #define TO_FLOAT(x) vcvtq_f32_s32(vreinterpretq_s32_u8(x))
 #define SET_F(x) vdupq_n_f32(x)
 #define MUL_F(a, b) vmulq_f32(a, b)
@@ -257,7 +260,20 @@ static void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, 
 }
 #else
 // 64 columns' indices, each with the place of its row's table in the 16 bytes that the shuffle knows.
-INLINE void NAME(unfold)(const uint8_t *w, int bits, VI row, VI *i) {
+INLINE void NAME(unfold)(const uint8_t *w, int bits, VI row, VI *i, int shared) {
+#if ISA_AVX512
+    // one table for all: it is repeated through the 64 bytes that `vpermb` knows, and higher bits of a place do not matter
+    if (shared) {
+        VI a = LOAD(w), b = LOAD(w + SEG);
+        if (bits == 3) {
+            VI c = LOAD(w + 2*SEG);
+            VI s = AND_OR(RIGHT(c, 1), ALL(0x44), AND_OR(RIGHT(b, 2), ALL(0x22), AND(RIGHT(a, 3), ALL(0x11))));
+            i[0] = a; i[1] = RIGHT(a, 4); i[2] = b; i[3] = RIGHT(b, 4); i[4] = c; i[5] = RIGHT(c, 4); i[6] = s; i[7] = RIGHT(s, 4);
+        } else if (bits == 4) { i[0] = a; i[1] = RIGHT(a, 4); i[2] = b; i[3] = RIGHT(b, 4); }
+        else for (int k = 0; k < 4; k++) { a = LOAD(w + k*SEG); i[4*k] = a; i[4*k + 1] = RIGHT(a, 2); i[4*k + 2] = RIGHT(a, 4); i[4*k + 3] = RIGHT(a, 6); }
+        return;
+    }
+#endif
     if (bits == 3) {
         VI a = LOAD(w), b = LOAD(w + SEG), c = LOAD(w + 2*SEG), seven = ALL(7);
         VI s = AND_OR(RIGHT(c, 1), ALL(0x44), AND_OR(RIGHT(b, 2), ALL(0x22), AND(RIGHT(a, 3), ALL(0x11))));
@@ -276,7 +292,7 @@ INLINE void NAME(unfold)(const uint8_t *w, int bits, VI row, VI *i) {
 }
 
 // One tile's rows, `M` planes of tokens from `t` on: y += x Wᵀ.
-INLINE void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, const int M, float *y, int64_t ldy, const int bits) {
+INLINE void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, const int M, float *y, int64_t ldy, const int bits, const int shared) {
     const int C = bits == 2 ? 4 : bits == 3 ? 8 : 16, R = SEG/C, K = 1 << bits, n = SEG/C, parts = SEG/WIDE;
     const int64_t G = a->groups;
     uint8_t places[WIDE];
@@ -290,20 +306,20 @@ INLINE void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, 
         for (int i = 0; i < M; i++) total[i] = SET_F(0);
         for (int64_t j = 0; j < m->blocks; j++) {
             const int64_t at = tile*m->blocks + j;
-            const VI table = TABLE(m->shared ? NAME(repeat)(m->tables + at*K, K) : LOAD(m->tables + at*SEG + part*WIDE));
-            const VF scale = m->shared ? SET_F(scale_float(m, m->scales[at])) : NAME(scales)(m->scales + at*R + part*(R/parts), m->half, C);
+            const VI table = TABLE(shared ? NAME(repeat)(m->tables + at*K, K) : LOAD(m->tables + at*SEG + part*WIDE));
+            const VF scale = shared ? SET_F(scale_float(m, m->scales[at])) : NAME(scales)(m->scales + at*R + part*(R/parts), m->half, C);
             for (int64_t end = g + block_groups(m, j); g < end; g++, w += group_bytes(bits)) {
                 const int8_t *q = a->q + (t*G + g)*SEG;
                 VI i[16], acc[16];
 #if defined(__x86_64__)
                 for (int b = 0; b < vectors_of(bits) && part == 0 && M <= 4; b++) _mm_prefetch((const char *)w + 3072 + b*64, _MM_HINT_T0);
 #endif
-                NAME(unfold)(w, bits, row, i);
+                NAME(unfold)(w, bits, row, i, shared);
                 UNROLL
                 for (int k = 0; k < M; k++) acc[k] = BEGIN(C, a->sum[(t + k)*G + g]);
                 UNROLL
                 for (int v = 0; v < n; v++) {
-                    VI e = SHUFFLE(table, i[v]);
+                    VI e = shared ? LOOK_UP(table, i[v]) : SHUFFLE(table, i[v]);
                     UNROLL
                     for (int k = 0; k < M; k++) acc[k] = DOT(acc[k], e, NAME(repeat)(q + k*G*SEG + v*C, C));
                 }
@@ -322,13 +338,15 @@ INLINE void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, 
     }
 }
 
-#define TILES(bits) \
-    if (M == 16) NAME(tile)(m, tile, a, t, 16, y, ldy, bits); else if (M == 4) NAME(tile)(m, tile, a, t, 4, y, ldy, bits); \
-    else if (M == 2) NAME(tile)(m, tile, a, t, 2, y, ldy, bits); else NAME(tile)(m, tile, a, t, 1, y, ldy, bits)
+#define TILES_OF(bits, shared) \
+    if (M == 16) NAME(tile)(m, tile, a, t, 16, y, ldy, bits, shared); else if (M == 4) NAME(tile)(m, tile, a, t, 4, y, ldy, bits, shared); \
+    else if (M == 2) NAME(tile)(m, tile, a, t, 2, y, ldy, bits, shared); else NAME(tile)(m, tile, a, t, 1, y, ldy, bits, shared)
+#define TILES(bits) if (m->shared) { TILES_OF(bits, 1); } else { TILES_OF(bits, 0); }
 static void NAME(tile2)(const matrix *m, int64_t tile, const acts *a, int64_t t, int M, float *y, int64_t ldy) { TILES(2); }
 static void NAME(tile3)(const matrix *m, int64_t tile, const acts *a, int64_t t, int M, float *y, int64_t ldy) { TILES(3); }
 static void NAME(tile4)(const matrix *m, int64_t tile, const acts *a, int64_t t, int M, float *y, int64_t ldy) { TILES(4); }
 #undef TILES
+#undef TILES_OF
 #endif
 
 static void NAME(packed)(const matrix *m, const acts *a, int64_t begin, int64_t end, float *y, int64_t ldy) {
@@ -615,6 +633,7 @@ static const isa NAME(isa) = {ISA_NAME, NAME(prepare), NAME(multiply), NAME(pane
 #undef AND
 #undef AND_OR
 #undef SHUFFLE
+#undef LOOK_UP
 #undef TO_FLOAT
 #undef SET_F
 #undef MUL_F
