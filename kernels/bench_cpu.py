@@ -5,7 +5,7 @@
 FILE is a packed file or folder (nativebit quantize SOURCE.gguf --geometry lut-b …), SOURCE.gguf the model that it was made from, FOLDER where
 libllama and libggml lie (npm i node-llama-cpp: node_modules/@node-llama-cpp/linux-x64/bins/linux-x64). Each contender is a process of its own that
 sleeps while others are measured; rounds go through all of them in turn, and the record has the median and every round."""
-import argparse, ctypes, json, math, os, platform, struct, subprocess, sys, tempfile, time
+import argparse, ctypes, json, math, os, platform, re, struct, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
 
@@ -19,7 +19,7 @@ def peak_mb(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[
 # ---- contenders: `decode()` returns seconds of each step, `prefill()` seconds ---------------------------------------------------------------------
 
 class Ours:
-    def __init__(self, where, activations='int8'):
+    def __init__(self, where, activations='int16'):
         from nativebit.inference.cpu import CpuNetwork, choose
         from nativebit.kernels import cpu
         self.choose, self.cpu = choose, cpu
@@ -241,7 +241,7 @@ def race(model, contenders, rounds, out):
         p.end()
 
 def write(out, record):
-    record |= dict(cpu=cpu_name(), cores=len(os.sched_getaffinity(0)), commit=commit(), command='python kernels/bench_cpu.py ' + ' '.join(Path(a).name if '/' in a and '=' not in a else a for a in sys.argv[1:] if not a.startswith('/')))
+    record |= dict(cpu=cpu_name(), cores=len(os.sched_getaffinity(0)), commit=commit(), command='python kernels/bench_cpu.py ' + ' '.join(re.sub(r'[^ =]*/', '', a) for a in sys.argv[1:]))
     with open(out, 'a') as f: f.write(json.dumps(record) + '\n')
 
 def main():
@@ -262,7 +262,7 @@ def main():
             return made
         if packs:
             first = next(iter(packs.values()))
-            race('SmolLM2-135M', [*((f'ours {n}', 'ours', f) for n,f in packs.items()), *((f'ours {n}, int16', 'ours', f, 'int16') for n,f in packs.items()),
+            race('SmolLM2-135M', [*((f'ours {n}', 'ours', f) for n,f in packs.items()), *((f'ours {n}, x int8', 'ours', f, 'int8') for n,f in packs.items()),
                  *((f'PyTorch {t}', 'torch', first, t) for t in ('float32', 'bfloat16')), *(ggufs(a.gguf, 'model') if a.gguf else [])], a.rounds, a.out)
         for p in a.quality:
             name, f = p.split('=', 1)
@@ -270,7 +270,7 @@ def main():
             write(a.out, record); print({k: round(v, 6) if isinstance(v, float) else v for k,v in record.items()}, flush=True)
         if a.one_b:
             if a.llama and not (work/'1b.gguf').exists(): random_gguf(work/'1b.gguf')
-            race('1B shape', [('ours int8', 'ours', '1b:int8'), ('ours lut-b', 'ours', '1b:lut-b'), *((f'PyTorch {t}', 'torch', '1b', t) for t in ('float32', 'bfloat16')), *ggufs(work/'1b.gguf', '1b')], a.rounds, a.out)
+            race('1B shape', [('ours lut-b', 'ours', '1b:lut-b'), ('ours int8', 'ours', '1b:int8'), *((f'PyTorch {t}', 'torch', '1b', t) for t in ('float32', 'bfloat16')), *ggufs(work/'1b.gguf', '1b')], a.rounds, a.out)
 
 if __name__ == '__main__':
     if sys.argv[1:2] == ['--serve']: serve(*sys.argv[2:])

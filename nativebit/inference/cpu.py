@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NORMS', 'BLOCK', 'Layer', 'Network', 'matrix_of', 'layer_of', 'CpuNetwork', 'kept', 'choose', 'generate']
 
-# %% ../../nbs/10_inference/04_cpu.ipynb #105d1ef8
+# %% ../../nbs/10_inference/04_cpu.ipynb #e9ee4d8e
 import ctypes
 import numpy as np
 from jaxtyping import Float
@@ -13,8 +13,8 @@ from ..config import MATRICES, ModelConfig
 from ..utils.cli import UserError, need
 from ..formats.nbpack import Pack
 from ..models.rope import rotations
-from ..kernels.cpu import (ACTIVATIONS, Matrix, address, dense, fits, library, matmul, missing, packed,
-                                   pool, released)
+from ..kernels.cpu import (ACTIVATIONS, Matrix, address, dense, fits, library, missing, packed, pool,
+                                   released)
 
 # %% ../../nbs/10_inference/04_cpu.ipynb #c26f9882
 NORMS = 'attn_norm', 'mlp_norm', 'attn.q_norm', 'attn.k_norm'
@@ -52,7 +52,7 @@ def layer_of(pack:Pack, i:int)->tuple:
     layer = Layer(*matrices, (ctypes.c_void_p*7)(*map(address, biases)), *map(address, norms))
     return layer, (matrices, biases, norms)
 
-# %% ../../nbs/10_inference/04_cpu.ipynb #050fdc0f
+# %% ../../nbs/10_inference/04_cpu.ipynb #bd224655
 BLOCK = 64   # tokens of a prompt that pass through the network at once
 
 class CpuNetwork:
@@ -61,7 +61,7 @@ class CpuNetwork:
     Raises `UserError` where the library is missing."""
     def __init__(self,
         pack:Pack,
-        activations:str='int8',  # as what they are multiplied, a key of `ACTIVATIONS`
+        activations:str='int16', # as what they are multiplied, a key of `ACTIVATIONS`
     ):
         need(activations in ACTIVATIONS, 'activations', activations, f"one of {', '.join(ACTIVATIONS)}")
         if missing(): raise UserError(missing())
@@ -103,7 +103,8 @@ class CpuNetwork:
         tokens = np.require(tokens, np.int64, 'CA')
         ok = len(tokens) and tokens.min() >= 0 and tokens.max() < self.model.vocab_size
         need(bool(ok), 'tokens', tokens[:4].tolist(), f"some, from 0 to {self.model.vocab_size-1}")
-        need(0 <= start <= self.length - len(tokens), 'start', start, f"at most {self.length} less the tokens")
+        need(0 <= start <= self.length - len(tokens), 'start', start,
+             f"at most {self.length} less the tokens")
         logits = np.empty((outs, self.model.vocab_size), np.float32)
         for i in range(0, len(tokens), BLOCK):
             part = tokens[i:i+BLOCK]

@@ -153,7 +153,11 @@ static void fold_group(uint8_t idx[16][SEG], int bits, uint8_t *out) {
     }
 }
 
-// A block's table in int8: its own codes, or floats rounded with a scale that bfloat16 holds.
+// What a whole matrix is multiplied by.
+static inline float factor_of(const matrix *m) { return m->kind == E4M3 ? ((const float *)m->code_scales)[0] : 1; }
+
+// A block's table in int8: its own codes; float8 with a scale that is a power of two, exact from 1/16 of the largest
+// on; other floats rounded with a scale that bfloat16 holds.
 static void make_table(const matrix *m, int64_t block, int8_t *table, uint16_t *scale) {
     int K = 1 << m->bits;
     memset(table, 0, K);
@@ -163,8 +167,13 @@ static void make_table(const matrix *m, int64_t block, int8_t *table, uint16_t *
         return;
     }
     float top = 0, e[16];
-    for (int k = 0; k < m->n_entries; k++) { e[k] = file_entry(m, block, k); top = fmaxf(top, fabsf(e[k])); }
-    uint32_t up = float_bits(top/127);
+    for (int k = 0; k < m->n_entries; k++) {
+        e[k] = m->kind == E4M3 ? e4m3_float(((const uint8_t *)m->codes)[block*m->n_entries + k]) : file_entry(m, block, k);
+        top = fmaxf(top, fabsf(e[k]));
+    }
+    int power;
+    frexpf(top, &power);
+    uint32_t up = float_bits(m->kind == E4M3 && top > 0 ? ldexpf(1, power - 7) : top/127);
     *scale = (uint16_t)((up + 0xffff) >> 16);
     float s = bf16_float(*scale);
     if (s > 0) for (int k = 0; k < m->n_entries; k++) table[k] = (int8_t)MAX(-127, MIN(127, (int)lrintf(e[k]/s)));

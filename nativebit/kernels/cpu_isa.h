@@ -256,7 +256,7 @@ static void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, 
             }
         }
     }
-    for (int64_t n = 0; n < count; n++) for (int r = 0; r < rows; r++) y[(t + n)/a->planes*ldy + tile*R + r] += total[n][r];
+    for (int64_t n = 0; n < count; n++) for (int r = 0; r < rows; r++) y[(t + n)/a->planes*ldy + tile*R + r] += total[n][r]*factor_of(m);
 }
 #else
 // 64 columns' indices, each with the place of its row's table in the 16 bytes that the shuffle knows.
@@ -332,7 +332,7 @@ INLINE void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, 
         UNROLL
         for (int k = 0; k < M; k++) {
             float f[WIDE/4], *out = y + ((t + k) >> (a->planes - 1))*ldy + first;
-            STORE_F(f, total[k]);
+            STORE_F(f, MUL_F(total[k], SET_F(factor_of(m))));
             for (int r = 0; r < rows; r++) for (int l = 0; l < C/4; l++) out[r] += f[r*(C/4) + l];
         }
     }

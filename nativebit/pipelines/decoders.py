@@ -48,8 +48,8 @@ def torch_decoder(
 
 def cpu_decoder(
     pack:Pack,
-    activations:str='int8',  # as what they are multiplied: float, int8 or int16 (two of 8 bits)
-):                           # as of `jax_decoder`
+    activations:str='int16',  # as what they are multiplied: float, int8 or int16 (two of 8 bits)
+):                            # as of `jax_decoder`
     "The decoder of `10_inference/04_cpu`; matrices stay packed. Raises `UserError` where it is not there."
     from nativebit.inference.cpu import CpuNetwork, generate
     return partial(generate, CpuNetwork(pack, activations))
@@ -67,7 +67,8 @@ def by_cpu(pack:Pack)->bool:
     "Is a model for the C library? Says so once where it is, and the library is missing."
     if not pack.quantized or has_accelerator(): return False
     from nativebit.kernels.cpu import missing
-    if why := missing(): say_once(f"note: decoding without the packed CPU kernels, slower and in more memory: {why}")
+    if why := missing():
+        say_once(f"note: decoding without the packed CPU kernels, slower and in more memory: {why}")
     return not why
 
 def fastest(pack:Pack):
