@@ -222,19 +222,19 @@ def cpu_name(): return next((l.split(':')[1].strip() for l in Path('/proc/cpuinf
 def race(model, contenders, rounds, out):
     "Rounds through all contenders; one record for each."
     ran = [Process(*c) for c in contenders]
-    reads = []
     for p in ran: p.ask('decode')   # once for nothing
     for r in range(rounds):
         for p in (ran if r % 2 == 0 else ran[::-1]):
             p.steps.append(p.ask('decode'))
-            if p is ran[0]: reads.append(p.ask('read'))
     for r in range(max(3, rounds//2)):
         for p in ran: p.prefills.append(p.ask('prefill'))
+    about = {p: p.ask('about') for p in ran}
+    reads = [ran[0].ask('read') for _ in range(5)]
     for p in ran:
         per = [1/float(np.mean(s)) for s in p.steps]
         record = dict(kind='decode', model=model, name=p.name, tokens_per_s=float(np.median(per)), rounds=[round(x, 2) for x in per],
                       best_tokens_per_s=1/float(np.quantile(np.concatenate(p.steps), .1)), prefill_s=float(np.median(p.prefills)), prefill_rounds=[round(x, 4) for x in p.prefills],
-                      prompt=PROMPT, steps=STEPS, prefill_tokens=PREFILL, **p.ask('about'), load=os.getloadavg()[0])
+                      prompt=PROMPT, steps=STEPS, prefill_tokens=PREFILL, **about[p], load=os.getloadavg()[0])
         if 'bytes_per_token' in record: record |= dict(read_gb_per_s=float(np.median(reads))/1e9, gb_per_s=record['bytes_per_token']*record['tokens_per_s']/1e9)
         write(out, record)
         print(f"{model:12} {p.name:28} {record['tokens_per_s']:8.1f} tokens/s (best {record['best_tokens_per_s']:.1f})  prefill {record['prefill_s']:.3f} s  peak {record['peak_mb']:.0f} MB", flush=True)

@@ -156,7 +156,7 @@ static void fold_group(uint8_t idx[16][SEG], int bits, uint8_t *out) {
 // What a whole matrix is multiplied by.
 static inline float factor_of(const matrix *m) { return m->kind == E4M3 ? ((const float *)m->code_scales)[0] : 1; }
 
-// A block's table in int8: its own codes; float8 with a scale that is a power of two, exact from 1/16 of the largest
+// A block's table in int8: its own codes; float8 with a scale that is a power of two, exact from 1/8 of the largest
 // on; other floats rounded with a scale that bfloat16 holds.
 static void make_table(const matrix *m, int64_t block, int8_t *table, uint16_t *scale) {
     int K = 1 << m->bits;
