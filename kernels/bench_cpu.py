@@ -19,7 +19,7 @@ def peak_mb(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[
 # ---- contenders: `decode()` returns seconds of each step, `prefill()` seconds ---------------------------------------------------------------------
 
 class Ours:
-    def __init__(self, where, activations='int16'):
+    def __init__(self, where, activations='auto'):
         from nativebit.inference.cpu import CpuNetwork, choose
         from nativebit.kernels import cpu
         self.choose, self.cpu = choose, cpu
@@ -262,7 +262,7 @@ def main():
             return made
         if packs:
             first = next(iter(packs.values()))
-            race('SmolLM2-135M', [*((f'ours {n}', 'ours', f) for n,f in packs.items()), *((f'ours {n}, x int8', 'ours', f, 'int8') for n,f in packs.items()),
+            race('SmolLM2-135M', [*((f'ours {n}', 'ours', f) for n,f in packs.items()), *((f'ours {n}, x {how}', 'ours', f, how) for n,f in list(packs.items())[:1] for how in ('int8', 'int16')),
                  *((f'PyTorch {t}', 'torch', first, t) for t in ('float32', 'bfloat16')), *(ggufs(a.gguf, 'model') if a.gguf else [])], a.rounds, a.out)
         for p in a.quality:
             name, f = p.split('=', 1)

@@ -52,7 +52,7 @@ def layer_of(pack:Pack, i:int)->tuple:
     layer = Layer(*matrices, (ctypes.c_void_p*7)(*map(address, biases)), *map(address, norms))
     return layer, (matrices, biases, norms)
 
-# %% ../../nbs/10_inference/04_cpu.ipynb #bd224655
+# %% ../../nbs/10_inference/04_cpu.ipynb #9487832b
 BLOCK = 64   # tokens of a prompt that pass through the network at once
 
 class CpuNetwork:
@@ -61,7 +61,7 @@ class CpuNetwork:
     Raises `UserError` where the library is missing."""
     def __init__(self,
         pack:Pack,
-        activations:str='int16', # as what they are multiplied, a key of `ACTIVATIONS`
+        activations:str='auto',  # as what they are multiplied, a key of `ACTIVATIONS`
     ):
         need(activations in ACTIVATIONS, 'activations', activations, f"one of {', '.join(ACTIVATIONS)}")
         if missing(): raise UserError(missing())

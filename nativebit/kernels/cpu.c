@@ -28,7 +28,7 @@
 
 enum { PACKED, F32, BF16, I8, I6, I4 };             // how a matrix is held
 enum { INT8, E4M3, FLOAT32, FLOAT16 };               // how a codebook's entries are stored
-enum { FLOAT = 0, ONE_PLANE = 1, TWO_PLANES = 2 };   // what activations become: floats, 8 bits, 8 + 8 bits
+enum { FLOAT = 0, ONE_PLANE = 1, TWO_PLANES = 2, AUTO = 3 };   // what activations become: floats, 8 bits, 8 + 8 bits, either
 enum { SEG = 64 };                                   // columns that share a scale of activations
 
 // A matrix (rows, cols). Packed ones: tiles of `64/C` rows; of a tile, for each 64 columns of a block, the indices
@@ -156,8 +156,8 @@ static void fold_group(uint8_t idx[16][SEG], int bits, uint8_t *out) {
 // What a whole matrix is multiplied by.
 static inline float factor_of(const matrix *m) { return m->kind == E4M3 ? ((const float *)m->code_scales)[0] : 1; }
 
-// A block's table in int8: its own codes; float8 with a scale that is a power of two, exact from 1/8 of the largest
-// on; other floats rounded with a scale that bfloat16 holds.
+// A block's table in int8: its own codes, or other numbers rounded with a scale that bfloat16 holds. Of twenty scales it is
+// the one that rounds them least: entries of float8 have four significant bits, and some scale often suits them all.
 static void make_table(const matrix *m, int64_t block, int8_t *table, uint16_t *scale) {
     int K = 1 << m->bits;
     memset(table, 0, K);
@@ -171,10 +171,14 @@ static void make_table(const matrix *m, int64_t block, int8_t *table, uint16_t *
         e[k] = m->kind == E4M3 ? e4m3_float(((const uint8_t *)m->codes)[block*m->n_entries + k]) : file_entry(m, block, k);
         top = fmaxf(top, fabsf(e[k]));
     }
-    int power;
-    frexpf(top, &power);
-    uint32_t up = float_bits(m->kind == E4M3 && top > 0 ? ldexpf(1, power - 7) : top/127);
-    *scale = (uint16_t)((up + 0xffff) >> 16);
+    float least = INFINITY;
+    for (int n = 127; n > 67; n -= 3) {
+        uint16_t half = (uint16_t)((float_bits(top/n) + 0xffff) >> 16);
+        float s = bf16_float(half), off = 0, inv = s > 0 ? 1/s : 0;
+        for (int k = 0; k < m->n_entries; k++) { float d = e[k] - s*rintf(e[k]*inv); off += d*d; }
+        if (off < least) { least = off; *scale = half; }
+    }
+    if (least == INFINITY) *scale = 0;
     float s = bf16_float(*scale);
     if (s > 0) for (int k = 0; k < m->n_entries; k++) table[k] = (int8_t)MAX(-127, MIN(127, (int)lrintf(e[k]/s)));
 }
@@ -455,6 +459,9 @@ int nb_select(const char *name) {
 
 // ---- activations -----------------------------------------------------------------------------------------------
 
+// Planes for `n` tokens: memory is what one token waits for, and a second plane costs it nothing.
+static int planes_of(int mode, int64_t n) { return mode == AUTO ? n == 1 ? TWO_PLANES : ONE_PLANE : mode; }
+
 static int64_t padded(int64_t n) { return ROUND(n, SEG); }
 
 static void free_acts(acts *a) {
@@ -504,7 +511,7 @@ static void product_job(void *with, int i, int n) {
 int nb_matmul(pool *p, const matrix *m, const float *x, float *y, int64_t n, int mode) {
     look();
     product w = {p, m, .x = x, .y = y, .n = n};
-    int ok = new_acts(&w.a, n, m->cols, m->form == PACKED ? m->groups : padded(m->cols)/SEG, mode);
+    int ok = new_acts(&w.a, n, m->cols, m->form == PACKED ? m->groups : padded(m->cols)/SEG, planes_of(mode, n));
     float **scratch = calloc(p->n, sizeof *scratch);
     for (int i = 0; scratch && i < p->n; i++) ok = (scratch[i] = aligned(4*panel_floats(m))) && ok;
     w.scratch = scratch;
@@ -690,9 +697,9 @@ int nb_forward(pool *p, const model *m, const int64_t *tokens, int64_t n, int64_
     float *room = aligned(4*n*(m->D + 2*q + 2*kv + 2*(int64_t)m->F));
     s.own = calloc(p->n, sizeof *s.own); s.scratch = calloc(p->n, sizeof *s.scratch); s.scores = calloc(p->n, sizeof *s.scores);
     int ok = room && s.own && s.scratch && s.scores;
-    if (ok && n > 1) ok = new_acts(&s.shared, n, cols, groups, m->mode);
+    if (ok && n > 1) ok = new_acts(&s.shared, n, cols, groups, planes_of(m->mode, n));
     for (int i = 0; ok && i < p->n; i++)
-        ok = (n > 1 || new_acts(&s.own[i], 1, cols, groups, m->mode)) && (s.scratch[i] = aligned(4*wide))
+        ok = (n > 1 || new_acts(&s.own[i], 1, cols, groups, planes_of(m->mode, 1))) && (s.scratch[i] = aligned(4*wide))
              && (s.scores[i] = aligned(4*(4*ROUND(start + n, 32) + 8*s.Hp)));
     if (ok) {
         s.x = room; s.q = s.x + n*m->D; s.y = s.q + n*q; s.k = s.y + n*q; s.v = s.k + n*kv; s.g = s.v + n*kv; s.u = s.g + n*m->F;

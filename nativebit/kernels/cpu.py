@@ -200,13 +200,13 @@ def rows_of(
     library().nb_rows(ctypes.byref(m), address(rows), len(rows), address(out))
     return out
 
-# %% ../../nbs/09_kernels/09_cpu.ipynb #ce227d61
-ACTIVATIONS = dict(float=0, int8=1, int16=2)
+# %% ../../nbs/09_kernels/09_cpu.ipynb #2014f217
+ACTIVATIONS = dict(float=0, int8=1, int16=2, auto=3)
 
 def matmul(
     x:Float[np.ndarray, "M I"],
     m:Matrix,
-    activations:str='int16',  # as what they are multiplied, a key of `ACTIVATIONS`
+    activations:str='auto',  # as what they are multiplied, a key of `ACTIVATIONS`
 )->Float[np.ndarray, "M O"]: # x Wᵀ in float32
     "A product with a matrix that stays as it is. Raises `UserError` where sizes do not fit."
     need(activations in ACTIVATIONS, 'activations', activations, f"one of {', '.join(ACTIVATIONS)}")

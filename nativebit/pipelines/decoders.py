@@ -48,8 +48,9 @@ def torch_decoder(
 
 def cpu_decoder(
     pack:Pack,
-    activations:str='int16',  # as what they are multiplied: float, int8 or int16 (two of 8 bits)
-):                            # as of `jax_decoder`
+    # as what they are multiplied: float, int8, int16 (two of 8 bits), or auto: int16 for a single token
+    activations:str='auto',
+):  # as of `jax_decoder`
     "The decoder of `10_inference/04_cpu`; matrices stay packed. Raises `UserError` where it is not there."
     from nativebit.inference.cpu import CpuNetwork, generate
     return partial(generate, CpuNetwork(pack, activations))
