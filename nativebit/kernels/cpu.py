@@ -48,7 +48,7 @@ def build(
     os.replace(tmp, out)
     return out
 
-# %% ../../nbs/09_kernels/09_cpu.ipynb #430e79b4
+# %% ../../nbs/09_kernels/09_cpu.ipynb #463ba007
 _P, _I, _N = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 FUNCTIONS = dict(nb_isa=(ctypes.c_char_p, [_I]), nb_select=(_I, [ctypes.c_char_p]), nb_pool=(_P, [_I, _I]),
                  nb_threads=(_I, [_P]), nb_measure=(None, [_P, _P]), nb_layout_all=(None, [_P, _P, _P]),
@@ -74,7 +74,7 @@ def instruction_sets(
 
 def choose(lib, wish:str):
     "Run one instruction set from now on. Raises `UserError` where there is none of this name."
-    sets = instruction_sets(lib)
+    names = instruction_sets(lib)
     need(not wish or wish in names, 'NATIVEBIT_CPU', wish, f"off, or what this CPU has: {', '.join(names)}")
     lib.nb_select((wish or names[0]).encode())
     if names == ['scalar'] and not wish:
