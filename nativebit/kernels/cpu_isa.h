@@ -62,13 +62,11 @@ INLINE void NAME(round8)(const float *x, int n, int planes, int8_t **q, float *s
     if (s < 1e-30f) s = 0;
     memcpy(rest, x, 4*n);
     for (int p = 0; p < planes; p++, s /= 254) {
-        float inv = s > 0 ? 1/s : 0, f[SEG];
+        float inv = s > 0 ? 1/s : 0;
         int32_t k[SEG], total = 0;
         if (bad || !(inv < 1e30f)) inv = 0;
-        for (int i = 0; i < n; i++) f[i] = (bad ? 0 : rest[i])*inv + 12582912.f;
-        memcpy(k, f, 4*n);
+        for (int i = 0; i < n; i++) k[i] = (int32_t)rintf((bad ? 0 : rest[i])*inv);
         for (int i = 0; i < n; i++) {
-            k[i] -= 0x4b400000;
             k[i] = k[i] > 127 ? 127 : k[i] < -127 ? -127 : k[i];
             q[p][i] = (int8_t)k[i];
             total += k[i];
