@@ -192,7 +192,7 @@ def main(
     top_p:float=.9,        # keep the likeliest tokens that hold this share of the probability
     seed:int=0,            # of the draws
     plain:bool=False,      # without the model's chat template: it continues the text
-    backend:str='auto',    # jax, torch, or auto: PyTorch on an NVIDIA GPU, else JAX
+    backend:str='auto',    # jax, torch, cpu, or auto: the fastest here
 ):
     "Talk with a model: a line from you, an answer from it."
     check_options(max_tokens, temperature, top_k, top_p, seed=seed)

@@ -13,22 +13,24 @@ from fastcore.script import Param
 from ..config import GEOMETRIES, geometry_help, named
 from ..utils.cli import UserError, need
 from ..data.prompts import check_options, read_prompt
-from .decoders import jax_decoder
+from .decoders import cpu_decoder, jax_decoder
 from .model import load
 
 # %% ../../nbs/13_pipelines/08_generate.ipynb #e965a0bd
 FLOATS = dict(torch=('float32', 'float16', 'bfloat16'), jax=('float32', 'bfloat16'))   # of --dtype
 
 def chosen_backend(
-    backend:str,    # auto, jax or torch
+    backend:str,    # auto, jax, torch or cpu
     torchs:dict,    # {flag: value} of those that only PyTorch has
     either:dict,    # of those that both have, and the fastest decoder as such has not
 )->str:             # the same, or the one that the flags ask for
     "Which decoder is meant. Raises `UserError` where flags and backend do not agree."
-    need(backend in ('auto', 'jax', 'torch'), 'backend', backend, "auto, jax or torch")
+    need(backend in ('auto', 'jax', 'torch', 'cpu'), 'backend', backend, "auto, jax, torch or cpu")
     flag = next((k for k,v in torchs.items() if v), None)
-    if backend == 'jax' and flag:
+    if backend in ('jax', 'cpu') and flag:
         raise UserError(f"--{flag.replace('_', '-')} is for PyTorch; leave it out, or give --backend torch")
+    if backend == 'cpu' and (flag := next((k for k,v in either.items() if v), None)):
+        raise UserError(f"--{flag} is for JAX and PyTorch; leave it out: on a CPU matrices are packed anyway")
     return backend if backend != 'auto' else 'torch' if flag else 'jax' if any(either.values()) else 'auto'
 
 def shown(pieces)->str:
@@ -43,7 +45,8 @@ def by_jax(model, prompt, max_tokens, how, packed, dtype, benchmark, always)->di
     m = load(model)
     if packed and not m.quantized:
         raise UserError(f"{m.name} is a float model, and --packed is for one with codebooks; leave it out")
-    if packed or dtype or benchmark or always: m.decoder = jax_decoder(m.pack, packed, dtype)
+    if packed or dtype or benchmark or always == 'jax': m.decoder = jax_decoder(m.pack, packed, dtype)
+    elif always == 'cpu': m.decoder = cpu_decoder(m.pack)
     text = read_prompt(prompt)
     said = shown(m.generate(text, max_tokens, stream=True, **how))
     if not benchmark: return dict(text=said)
@@ -84,7 +87,9 @@ def needs_torch(f, *args)->dict:
 def main(
     model:Param("a run's name, a checkpoint, a packed folder or file, a folder of the hub's kind, a .gguf "
                 "file, or a name on the hub", str, opt=False, nargs='?')=None,
-    backend:str='auto',      # jax, torch, or auto: PyTorch on an NVIDIA GPU, else JAX
+    # jax, torch, cpu (packed files, by the C library), or auto: PyTorch on an NVIDIA GPU, the C library for
+    # packed files on a CPU, else JAX
+    backend:str='auto',
     packed:bool=False,       # matrices packed in memory; else they are looked up once, but for a GPU's
     prompt:str=None,         # what to continue; by default what is piped in
     max_tokens:int=200,      # how many tokens to add
@@ -105,7 +110,7 @@ def main(
     embed:str='bfloat16',    # embedding of the random weights: bfloat16 or int8
     out:str=None,            # in PyTorch: add the benchmark's records to this .jsonl file
 ):
-    "Continue a text with any model, by the fastest decoder here: PyTorch's on an NVIDIA GPU, else JAX's."
+    "Continue a text with any model, by the fastest decoder here."
     own = dict(device=device, compile=compile, cuda_graph=cuda_graph, random=random, out=out)
     by = chosen_backend(backend, own, dict(packed=packed, dtype=dtype, benchmark=benchmark))
     if (model is None) == (random is None): raise UserError("give one of: a MODEL, or --random PRESET")
@@ -119,5 +124,5 @@ def main(
     with redirect_stdout(sys.stderr) if json else nullcontext():
         basic = model, prompt, max_tokens, how, packed, dtype, benchmark
         said = (needs_torch(by_torch, *basic, device, compile, cuda_graph, context, random, geometry, embed,
-                            out) if by == 'torch' else by_jax(*basic, backend == 'jax'))
+                            out) if by == 'torch' else by_jax(*basic, backend))
     if json: print(dumps(said))
