@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'STARTED', 'EXTRAS', 'ALIASES', 'COMMANDS', 'NAMES', 'CHECKS', 'BASH', 'ZSH', 'usage', 'begin_device',
-           'program', 'main_of', 'outline', 'of', 'keys', 'one_of', 'known_config', 'check_words', 'flags',
-           'completion', 'runnable', 'run_module', 'begin', 'main']
+           'program', 'main_of', 'outline', 'of', 'keys', 'one_of', 'known_config', 'known_geometries', 'check_words',
+           'flags', 'completion', 'runnable', 'run_module', 'begin', 'main']
 
 # %% ../nbs/16_command.ipynb #34998387
 import ast, math, runpy, sys, threading
@@ -143,13 +143,17 @@ def known_config(x):
     "Raise `UserError` where a config is neither a preset nor a checkpoint or a run."
     config.get_config(x if x in config.CONFIGS else str(of('formats.kinds.as_path')(x)))
 
+def known_geometries(x):
+    "Raise `UserError` where one of several geometries is unknown."
+    for g in [] if x == 'all' else x.split(','): config.named('geometry', g, config.GEOMETRIES)
+
 _model, _text, _keys = of('formats.kinds.kind_of'), of('data.corpora.check_source'), partial(partial, keys)
 CHECKS = {   # of a parameter's value by its name, or by its command's and its own
     **dict.fromkeys(('model', 'original', 'other', 'against', 'init_from', 'ckpt', 'folder', 'file'), _model),
     **dict.fromkeys(('data', 'dataset', 'calibration'), _text), 'texts': of('data.texts.named_texts'),
     'config': known_config,
     'geometry': lambda x: config.named('geometry', x, config.GEOMETRIES),   # or an earlier name
-    'posthoc.geometry': of('ptq.posthoc.chosen_geometries'),   # several, or all
+    'posthoc.geometry': known_geometries,
     'recipe': one_of('recipe', config.RECIPES), 'grid': of('experiments.grids.parse_grid'),
     'quantize.data': of('data.corpora.check_readable'),
     'quantize.method': one_of('method', _keys('pipelines.quantize.METHODS')),

@@ -10,6 +10,7 @@ if find_spec('torch') is not None:
     if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')
 
 def pytest_configure(config):
+    import compiled   # before any test has a cache of its own
     config.addinivalue_line('markers', 'slow: too long for every run; make test-slow')
     worker = os.environ.get('PYTEST_XDIST_WORKER', '')
     if not (worker and hasattr(os, 'sched_setaffinity')): return   # macOS has none

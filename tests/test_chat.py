@@ -125,7 +125,7 @@ def test_lines_that_are_piped_in(home):
     ({'tokenizer_config.json': b'['*20_000}, ''), ({'tokenizer_config.json': b'{"chat_template": [{"name": {}, "template": "a"}, {"name": [1], "template": "b"}, 3]}'}, 'a'), ({'tokenizer_config.json': b'{"chat_template": {"x": 5}}'}, '')])
 def test_small_files_that_make_no_sense(files, template): assert chat_template(files) == template and special_tokens(files) == {}
 
-@pytest.mark.parametrize('words, says', [(['nowhere'], 'there is no model nowhere'), (['rtn', '--max-tokens', '0'], 'max_tokens=0'), (['rtn', '--backend', 'numpy'], 'auto, jax or torch'), (['rtn', '--temperature', '-1'], 'temperature')])
+@pytest.mark.parametrize('words, says', [(['nowhere'], 'there is no model nowhere'), (['rtn', '--max-tokens', '0'], 'max_tokens=0'), (['rtn', '--backend', 'numpy'], 'auto, jax, torch or cpu'), (['rtn', '--temperature', '-1'], 'temperature')])
 def test_refusals(home, words, says):
     r = chat(home, *words, stdin='x\n')
     assert r.returncode == 1 and says in r.stderr.splitlines()[-1] and 'Traceback' not in r.stderr and r.stdout == ''

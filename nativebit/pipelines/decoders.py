@@ -57,7 +57,8 @@ def cpu_decoder(
 
 def has_accelerator()->bool:
     "Does JAX compute on something else than the CPU? It is only asked where a package for that is there."
-    if not any(map(find_spec, ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin'))): return False
+    plugins = 'libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin'
+    if not (find_spec('jax') and any(map(find_spec, plugins))): return False
     import jax
     return jax.default_backend() != 'cpu'
 

@@ -68,7 +68,8 @@ def sweep_rows(
 # %% ../../nbs/07_ptq/05_posthoc.ipynb #3e4885b8
 def main(
     ckpt:str='data/stdlib',        # float checkpoint: a run's name, or a folder
-    methods:str='all',             # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq, fisher
+    # comma-separated: rtn, nf, quantile, kmeans, hkmeans, gptq-plain, gptq, fisher
+    methods:str='all',
     geometry:Param(geometry_help('geometries, comma-separated, or all'))='3bit-128',
     bits:str='',                   # comma-separated index bits, such as 2,3,4; the geometry's own by default
     # evaluated on: stdlib, wikitext-2, wikitext-103, openwebtext, python:FOLDER or text:FILES
