@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SOURCES', 'FUNCTIONS', 'SHIPPED', 'NO_LIBRARY', 'FORMS', 'KINDS', 'ROW_FORMS', 'ACTIVATIONS', 'cache_dir',
            'find_compiler', 'build', 'opened', 'instruction_sets', 'choose', 'found', 'library', 'missing', 'n_threads',
-           'bound', 'pool', 'Matrix', 'address', 'room', 'fits', 'packed', 'dense', 'rows_of', 'matmul', 'released']
+           'bound', 'pool', 'Matrix', 'address', 'room', 'fits', 'described', 'packed', 'dense', 'rows_of', 'matmul',
+           'released']
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #00c9f050
 import ctypes, hashlib, mmap, os, shutil, subprocess, sys, warnings
@@ -16,7 +17,7 @@ import ml_dtypes, numpy as np
 from jaxtyping import Float, Int
 from ..utils.cli import UserError, need
 from ..utils.files import beside
-from ..formats.bitpacking import QuantizedTensor
+from ..formats.bitpacking import QuantizedTensor, index_width
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #0a701374
 SOURCES = 'cpu.c', 'cpu_isa.h'
@@ -156,6 +157,19 @@ def fits(q:QuantizedTensor)->bool:
     "Does a shuffle hold its codebooks?"
     return 2 <= q.bits <= 4
 
+def described(
+    shape:tuple, block_shape:tuple,  # of the matrix, and of its blocks
+    n_entries:int,                   # of a codebook
+    kind:str,                        # a key of `KINDS`
+    codes:int, code_scales=None,     # addresses of what the file holds of codebooks
+)->tuple:                            # (`Matrix`, bytes that its words, tables and scales take)
+    "A packed matrix that has no place yet."
+    m, sizes = Matrix(rows=shape[0], cols=shape[1], bits=index_width(n_entries), block_rows=block_shape[0],
+                      block_cols=block_shape[1], n_entries=n_entries, kind=KINDS[kind], codes=codes,
+                      code_scales=code_scales), (ctypes.c_int64*3)()
+    library().nb_measure(ctypes.byref(m), sizes)
+    return m, sizes
+
 def packed(
     q:QuantizedTensor,  # of NumPy
 )->Matrix:              # keeps the file's codebooks, not its words
@@ -164,14 +178,13 @@ def packed(
                                     f"{q.codebook.shape[1]}; use another decoder")
     words, codes, scale = [None if x is None else np.require(x, requirements='CA')
                            for x in (q.words, q.codebook, q.scale)]
-    m, sizes = Matrix(rows=q.shape[0], cols=q.shape[1], bits=q.bits, block_rows=q.block_shape[0],
-                      block_cols=q.block_shape[1], n_entries=codes.shape[1], kind=KINDS[codes.dtype.name],
-                      codes=address(codes), code_scales=address(scale)), (ctypes.c_int64*3)()
-    library().nb_measure(ctypes.byref(m), sizes)
+    m, sizes = described(q.shape, q.block_shape, codes.shape[1], codes.dtype.name,
+                         *map(address, (codes, scale)))
     m.read, m.kept = [room(n) for n in sizes], (codes, scale)
     m.words, m.tables, m.scales = map(address, m.read)
     library().nb_layout_all(pool(), ctypes.byref(m), address(words))
     return m
+
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #d089cf78
 ROW_FORMS = {8: 'int8', 6: 'six', 4: 'four'}
