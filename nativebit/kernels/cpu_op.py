@@ -137,20 +137,20 @@ def _weight(data:Tensor, codes:Tensor, scale:Tensor|None, shape:list[int], block
     cpu.library().nb_whole(cpu.pool(), ctypes.byref(m), w.data_ptr())
     return w
 
-def _rounded(x, m, activations):
+def _rounded(x, m, bias, activations):
     "Multiply in the packed form."
     rows, y = x.reshape(-1, m.cols).float().contiguous(), torch.empty(*x.shape[:-1], m.rows)
     if len(rows) and cpu.library().nb_matmul(cpu.pool(), ctypes.byref(m), rows.data_ptr(), y.data_ptr(),
                                              len(rows), cpu.ACTIVATIONS[activations]):
         raise MemoryError("no memory for a product")
-    return y.to(x.dtype)
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 def _linear(x:Tensor, data:Tensor, codes:Tensor, scale:Tensor|None, shape:list[int], block_shape:list[int],
-            activations:str)->Tensor:
+            bias:Tensor|None, activations:str)->Tensor:
     n = x.numel()//max(shape[1], 1)
     how = activations if activations != 'auto' else 'int16' if n < FEW else 'float'
-    if how != 'float': return _rounded(x, told(data, codes, scale, shape, block_shape)[0], how)
-    return F.linear(x, _weight(data, codes, scale, shape, block_shape).to(x.dtype))
+    if how != 'float': return _rounded(x, told(data, codes, scale, shape, block_shape)[0], bias, how)
+    return F.linear(x, _weight(data, codes, scale, shape, block_shape).to(x.dtype), bias)
 
 def _back(grad:Tensor, data:Tensor, codes:Tensor, scale:Tensor|None, shape:list[int],
           block_shape:list[int])->Tensor:
@@ -172,7 +172,7 @@ def define(
 
 define('cpu_weight', '', '', _weight,
        lambda data, codes, scale, shape, block_shape: data.new_empty(shape, dtype=torch.float32))
-define('cpu_linear', 'Tensor x, ', ', str activations', _linear,
+define('cpu_linear', 'Tensor x, ', ', Tensor? bias, str activations', _linear,
        lambda x, data, codes, scale, shape, *rest: x.new_empty(*x.shape[:-1], shape[0]))
 define('cpu_linear_back', 'Tensor grad, ', '', _back,
        lambda grad, data, codes, scale, shape, *rest: grad.new_empty(*grad.shape[:-1], shape[1]))
@@ -183,7 +183,9 @@ def _save(ctx, inputs, output):
     ctx.form = inputs[4:6]
 
 def _gradient(ctx, grad):
-    return torch.ops.nativebit.cpu_linear_back(grad, *ctx.saved_tensors, *ctx.form), *[None]*6
+    back, bias = ctx.needs_input_grad[0], ctx.needs_input_grad[6]
+    return (torch.ops.nativebit.cpu_linear_back(grad, *ctx.saved_tensors, *ctx.form) if back else None,
+            *[None]*5, grad.flatten(0, -2).sum(0) if bias else None, None)
 
 torch.library.register_autograd('nativebit::cpu_linear', _gradient, setup_context=_save)
 
@@ -191,8 +193,9 @@ def cpu_linear(
     x:Tensor,      # (…, in) float32, bfloat16 or float16, on the CPU
     p:CpuMatrix,   # the weights
     activations:str='auto',  # a key of `cpu.ACTIVATIONS`
+    bias=None,     # (out,), of x's type
 )->Tensor:         # (…, out), of x's type. Raises ValueError where sizes or devices do not fit
-    "Multiply by a packed matrix: y = x Wᵀ; where a gradient is wanted, exactly."
+    "Multiply by a packed matrix: y = x Wᵀ + b; where a gradient is wanted, exactly."
     if x.shape[-1] != p.shape[1]:
         raise ValueError(f"the matrix takes {p.shape[1]} inputs, but x has {x.shape[-1]}; "
                          "check which layer this is")
@@ -201,4 +204,4 @@ def cpu_linear(
     if activations not in cpu.ACTIVATIONS:
         raise ValueError(f"unknown activations {activations!r}: choose one of {', '.join(cpu.ACTIVATIONS)}")
     if x.requires_grad and torch.is_grad_enabled(): activations = 'float'
-    return torch.ops.nativebit.cpu_linear(x, *p.parts, activations)
+    return torch.ops.nativebit.cpu_linear(x, *p.parts, bias, activations)
