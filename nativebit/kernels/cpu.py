@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'FUNCTIONS', 'SHIPPED', 'NO_LIBRARY', 'FORMS', 'KINDS', 'ROW_FORMS', 'ACTIVATIONS', 'cache_dir',
            'find_compiler', 'build', 'opened', 'instruction_sets', 'choose', 'found', 'library', 'missing', 'n_threads',
            'bound', 'pool', 'Matrix', 'address', 'room', 'fits', 'described', 'packed', 'dense', 'rows_of', 'matmul',
-           'released']
+           'released', 'trimmed']
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #00c9f050
 import ctypes, hashlib, mmap, os, shutil, subprocess, sys, warnings
@@ -241,3 +241,8 @@ def released(x:np.ndarray):
     first = -(-(at - start)//mmap.PAGESIZE)*mmap.PAGESIZE
     last = (at + size - start)//mmap.PAGESIZE*mmap.PAGESIZE
     if last > first: x._mmap.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+# %% ../../nbs/09_kernels/09_cpu.ipynb #98d67249
+def trimmed():
+    "Give memory back that was freed and is kept for later."
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None): trim(0)
