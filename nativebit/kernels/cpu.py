@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SOURCES', 'FUNCTIONS', 'SHIPPED', 'NO_LIBRARY', 'FORMS', 'KINDS', 'ROW_FORMS', 'ACTIVATIONS', 'cache_dir',
            'find_compiler', 'build', 'opened', 'instruction_sets', 'choose', 'found', 'library', 'missing', 'n_threads',
-           'bound', 'pool', 'Matrix', 'address', 'room', 'fits', 'described', 'packed', 'dense', 'rows_of', 'matmul',
-           'released', 'trimmed']
+           'bound', 'pool', 'alone', 'Matrix', 'address', 'room', 'fits', 'described', 'packed', 'dense', 'rows_of',
+           'matmul', 'released', 'trimmed']
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #00c9f050
 import ctypes, hashlib, mmap, os, shutil, subprocess, sys, warnings
@@ -125,6 +125,11 @@ def bound()->bool:
 def pool():
     "The threads of this process."
     return library().nb_pool(n_threads(), bound())
+
+@lru_cache
+def alone():
+    "The thread that calls, as a pool of one: waking others takes longer than a small product."
+    return library().nb_pool(1, False)
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=pool.cache_clear)
 
