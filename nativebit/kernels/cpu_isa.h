@@ -452,8 +452,8 @@ INLINE void NAME(row_indices)(const uint8_t *w, int bits, int r, uint8_t *idx) {
             UNROLL for (int k = 0; k < 6; k++) s[k] = v[k/2] >> 4*(k % 2) & 7*one;
             uint64_t t = (v[0] >> 3 & 0x11*one) | (v[1] >> 2 & 0x22*one) | (v[2] >> 1 & 0x44*one);
             s[6] = t & 7*one; s[7] = t >> 4 & 7*one;
-        } else UNROLL for (int k = 0; k < SEG/C && bits == 4; k++) s[k] = v[k/2] >> 4*(k % 2) & 15*one;
-        UNROLL for (int k = 0; k < SEG/C; k++) {
+        } else if (bits == 4) for (int k = 0; k < 4; k++) s[k] = v[k/2] >> 4*(k % 2) & 15*one;
+        for (int k = 0; k < SEG/C; k++) {
             uint64_t x = bits == 2 ? v[k/4] >> 2*(k % 4) & 3*one : s[k % 8];
             memcpy(idx + k*C + h, &x, MIN(C, 8));
         }
