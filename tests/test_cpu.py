@@ -215,3 +215,95 @@ assert os.waitpid(child, 0)[1] == 0
     for n in ('1', '2', '5'):
         r = run(code, NATIVEBIT_THREADS=n)
         assert r.returncode == 0, r.stderr
+
+# ---- PyTorch ------------------------------------------------------------------------------------------------------------------------------------
+
+@lru_cache
+def with_torch():
+    pytest.importorskip('torch')
+    import torch
+    from nativebit.kernels import cpu_op
+    from nativebit.pytorch.linear import as_tensor
+    return torch, cpu_op, as_tensor
+
+def random_file(rng, shape, quant):
+    "A random matrix, its last blocks filled as in a file of ours."
+    from nativebit.quant.blocks import to_blocks
+    q = random_packed(rng, shape, quant)
+    idx = rng.integers(0, quant.n_entries, shape).astype(np.uint8)
+    return QuantizedTensor(pack_indices(to_blocks(idx, q.block_shape).reshape(-1), q.bits), q.codebook, q.scale, q.shape, q.block_shape)
+
+@settings(max_examples=30, deadline=None)
+@given(quants, st.integers(1, 70), st.integers(1, 300), st.integers(1, 18), st.integers(0, 2**32 - 1))
+def test_the_operator(quant, o, i, n, seed):
+    "Exact and rounded products, gradients, and the file's words again, of any shape and geometry."
+    torch, cpu_op, as_tensor = with_torch()
+    rng = np.random.default_rng(seed)
+    q = random_file(rng, (o, i), quant)
+    p, x, w, b = cpu_op.to_cpu_layout(q.map(as_tensor)), rng.normal(size=(n, i)).astype(np.float32), q.dequantize(), torch.randn(o)
+    tx, tw = torch.from_numpy(x), torch.from_numpy(np.array(w))
+    back = cpu_op.to_file(p)
+    assert back.words.numpy().tobytes() == q.words.tobytes() and back.codebook is p.codebook and torch.equal(p.dequantize(), tw)
+    assert torch.equal(cpu_op.cpu_linear(tx, p, 'float', b), torch.nn.functional.linear(tx, tw, b))
+    for how in cpu.ACTIVATIONS:
+        if how == 'auto': want = cpu_op.cpu_linear(tx, p, 'int16' if n < cpu_op.FEW else 'float')
+        assert (abs(cpu_op.cpu_linear(tx, p, how).numpy() - x.astype(np.float64) @ w.T) <= bound(q, x, how)).all(), how
+    assert torch.equal(cpu_op.cpu_linear(tx, p), want)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert cpu_op.cpu_linear(tx.to(dtype)[None], p).shape == (1, n, o) and cpu_op.cpu_linear(tx.to(dtype), p).dtype == dtype
+    tx.requires_grad_()
+    got, = torch.autograd.grad(cpu_op.cpu_linear(tx, p).square().sum(), tx)
+    want, = torch.autograd.grad((tx @ tw.T).square().sum(), tx)
+    assert torch.allclose(got, want, rtol=1e-3, atol=1e-3*float(want.abs().max()) + 1e-6)
+
+def test_the_operator_in_a_graph_and_what_it_refuses():
+    torch, cpu_op, as_tensor = with_torch()
+    rng = np.random.default_rng(0)
+    p = cpu_op.to_cpu_layout(random_file(rng, (24, 100), QuantConfig(**GEOMETRIES['int8'])).map(as_tensor))
+    x, b = torch.randn(2, 3, 100), torch.randn(24)
+    torch.library.opcheck(torch.ops.nativebit.cpu_linear, (x, *p.parts, b, 'float'), test_utils=('test_schema', 'test_faketensor', 'test_autograd_registration'))
+    fast = torch.compile(lambda x: cpu_op.cpu_linear(x, p, bias=b).relu(), fullgraph=True, backend='aot_eager')
+    assert torch.equal(fast(x), cpu_op.cpu_linear(x, p, bias=b).relu())
+    assert cpu_op.cpu_linear(torch.zeros(0, 100), p).shape == (0, 24)
+    for f, says in [(lambda: cpu_op.cpu_linear(x[..., 1:], p), 'takes 100 inputs'), (lambda: cpu_op.cpu_linear(x, p, 'int4'), 'one of float, int8'), (lambda: cpu_op.cpu_linear(x.to('meta'), p), 'move one with .to')]:
+        with pytest.raises(ValueError, match=says): f()
+    strange = random_packed(rng, (24, 100), QuantConfig(**GEOMETRIES['int8'])).map(as_tensor)   # blocks filled up with something else: its words could not be given back
+    assert cpu_op.to_cpu_layout(strange) is None
+
+def test_a_layer_of_transformers_has_one_copy():
+    "Moved, copied, saved, loaded, pickled; and without the library as before."
+    pytest.importorskip('transformers')
+    import copy, pickle
+    torch, cpu_op, as_tensor = with_torch()
+    from nativebit.interop.transformers import NativeBitHfLinear
+    for geometry in ('int8', 'lut-b', '2bit', 'published'):
+        quant = QuantConfig(**GEOMETRIES[geometry])
+        q = random_file(np.random.default_rng(0), (40, 200), quant).map(as_tensor)
+        m = NativeBitHfLinear((40, 200), quant, torch.zeros(40))
+        m.load_state_dict({('weight' if k == 'words' else k): x for k,x in q.arrays().items()} | dict(shape=torch.tensor([40, 200], dtype=torch.int32), bias=torch.randn(40)))
+        assert m.weight is None and m.dense_weight is None
+        x = torch.randn(3, 200)
+        want, again = m(x), NativeBitHfLinear((40, 200), quant, torch.zeros(40))
+        again.load_state_dict(m.state_dict())
+        same = [again, copy.deepcopy(m), m.half().float()] + ([] if geometry == 'lut-b' else [pickle.loads(pickle.dumps(m))])   # PyTorch pickles no float8
+        for other in same: assert torch.allclose(other(x), want, atol=2e-3) and other.weight is None and other.dense_weight is None
+        assert torch.equal(m.state_dict()['weight'], q.words) and torch.equal(m.float_weight(), q.dequantize())
+        m.activations = 'float'
+        assert torch.equal(m(x), torch.nn.functional.linear(x, q.dequantize(), m.bias))
+        m(x.requires_grad_()).sum().backward()
+        assert torch.allclose(x.grad, q.dequantize().sum(0).expand(3, -1), atol=1e-4*float(x.grad.abs().max()))
+
+def test_transformers_without_the_library_says_so_once(tmp_path):
+    pytest.importorskip('transformers')
+    code = """
+import torch
+from nativebit.config import GEOMETRIES, QuantConfig
+from nativebit.interop.transformers import NativeBitHfLinear, lay_out
+m = [NativeBitHfLinear((8, 64), QuantConfig(**GEOMETRIES['int8'])) for _ in range(2)]
+for x in m:
+    for b in x.buffers(): b.zero_()
+lay_out(m); lay_out(m)
+print(all(x.weight is not None for x in m), m[0](torch.ones(1, 64)).shape, m[0].dense_weight is not None)
+"""
+    r = run(code, NATIVEBIT_CPU='off')
+    assert r.returncode == 0 and r.stdout == 'True torch.Size([1, 8]) True\n' and r.stderr.count('note: multiplying without the packed CPU kernels') == 1, r.stderr

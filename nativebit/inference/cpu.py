@@ -14,7 +14,7 @@ from ..utils.cli import UserError, need
 from ..formats.nbpack import Pack
 from ..models.rope import rotations
 from ..kernels.cpu import (ACTIVATIONS, Matrix, address, dense, fits, library, missing, packed, pool,
-                                   released)
+                                   released, trimmed)
 
 # %% ../../nbs/10_inference/04_cpu.ipynb #c26f9882
 NORMS = 'attn_norm', 'mlp_norm', 'attn.q_norm', 'attn.k_norm'
@@ -160,6 +160,7 @@ def generate(
 ):                        # yields tokens, each as soon as it is there
     "Continue a text."
     T, ids, at, draws = network.model.context_len, list(ids), None, np.random.default_rng(seed)
+    trimmed()   # of whatever has read the model and its tokenizer
     for i in range(n_tokens):
         if at is None or at == T:
             ids = ids[-(max(1, T//2) if at or len(ids) >= T else T):]

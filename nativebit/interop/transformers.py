@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TORCH', 'on_gpu', 'NativeBitHfLinear', 'NativeBitConfig', 'module_names', 'check_complete', 'replace_linears',
-           'begin_rows', 'rows_to_float', 'rows_again', 'with_rows', 'torch_sum', 'NativeBitHfQuantizer', 'as_linear',
-           'register']
+           'begin_rows', 'rows_to_float', 'rows_again', 'with_rows', 'torch_sum', 'lay_out', 'NativeBitHfQuantizer',
+           'as_linear', 'register']
 
 # %% ../../nbs/12_interop/06_transformers.ipynb #79703af0
-from ..utils.cli import UserError, share_cores
+from ..utils.cli import UserError, say_once, share_cores
 share_cores()   # before PyTorch is there
 
 
@@ -31,6 +31,8 @@ from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, SCALE, VERSION, 
                                          folded_codes, quant_to_dict, read_files, unfolded_codes)
 from ..formats.bitpacking import QuantizedTensor
 from ..formats.nbpack import rounded_rows
+from ..kernels.cpu import missing
+from ..kernels.cpu_op import CpuMatrix, cpu_linear, to_cpu_layout, to_file
 from ..kernels.ops import lut_linear
 from ..kernels.layout import PackedMatrix, from_units, to_kernel_layout as laid_out
 
@@ -44,6 +46,7 @@ def on_gpu(x:Tensor)->bool: return x.device.type == 'cuda'
 
 class NativeBitHfLinear(nn.Module):
     "A packed matrix in the place of an `nn.Linear`."
+    activations = 'auto'   # as of `cpu_linear`, on a CPU
     def __init__(self,
         shape:tuple,        # of the matrix, (out, in)
         quant:QuantConfig,  # geometry
@@ -71,7 +74,8 @@ class NativeBitHfLinear(nn.Module):
                 f"{self.quant.n_entries} entries of {self.quant.codebook_dtype} per {self.block_shape}")
 
     def forward(self, x):
-        if self.form is None: return F.linear(x, self.dense(x.dtype), self.bias)
+        if self.data is None: return F.linear(x, self.dense(x.dtype), self.bias)
+        if self.form is None: return cpu_linear(x, self.on_cpu, self.activations, self.bias)
         y = lut_linear(x, PackedMatrix(self.data, self.entries, *self.form))
         return y if self.bias is None else y + self.bias
 
@@ -87,19 +91,31 @@ class NativeBitHfLinear(nn.Module):
             self.dense_weight = self.float_weight().to(dtype)
         return self.dense_weight
 
-    def float_weight(self)->Tensor: return self.matrix().dequantize()
+    @property
+    def on_cpu(self)->CpuMatrix:
+        "The matrix, laid out for the C library."
+        return CpuMatrix(self.data, self.codebook, self.scale, self.size, self.block_shape)
+
+    def float_weight(self)->Tensor:
+        return (self.matrix() if self.data is None or self.form else self.on_cpu).dequantize()
 
     def matrix(self)->QuantizedTensor:
         "What files hold of it."
         if self.weight is not None:
             return QuantizedTensor(self.weight, self.codebook, self.scale, self.size, self.block_shape)
+        if self.form is None: return to_file(self.on_cpu)
         q = from_units(self.data, self.size, *self.form[2:4], self.scale)
         return replace(q, codebook=q.codebook[:, :self.quant.n_entries].contiguous())
 
     def to_kernel_layout(self):
-        "For the kernels, where they know the geometry and the matrix is on a GPU."
-        fits = self.quant.n_entries <= 16 and math.prod(self.block_shape) % 32 == 0
-        if self.form is not None or not fits or not on_gpu(self.weight): return
+        "For the kernels, where they know the geometry."
+        if self.data is not None: return
+        if on_gpu(self.weight): self.to_gpu_layout()
+        elif self.weight.device.type == 'cpu' and (p := to_cpu_layout(self.matrix())):
+            self.data, self.weight, self.codebook, self.scale = p.data, None, p.codebook, p.scale
+
+    def to_gpu_layout(self):
+        if self.quant.n_entries > 16 or math.prod(self.block_shape) % 32: return
         p = laid_out(self.matrix())
         self.data, self.entries, self.form = (p.data, p.codebook.to(p.data.device),
                                               (p.shape, p.block_shape, p.bits, p.kind, p.scale))
@@ -108,7 +124,7 @@ class NativeBitHfLinear(nn.Module):
 
     def to_file_layout(self):
         "As the file has it; what was looked up is dropped."
-        if self.form is not None:
+        if self.data is not None:
             q = self.matrix()
             self.weight, self.codebook, self.scale = q.words, q.codebook, q.scale
         self.data = self.entries = self.form = self.dense_weight = None
@@ -252,6 +268,15 @@ def torch_sum(name:str, x:Tensor)->str:
     return full_sum(name, TYPE_CODES[str(x.dtype).removeprefix('torch.')], x.shape,
                     hashed(x.cpu().contiguous().flatten().view(torch.uint8).numpy()))
 
+def lay_out(layers:list):
+    "Ready for kernels; a CPU's part of a model that is partly elsewhere is moved there to be multiplied."
+    places = {m.weight.device.type for m in layers if m.weight is not None}
+    for m in layers:
+        if places == {'cpu'} or on_gpu(m.weight): m.to_kernel_layout()
+    if places == {'cpu'} and missing() and not any(m.data is not None for m in layers):
+        say_once("note: multiplying without the packed CPU kernels, from a looked-up copy of each matrix: "
+                 + missing())
+
 class NativeBitHfQuantizer(HfQuantizer):
     "Loads packed folders; quantizing is `nativebit quantize`'s."
     requires_calibration = True   # so that `from_pretrained` refuses to quantize a float model
@@ -287,9 +312,9 @@ class NativeBitHfQuantizer(HfQuantizer):
                                                     re.escape(GUARD)}
 
     def _process_model_after_weight_loading(self, model, **kwargs):
+        lay_out([m for m in model.modules() if isinstance(m, NativeBitHfLinear)])
         for m in model.modules():
-            if isinstance(m, NativeBitHfLinear): m.to_kernel_layout()
-            elif SCALE[1:] in m._buffers: rows_to_float(m, model.dtype)
+            if SCALE[1:] in m._buffers: rows_to_float(m, model.dtype)
         return model
 
     def get_state_dict_and_metadata(self, model):

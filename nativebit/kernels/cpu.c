@@ -82,7 +82,7 @@ static inline float half_float(uint16_t h) {
 }
 static inline float e4m3_float(uint8_t b) {
     int e = b >> 3 & 15, m = b & 7;
-    float f = (b & 127) == 127 ? NAN : e ? ldexpf(1 + m/8.f, e - 7) : ldexpf(m/8.f, -6);
+    float f = (b & 127) == 127 ? NAN : e ? bits_float((uint32_t)(e + 120) << 23 | (uint32_t)m << 20) : (float)m*0x1p-9f;
     return b & 128 ? -f : f;
 }
 static inline float scale_float(const matrix *m, uint16_t s) { return m->half ? half_float(s) : bf16_float(s); }
@@ -101,6 +101,15 @@ static float file_entry(const matrix *m, int64_t block, int k) {
         case FLOAT16: return half_float(((const uint16_t *)m->codes)[at]);
         default: { float f; memcpy(&f, (const float *)m->codes + at, 4); return f; }
     }
+}
+
+// All of a block's.
+static void file_table(const matrix *m, int64_t block, float *e) {
+    int K = m->n_entries;
+    const uint8_t *codes = (const uint8_t *)m->codes + block*K;
+    if (m->kind == INT8) { float s = half_float(((const uint16_t *)m->code_scales)[block]); for (int k = 0; k < K; k++) e[k] = (int8_t)codes[k]*s; }
+    else if (m->kind == E4M3) { float s = ((const float *)m->code_scales)[0]; for (int k = 0; k < K; k++) e[k] = e4m3_float(codes[k])*s; }
+    else for (int k = 0; k < K; k++) e[k] = file_entry(m, block, k);
 }
 
 // ---- the layout ------------------------------------------------------------------------------------------------
@@ -530,6 +539,23 @@ void nb_rows(const matrix *m, const int64_t *rows, int64_t n, float *out) {
     for (int64_t i = 0; row && i < n; i++) { now->panel(m, rows[i], 1, row, ld); memcpy(out + i*m->cols, row, 4*m->cols); }
     free(row);
 }
+
+// All rows of a matrix, in float32, by all threads.
+typedef struct { const matrix *m; float *out; } whole;
+static void whole_job(void *with, int i, int n) {
+    whole *w = with;
+    int64_t begin, end, cols = w->m->cols, ld = padded(cols);
+    band(w->m->rows, i, n, &begin, &end);
+    if (ld == cols) { now->panel(w->m, begin, end - begin, w->out + begin*cols, ld); return; }
+    for (float row[1024]; begin < end; begin++) {
+        float *to = ld <= 1024 ? row : aligned(4*ld);
+        if (!to) return;
+        now->panel(w->m, begin, 1, to, ld);
+        memcpy(w->out + begin*cols, to, 4*cols);
+        if (to != row) free(to);
+    }
+}
+void nb_whole(pool *p, const matrix *m, float *out) { look(); whole w = {m, out}; together(p, whole_job, &w); }
 
 typedef struct { const matrix *m; const uint32_t *words; } laying;
 static void layout_job(void *with, int i, int n) {

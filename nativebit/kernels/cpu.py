@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SOURCES', 'FUNCTIONS', 'SHIPPED', 'NO_LIBRARY', 'FORMS', 'KINDS', 'ROW_FORMS', 'ACTIVATIONS', 'cache_dir',
            'find_compiler', 'build', 'opened', 'instruction_sets', 'choose', 'found', 'library', 'missing', 'n_threads',
-           'bound', 'pool', 'Matrix', 'address', 'room', 'fits', 'packed', 'dense', 'rows_of', 'matmul', 'released']
+           'bound', 'pool', 'alone', 'Matrix', 'address', 'room', 'fits', 'described', 'packed', 'dense', 'rows_of',
+           'matmul', 'released', 'trimmed']
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #00c9f050
 import ctypes, hashlib, mmap, os, shutil, subprocess, sys, warnings
@@ -16,7 +17,7 @@ import ml_dtypes, numpy as np
 from jaxtyping import Float, Int
 from ..utils.cli import UserError, need
 from ..utils.files import beside
-from ..formats.bitpacking import QuantizedTensor
+from ..formats.bitpacking import QuantizedTensor, index_width
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #0a701374
 SOURCES = 'cpu.c', 'cpu_isa.h'
@@ -53,6 +54,7 @@ _P, _I, _N = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 FUNCTIONS = dict(nb_isa=(ctypes.c_char_p, [_I]), nb_select=(_I, [ctypes.c_char_p]), nb_pool=(_P, [_I, _I]),
                  nb_threads=(_I, [_P]), nb_measure=(None, [_P, _P]), nb_layout_all=(None, [_P, _P, _P]),
                  nb_matmul=(_I, [_P, _P, _P, _P, _N, _I]), nb_rows=(None, [_P, _P, _N, _P]),
+                 nb_whole=(None, [_P, _P, _P]),
                  nb_read=(ctypes.c_uint64, [_P, _P, _N]), nb_forward=(_I, [_P, _P, _P, _N, _N, _N, _P]))
 SHIPPED = '_cpu.so'   # in a wheel, beside cpu.c
 NO_LIBRARY = ("there is no C compiler to build the CPU kernels with: install gcc or clang "
@@ -124,6 +126,11 @@ def pool():
     "The threads of this process."
     return library().nb_pool(n_threads(), bound())
 
+@lru_cache
+def alone():
+    "The thread that calls, as a pool of one: waking others takes longer than a small product."
+    return library().nb_pool(1, False)
+
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=pool.cache_clear)
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #bf9f867a
@@ -155,6 +162,19 @@ def fits(q:QuantizedTensor)->bool:
     "Does a shuffle hold its codebooks?"
     return 2 <= q.bits <= 4
 
+def described(
+    shape:tuple, block_shape:tuple,  # of the matrix, and of its blocks
+    n_entries:int,                   # of a codebook
+    kind:str,                        # a key of `KINDS`
+    codes:int, code_scales=None,     # addresses of what the file holds of codebooks
+)->tuple:                            # (`Matrix`, bytes that its words, tables and scales take)
+    "A packed matrix that has no place yet."
+    m, sizes = Matrix(rows=shape[0], cols=shape[1], bits=index_width(n_entries), block_rows=block_shape[0],
+                      block_cols=block_shape[1], n_entries=n_entries, kind=KINDS[kind], codes=codes,
+                      code_scales=code_scales), (ctypes.c_int64*3)()
+    library().nb_measure(ctypes.byref(m), sizes)
+    return m, sizes
+
 def packed(
     q:QuantizedTensor,  # of NumPy
 )->Matrix:              # keeps the file's codebooks, not its words
@@ -163,14 +183,13 @@ def packed(
                                     f"{q.codebook.shape[1]}; use another decoder")
     words, codes, scale = [None if x is None else np.require(x, requirements='CA')
                            for x in (q.words, q.codebook, q.scale)]
-    m, sizes = Matrix(rows=q.shape[0], cols=q.shape[1], bits=q.bits, block_rows=q.block_shape[0],
-                      block_cols=q.block_shape[1], n_entries=codes.shape[1], kind=KINDS[codes.dtype.name],
-                      codes=address(codes), code_scales=address(scale)), (ctypes.c_int64*3)()
-    library().nb_measure(ctypes.byref(m), sizes)
+    m, sizes = described(q.shape, q.block_shape, codes.shape[1], codes.dtype.name,
+                         *map(address, (codes, scale)))
     m.read, m.kept = [room(n) for n in sizes], (codes, scale)
     m.words, m.tables, m.scales = map(address, m.read)
     library().nb_layout_all(pool(), ctypes.byref(m), address(words))
     return m
+
 
 # %% ../../nbs/09_kernels/09_cpu.ipynb #d089cf78
 ROW_FORMS = {8: 'int8', 6: 'six', 4: 'four'}
@@ -227,3 +246,8 @@ def released(x:np.ndarray):
     first = -(-(at - start)//mmap.PAGESIZE)*mmap.PAGESIZE
     last = (at + size - start)//mmap.PAGESIZE*mmap.PAGESIZE
     if last > first: x._mmap.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+# %% ../../nbs/09_kernels/09_cpu.ipynb #98d67249
+def trimmed():
+    "Give memory back that was freed and is kept for later."
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None): trim(0)

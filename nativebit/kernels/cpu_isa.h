@@ -441,20 +441,41 @@ static void NAME(byte_rows)(const matrix *m, const acts *a, int64_t begin, int64
 
 // ---- floats ----------------------------------------------------------------------------------------------------
 
+// The indices of 64 columns of row r of a tile, a byte each: the row's C bytes of every vector, at once.
+INLINE void NAME(row_indices)(const uint8_t *w, int bits, int r, uint8_t *idx) {
+    const uint64_t one = 0x0101010101010101ull;
+    uint64_t v[4], s[8];
+    int C = columns_of(bits), n = vectors_of(bits);
+    for (int h = 0; h < C; h += 8) {   // 8 bytes at a time, of which 2 bits need 4
+        UNROLL for (int k = 0; k < n; k++) { v[k] = 0; memcpy(&v[k], w + k*SEG + r*C + h, MIN(C, 8)); }
+        if (bits == 3) {
+            UNROLL for (int k = 0; k < 6; k++) s[k] = v[k/2] >> 4*(k % 2) & 7*one;
+            uint64_t t = (v[0] >> 3 & 0x11*one) | (v[1] >> 2 & 0x22*one) | (v[2] >> 1 & 0x44*one);
+            s[6] = t & 7*one; s[7] = t >> 4 & 7*one;
+        } else if (bits == 4) for (int k = 0; k < 4; k++) s[k] = v[k/2] >> 4*(k % 2) & 15*one;
+        for (int k = 0; k < SEG/C; k++) {
+            uint64_t x = bits == 2 ? v[k/4] >> 2*(k % 4) & 3*one : s[k % 8];
+            memcpy(idx + k*C + h, &x, MIN(C, 8));
+        }
+    }
+}
+
 // 64 columns of one row of a tile, as the floats of the file's codebook.
 INLINE void NAME(entries)(const uint8_t *w, int bits, int r, const float *e, float *out) {
-    int C = columns_of(bits), per = 8/bits + (bits == 3), K = 1 << bits;
     uint8_t idx[SEG];
-    for (int k = 0; k < SEG/C; k++) for (int c = 0; c < C; c++) {
-        int i = r*C + c;
-        if (bits != 3) idx[k*C + c] = w[k/per*SEG + i] >> bits*(k % per) & (K - 1);
-        else if (k < 6) idx[k*C + c] = w[k/2*SEG + i] >> 4*(k % 2) & 7;
-        else idx[k*C + c] = ((w[i] >> 3 & 0x11) | (w[SEG + i] >> 2 & 0x22) | (w[2*SEG + i] >> 1 & 0x44)) >> 4*(k - 6) & 7;
-    }
+    NAME(row_indices)(w, bits, r, idx);
 #if ISA_AVX512
     __m512 table = _mm512_loadu_ps(e);
     for (int c = 0; c < SEG; c += 16)
         _mm512_storeu_ps(out + c, _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(idx + c))), table));
+#elif ISA_AVX2
+    __m256 low = _mm256_loadu_ps(e), high = _mm256_loadu_ps(e + 8);
+    for (int c = 0; c < SEG; c += 8) {
+        __m256i i = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(idx + c)));
+        __m256 x = _mm256_permutevar8x32_ps(low, i);
+        if (bits == 4) x = _mm256_blendv_ps(x, _mm256_permutevar8x32_ps(high, i), _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+        _mm256_storeu_ps(out + c, x);
+    }
 #else
     for (int c = 0; c < SEG; c++) out[c] = e[idx[c]];
 #endif
@@ -468,7 +489,7 @@ static void NAME(packed_panel)(const matrix *m, int64_t row, int64_t n, float *o
         for (int64_t j = 0; j < m->blocks; j++) {
             int64_t width = MIN((int64_t)m->block_cols, m->cols - j*m->block_cols);
             float e[16] = {0};
-            for (int k = 0; k < m->n_entries; k++) e[k] = file_entry(m, r/m->block_rows*m->blocks + j, k);
+            file_table(m, r/m->block_rows*m->blocks + j, e);
             for (int64_t c = 0; c < width; c += SEG, w += group_bytes(m->bits)) {
                 float x[SEG];
                 if (m->bits == 3) NAME(entries)(w, 3, (int)(r % R), e, x);

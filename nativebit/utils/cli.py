@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'UserError', 'drop_output', 'one_sentence', 'need', 'at_least', 'suggest', 'hyphenate', 'yes_or_no',
-           'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'next_step', 'without_cuda',
+           'as_flag', 'field_docs', 'also_flags', 'refuse_empty', 'parse_args', 'next_step', 'say_once', 'without_cuda',
            'in_our_words', 'share_cores', 'set_flags', 'run']
 
 # %% ../../nbs/00_utils/01_cli.ipynb #1459cc91
 import difflib, errno, logging, os, shlex, sys
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib.util import find_spec
 from inspect import Parameter, Signature, signature
 from typing import get_args
@@ -161,6 +162,10 @@ def next_step(
     line = 'next: nativebit ' + shlex.join(map(str, words))
     print(line, file=sys.stderr)
     return line
+
+# %% ../../nbs/00_utils/01_cli.ipynb #6b2510d1
+@lru_cache
+def say_once(words:str): print(words, file=sys.stderr)
 
 # %% ../../nbs/00_utils/01_cli.ipynb #7a30d512
 def without_cuda()->bool:
