@@ -17,8 +17,10 @@ def recipe_of(name:str)->dict:
     return dict(recipe=name, warmup_steps=RECIPES[name]['warmup_steps'])
 
 TRAINED = dict(
-    control=dict(recipe_of('qat'), lr_end=.1, nativebit=False, distill_weight=0.),   # float, the same extra tokens
-    taught=dict(recipe_of('qat'), lr_end=.1, nativebit=False),  # float with a teacher: what the teacher alone gives
+    # float, the same extra tokens
+    control=dict(recipe_of('qat'), lr_end=.1, nativebit=False, distill_weight=0.),
+    # float with a teacher: what the teacher alone gives
+    taught=dict(recipe_of('qat'), lr_end=.1, nativebit=False),
     qat=dict(recipe_of('qat'), start='kmeans', lr_end=.1),   # as all questions were measured
     published=dict(recipe_of('published'), requantize_every=10))
 # no start: random weights

@@ -70,8 +70,9 @@ def fisher_codebooks(
     for name,f in fisher.items():
         if not (own := quant.of(name.removesuffix('.weight'))): continue
         b, f = [to_blocks(x, own.block_shape) for x in (weights[name], f + 1e-6*f.mean() + 1e-30)]
-        book = host_kmeans(np.asarray(b), own.n_entries, np.asarray(f)) if on_host() else near(b, f, own.n_entries)
-        books[name.replace('.weight', '.codebook')] = jnp.asarray(book)
+        if on_host(): book = jnp.asarray(host_kmeans(np.asarray(b), own.n_entries, np.asarray(f)))
+        else: book = near(b, f, own.n_entries)
+        books[name.replace('.weight', '.codebook')] = book
     return books
 
 def fisher_params(
