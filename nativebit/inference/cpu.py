@@ -9,7 +9,7 @@ __all__ = ['NORMS', 'BLOCK', 'Layer', 'Network', 'matrix_of', 'layer_of', 'CpuNe
 import ctypes
 import numpy as np
 from jaxtyping import Float
-from ..config import MATRICES, ModelConfig
+from ..config import MATRICES
 from ..utils.cli import UserError, need
 from ..formats.nbpack import Pack
 from ..models.rope import rotations

@@ -8,10 +8,8 @@ __all__ = ['EXACT', 'openvino', 'owned', 'low_first', 'u3_bytes', 'index_type', 
            'export_openvino']
 
 # %% ../../nbs/12_interop/12_to_openvino.ipynb #8b1008ce
-import json, math
 from pathlib import Path
 import ml_dtypes, numpy as np
-from ..config import ModelConfig
 from ..utils.cli import UserError
 from ..utils.files import whole_folder
 from ..utils.progress import progress

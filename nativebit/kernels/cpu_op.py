@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'whole_lines', 'FEW', 'SMALL', 'described', 'address', 'told
            'can_return', 'to_cpu_layout', 'unfolded', 'to_file', 'define', 'cpu_linear']
 
 # %% ../../nbs/09_kernels/10_cpu_op.ipynb #65c668fa
-import ctypes, math
+import ctypes
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import torch, torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..quant.blocks import from_blocks, to_blocks
 from ..formats.bitpacking import QuantizedTensor, pack_indices
 from . import cpu
+from .layout import check_product
 
 # %% ../../nbs/09_kernels/10_cpu_op.ipynb #2a9fd231
 KINDS = {torch.int8: 'int8', torch.float8_e4m3fn: 'float8_e4m3fn', torch.float32: 'float32',
@@ -198,11 +199,7 @@ def cpu_linear(
     bias=None,     # (out,), of x's type
 )->Tensor:         # (…, out), of x's type. Raises ValueError where sizes or devices do not fit
     "Multiply by a packed matrix: y = x Wᵀ + b; where a gradient is wanted, exactly."
-    if x.shape[-1] != p.shape[1]:
-        raise ValueError(f"the matrix takes {p.shape[1]} inputs, but x has {x.shape[-1]}; "
-                         "check which layer this is")
-    if x.device != p.data.device:
-        raise ValueError(f"x is on {x.device} and the matrix on {p.data.device}; move one with .to()")
+    check_product(x, p)
     if activations not in cpu.ACTIVATIONS:
         raise ValueError(f"unknown activations {activations!r}: choose one of {', '.join(cpu.ACTIVATIONS)}")
     if x.requires_grad and torch.is_grad_enabled(): activations = 'float'

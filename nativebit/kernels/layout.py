@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PackedMatrix', 'lane_words', 'file_words', 'to_units', 'from_units', 'random_tensor', 'to_kernel_layout',
-           'to_file_layout', 'dequantize', 'reference', 'random_matrix', 'relative_error']
+           'to_file_layout', 'dequantize', 'reference', 'check_product', 'random_matrix', 'relative_error']
 
 # %% ../../nbs/09_kernels/01_layout.ipynb #db113b38
 import math
@@ -155,6 +155,17 @@ def dequantize(
     return to_file_layout(p).dequantize()
 
 def reference(x, p): return (x.float() @ dequantize(p).T).to(x.dtype)
+
+def check_product(
+    x,  # (…, in) activations
+    p,  # a packed matrix: `shape` (out, in), and `data` on a device
+):
+    "Raise ValueError where activations do not fit a matrix, or lie elsewhere."
+    if x.shape[-1] != p.shape[1]:
+        raise ValueError(f"the matrix takes {p.shape[1]} inputs, but x has {x.shape[-1]}; "
+                         "check which layer this is")
+    if x.device != p.data.device:
+        raise ValueError(f"x is on {x.device} and the matrix on {p.data.device}; move one with .to()")
 
 # %% ../../nbs/09_kernels/01_layout.ipynb #d9a8d023
 def random_matrix(

@@ -13,7 +13,7 @@ import torch
 from . import cuda
 from .triton_lut import simple_linear, triton_decode
 from .triton_prefill import dequantized_linear, triton_matmul
-from .layout import PackedMatrix, dequantize, reference
+from .layout import PackedMatrix, check_product, dequantize, reference
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #93f1775e
 BACKENDS = dict(triton_decode=triton_decode, triton_matmul=triton_matmul, dequantized=dequantized_linear)
@@ -139,11 +139,7 @@ def lut_linear(
     activations:str='float',
 )->torch.Tensor:     # (…, out), of x's type. Raises ValueError where sizes or devices do not fit
     "Multiply by a packed matrix: y = x Wᵀ."
-    if x.shape[-1] != p.shape[1]:
-        raise ValueError(f"the matrix takes {p.shape[1]} inputs, but x has {x.shape[-1]}; "
-                         "check which layer this is")
-    if x.device != p.data.device:
-        raise ValueError(f"x is on {x.device} and the matrix on {p.data.device}; move one with .to()")
+    check_product(x, p)
     if activations not in ('float', 'int8'):
         raise ValueError(f"unknown activations {activations!r}: choose 'float' or 'int8'")
     return _lut_linear(x, p.data, p.codebook, list(p.shape), list(p.block_shape), p.bits, p.kind, p.scale,

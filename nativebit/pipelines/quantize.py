@@ -10,7 +10,8 @@ __all__ = ['TABLES', 'COLUMNS', 'EMBED', 'SHARE', 'METHODS', 'BITS', 'SENSITIVIT
            'judgement', 'is_mixture', 'geometry_of', 'check_request', 'check_mixture', 'usable', 'read_data',
            'found_tokenizer', 'calibrated', 'kept_work', 'sampled', 'samples', 'folder_parts', 'spoken', 'write_report',
            'about_run', 'keep_table', 'work_setup', 'tokens_read', 'begun_job', 'loss_windows', 'mixed_job',
-           'mixture_setup', 'write_folder', 'check_training', 'layers_maker', 'job_maker', 'quantize', 'tell', 'main']
+           'mixture_setup', 'write_folder', 'check_training', 'layers_maker', 'job_maker', 'quantize', 'tell',
+           'refuse_broken', 'main']
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #5f2dcad9
 import json, math, shlex, shutil, sys
@@ -628,8 +629,7 @@ def quantize(
 )->Result:
     "Quantize a model into a folder that transformers loads. Raises `UserError` for whatever can't be done."
     geometry = geometry_of(geometry, bits, method)
-    check_request(method, geometry, data, settings, embed)
-    check_mixture(bits, overrides, sensitivity, apart)
+    check_request(method, geometry, data, settings, embed); check_mixture(bits, overrides, sensitivity, apart)
     reading = dict(test_tokens=test_tokens, calibration_tokens=calibration_tokens)
     job, read_from, text = begun_job(where, out, method, geometry, data, embed, context_len, overrides,
                                      calibration_tokens, settings)
@@ -673,6 +673,16 @@ def tell(
     next_step('generate', out, '--prompt', 'Once upon a time')
 
 # %% ../../nbs/13_pipelines/03_quantize.ipynb #181065e9
+def refuse_broken(
+    out, result:Result,     # as of `tell`
+    method, geometry, bits, # as of `quantize`
+):
+    "Raise `UserError` for a model that is no use, with what may help."
+    n = GEOMETRIES[geometry_of(geometry, bits, method)]['n_entries']
+    width = bits if is_mixture(bits) else (n - 1).bit_length()
+    raise UserError(f"the model in {out} is broken (KL {result.verdict.kl:.3g} nats a token): "
+                    f"{advice(method, width)}; --force takes it as it is")
+
 @also_flags(QuantConfig, TrainConfig,
             without=('n_entries', 'block_shape', 'codebook_dtype', 'nativebit', 'overrides', 'dataset',
                      'tokenizer', 'calibration_tokens', 'test_tokens'),
@@ -719,8 +729,4 @@ def main(
     except KeyboardInterrupt:
         print(f"stopped; what is done is in {out}.work, and the same command goes on", file=sys.stderr); raise
     tell(out, result, json, not no_report)
-    if result.broken and not force:
-        n = GEOMETRIES[geometry_of(geometry, bits, method)]['n_entries']
-        width = bits if is_mixture(bits) else (n - 1).bit_length()
-        raise UserError(f"the model in {out} is broken (KL {result.verdict.kl:.3g} nats a token): "
-                        f"{advice(method, width)}; --force takes it as it is")
+    if result.broken and not force: refuse_broken(out, result, method, geometry, bits)

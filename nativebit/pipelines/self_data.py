@@ -17,9 +17,9 @@ from filelock import FileLock
 from ..utils.progress import progress
 from ..config import Config, QuantConfig
 from ..utils.cli import UserError, need, next_step
-from ..utils.files import check_writable, one_writer, stamps
+from ..utils.files import cache_dir, check_writable, one_writer, stamps
 from ..data.corpora import nth_split, parse_self
-from ..data.loader import (SPLITS, ShardWriter, cache_dir, count_words, finish, prepare, sealed,
+from ..data.loader import (SPLITS, ShardWriter, count_words, finish, prepare, sealed,
                                    so_far, thread_map, write_whole)
 from ..data.tokenizers import digest
 from ..formats.nbpack import SMALL, Pack

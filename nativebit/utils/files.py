@@ -6,7 +6,7 @@
 __all__ = ['TEMPLATES', 'settled', 'beside', 'alive', 'remove', 'clean_leftovers', 'refuse_devices', 'atomic_path', 'locked',
            'one_writer', 'check_room', 'whole_folder', 'check_writable', 'stamps', 'refuse_links', 'copy_files',
            'plain', 'open_log', 'written', 'JSONLogger', 'NoRecords', 'record', 'read_jsonl', 'whole_record',
-           'read_log', 'TensorBoardLogger', 'git_hash']
+           'read_log', 'TensorBoardLogger', 'git_hash', 'cache_dir']
 
 # %% ../../nbs/00_utils/02_files.ipynb #7a017e8e
 import glob, json, os, platform, re, secrets, shutil, stat, subprocess, sys, tempfile, zlib
@@ -341,3 +341,8 @@ def git_hash()->str:
         return subprocess.run(['git', '-C', here, 'rev-parse',
                                'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return 'unknown'
+
+# %% ../../nbs/00_utils/02_files.ipynb #2bc71885
+def cache_dir()->Path:
+    "Where what can be made again is kept: NATIVEBIT_CACHE, else the user's cache folder."
+    return Path(os.environ.get('NATIVEBIT_CACHE') or '~/.cache/nativebit').expanduser()
