@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HELP', 'talk_files', 'json_of', 'chat_template', 'special_tokens', 'generation_tag', 'refuse', 'renderer', 'Talk',
-           'typed', 'spoken', 'begun', 'main']
+           'typed', 'noted_stop', 'spoken', 'begun', 'main']
 
 # %% ../../nbs/13_pipelines/10_chat.ipynb #f55684d5
-import json, sys
-from contextlib import suppress
+import json, signal, sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from ..utils.cli import UserError
@@ -156,10 +156,22 @@ def typed(ask:str)->str|None:
     except EOFError: print(); return None
     except KeyboardInterrupt: print(f"\n({HELP})", file=sys.stderr); return ''
 
+@contextmanager
+def noted_stop():
+    "Yield a list that Ctrl-C is noted in as well: now and then a library swallows the exception."
+    noted = []
+    def note(*_): noted.append(True); raise KeyboardInterrupt
+    old = signal.signal(signal.SIGINT, note)
+    try: yield noted
+    finally: signal.signal(signal.SIGINT, old)
+
 def spoken(talk:Talk, line:str):
     "Print an answer as it comes; Ctrl-C ends it."
     try:
-        for piece in talk.answer(line): print(piece, end='', flush=True)
+        with noted_stop() as noted:
+            for piece in talk.answer(line):
+                print(piece, end='', flush=True)
+                if noted: raise KeyboardInterrupt
     except KeyboardInterrupt: print(' (stopped)', end='', file=sys.stderr, flush=True)
     except UserError as e: print(f"note: {e}", file=sys.stderr)
     print(flush=True)
