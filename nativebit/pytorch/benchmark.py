@@ -122,7 +122,7 @@ def run_benchmark(
         torch.compiler.reset()
         decoder = Decoder(net(), **how)
         place = dict(context=context, dtype=str(decoder.model.dtype)[6:], **how,
-                     one_launch=decoder.plan is not None, device=device_name(decoder.at.device))
+                     one_launch=decoder.plan is not None, device=device_name(decoder.device))
         row = dict(end_to_end=label, **decode_speed(decoder, context, n_tokens), **place)
         print(speed_line(row), flush=True)
         if out:

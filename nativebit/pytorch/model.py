@@ -130,6 +130,7 @@ class NativeBitGPT(nn.Module):
         table = lambda: nn.Parameter(.02*torch.randn(cfg.vocab_size, cfg.d_model))
         self.embed, self.head = table(), None if cfg.tied else table()
         self.embed_scale = self.head_scale = None
+        self.codes = None   # (table, scale) of the head as int8 rows beside float ones, for one token
         self.layers, self.norm = (nn.ModuleList([Layer(cfg, quant) for _ in range(cfg.n_layers)]),
                                   RMSNorm(cfg.d_model, cfg.norm_eps))
         for name,x in zip(('cos', 'sin'), rotations(cfg, cfg.context_len)):
@@ -138,7 +139,7 @@ class NativeBitGPT(nn.Module):
     def hidden(self,
         tokens:Integer[Tensor, "B T"],
         cache=None,  # as of `empty_cache`, changed in place; None: the tokens are a text from its beginning
-        at=None,                   # (T,) positions of the tokens in the cache
+        at=None,  # positions of the tokens in the cache: (T,), or of one token a row (B,)
         # a `TokenPlan` was made for the cache: a single token takes all layers in one launch
         # (09_kernels/07_megakernel)
         planned=False,
@@ -152,8 +153,9 @@ class NativeBitGPT(nn.Module):
     def scores(self, x:Float[Tensor, "... D"])->Float[Tensor, "... V"]:
         "Logits, in float32."
         table, scale = (self.embed, self.embed_scale) if self.head is None else (self.head, self.head_scale)
-        if fits_head(x, scale, fused := self.layers[0].fused):
-            return lm_head(x, table, scale, fused['bits'], fused['kind'])
+        codes, by = self.codes or (table, scale)
+        if fits_head(x, by, fused := self.layers[0].fused):
+            return lm_head(x, codes, by, fused['bits'], fused['kind'])
         return table_scores(x, table, scale)
 
     def forward(self, tokens, cache=None, at=None)->Float[Tensor, "B T V"]:
