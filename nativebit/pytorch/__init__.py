@@ -13,4 +13,5 @@ __getattr__, __dir__ = lazy(__name__,
     model='NativeBitGPT',
     linear='PackedLinear',
     decode='Decoder',
+    batch='BatchDecoder generate_batch',
     qat='quantize_ convert distillation_loss param_groups')
