@@ -315,7 +315,8 @@ class NativeBitHfQuantizer(HfQuantizer):
         lay_out([m for m in model.modules() if isinstance(m, NativeBitHfLinear)])
         for m in model.modules():
             if SCALE[1:] in m._buffers: rows_to_float(m, model.dtype)
-        return model
+        from nativebit.interop.hf_generate import with_decoder
+        return with_decoder(model)
 
     def get_state_dict_and_metadata(self, model):
         "What `save_pretrained` writes: the file's own tensors, with new checksums."
