@@ -38,7 +38,7 @@ def gumbel(
     "Noise for a draw."
     key = mixed(seed + at.to(torch.int32)*(0x85ebca6b - 2**32))
     i = torch.arange(n, dtype=torch.int32, device=seed.device)
-    u = ((mixed(i*(0x9e3779b9 - 2**32) + key[:, None]) >> 9 & 2**23 - 1) + .5)*2**-23   # between 0 and 1, never 0 or 1
+    u = ((mixed(i*(0x9e3779b9 - 2**32) + key[:, None]) >> 9 & 2**23 - 1) + .5)*2**-23   # never 0 or 1
     return -(-u.log()).log()
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #bcef2224
@@ -76,10 +76,10 @@ def choose(
 )->Integer[Tensor, "B"]:
     "Choose a token for each row."
     if width < 0: return likeliest(logits)
-    warm = (temperature > 0)[:, None]
-    z = logits/torch.where(warm, temperature[:, None], 1)
+    cold = (temperature <= 0)[:, None]
+    z = logits/temperature[:, None].masked_fill(cold, 1.)
     if width: z = z.masked_fill(z < lowest(z, top_k, top_p, width, share), -torch.inf)
-    return likeliest(z + torch.where(warm, gumbel(seed, at, z.shape[1]), 0))
+    return likeliest(z + gumbel(seed, at, z.shape[1]).masked_fill(cold, 0.))
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #27fb4a7d
 TOLD = 20   # alternatives of a token whose probabilities are told
@@ -110,7 +110,8 @@ def likely(
     "Log probabilities."
     z = logits.log_softmax(1)
     best = z.topk(min(TOLD, z.shape[1]))
-    return torch.cat([z.gather(1, chosen[:, None]), *(F.pad(x.float(), (0, TOLD - x.shape[1])) for x in best)], 1)
+    filled = [F.pad(x.float(), (0, TOLD - x.shape[1])) for x in best]
+    return torch.cat([z.gather(1, chosen[:, None]), *filled], 1)
 
 def chosen_by(
     model:NativeBitGPT,
@@ -172,17 +173,39 @@ class Decoder:
         self.device, self.slots = model.embed.device, slots
         for layer in model.layers: layer.fuse(model.dtype)
         self.model, self.length = model, min(length or model.cfg.context_len, model.cfg.context_len)
-        self.cache, self.graph, self.chunk, self.share = (model.empty_cache(slots, self.length), graph, chunk,
-                                                          share)
+        self.cache, self.graph = model.empty_cache(slots, self.length), graph
+        self.chunk, self.share, self.chunks = chunk, share, {}
         self.plan = token_plan(model, self.cache) if one_launch and slots == 1 else None
         self.rows, self.steps = empty_rows(slots, self.device), {}
         # of each slot: tokens in the cache, None where it is idle; (width, tell)
         self.ends, self.how = [None]*slots, [None]*slots
-        self.pool = torch.cuda.graph_pool_handle() if graph else None
-        self.hosts = [torch.zeros(x.shape, dtype=x.dtype, pin_memory=self.device.type == 'cuda')
+        gpu = self.device.type == 'cuda'
+        self.pool = torch.cuda.graph_pool_handle() if graph and gpu else None
+        self.hosts = [torch.zeros(x.shape, dtype=x.dtype, pin_memory=gpu)
                       for x in (self.rows.token, self.rows.told)]
         self.run = (torch.compile(decode_step, backend=backend, fullgraph=True, dynamic=False) if compile
                     else decode_step)
+
+    def recorded_chunk(self, size:int):
+        "A graph that reads as many tokens from a text's beginning: it, tokens, keys and values, hidden states."
+        if size not in self.chunks:
+            own, x = self.model.empty_cache(1, size), None
+            tokens, at = torch.zeros(1, size, dtype=torch.long, device=self.device), self.counted(0, size)
+            x = self.model.hidden(tokens, own, at)
+            step = lambda: x.copy_(self.model.hidden(tokens, own, at))
+            self.chunks[size] = recorded(step, pool=self.pool), tokens, own, x
+        return self.chunks[size]
+
+    def replayed(self, slot:int, tokens:Integer[Tensor, "1 T"])->Float[Tensor, "1 T D"]:
+        "Read the first tokens of a text by a recorded graph, filled up behind."
+        n = tokens.shape[1]
+        run, given, own, x = self.recorded_chunk(max(64, 1 << (n-1).bit_length()))
+        given[:, :n].copy_(tokens)
+        run()
+        torch._foreach_copy_([t[slot, :n] for kv in self.cache for t in kv], [t[0, :n] for kv in own for t in kv])
+        return x[:, :n]
+
+    def counted(self, a:int, b:int)->Integer[Tensor, "T"]: return torch.arange(a, b, device=self.device)
 
     def prefill(self, slot:int, ids:list)->Float[Tensor, "1 D"]:
         "Read a prompt into a slot; its last hidden state."
@@ -190,7 +213,8 @@ class Decoder:
         for a in range(0, len(ids), self.chunk):
             b = min(a + self.chunk, len(ids))
             seen = [(k[slot:slot+1, :b], v[slot:slot+1, :b]) for k,v in self.cache]
-            x = self.model.hidden(tokens[:, a:b], seen, torch.arange(a, b, device=self.device))
+            x = (self.replayed(slot, tokens[:, :b]) if self.graph and a == 0
+                 else self.model.hidden(tokens[:, a:b], seen, self.counted(a, b)))
         return x[:, -1]
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from ..formats.nbpack import Pack, read_pack
 from .attention import attend, cached_attention, decode_attention, rotate, rotations
 from .quant import NativeBitLinear
 from .linear import as_tensor, pack_linear
-from ..kernels.lm_head import fits_head, lm_head
+from ..kernels.lm_head import fits_head, fits_rows, lm_head, lm_head_rows
 from ..kernels.decode_layer import decode_layer, fits, layer_args
 from ..kernels.megakernel import decode_token
 
@@ -130,7 +130,7 @@ class NativeBitGPT(nn.Module):
         table = lambda: nn.Parameter(.02*torch.randn(cfg.vocab_size, cfg.d_model))
         self.embed, self.head = table(), None if cfg.tied else table()
         self.embed_scale = self.head_scale = None
-        self.codes = None   # (table, scale) of the head as int8 rows beside float ones, for one token
+        self.codes = None   # (table, scale) of the head as int8 rows beside float ones, for new tokens
         self.layers, self.norm = (nn.ModuleList([Layer(cfg, quant) for _ in range(cfg.n_layers)]),
                                   RMSNorm(cfg.d_model, cfg.norm_eps))
         for name,x in zip(('cos', 'sin'), rotations(cfg, cfg.context_len)):
@@ -156,6 +156,7 @@ class NativeBitGPT(nn.Module):
         codes, by = self.codes or (table, scale)
         if fits_head(x, by, fused := self.layers[0].fused):
             return lm_head(x, codes, by, fused['bits'], fused['kind'])
+        if fits_rows(x, by): return lm_head_rows(x, codes, by)
         return table_scores(x, table, scale)
 
     def forward(self, tokens, cache=None, at=None)->Float[Tensor, "B T V"]:
