@@ -1,5 +1,5 @@
 "Packed model folders: transformers loads them, computes what the looked-up weights compute, writes them again byte for byte, and refuses what is damaged, incomplete or unknown."
-import json, os, shutil, subprocess, sys
+import copy, json, os, pickle, shutil, subprocess, sys
 from pathlib import Path
 import ml_dtypes, numpy as np, pytest
 torch = pytest.importorskip('torch')
@@ -11,7 +11,9 @@ from nativebit.formats.size import CODES, DTYPES
 from nativebit.formats.hf_folder import GUARD, open_folder, packed_tensors, save_folder, save_shard, weight_files
 from nativebit.formats.bitpacking import entries_of
 from nativebit.quant.blocks import from_blocks, to_blocks
+from nativebit.utils.cli import say_once
 import nativebit.interop.transformers as hf
+from nativebit.interop import hf_generate
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 transformers.utils.logging.disable_progress_bar()
@@ -252,3 +254,160 @@ def test_one_packed_file_computes_the_same(packed, tmp_path, family):
     pack = read_pack(export_nbpack(open_folder(packed(family, 'int8')), tmp_path/'m.nbpack.safetensors'))
     with torch.no_grad(): got = from_pack(pack)(TOKENS)
     assert torch.allclose(got, logits(load(packed(family, 'int8'))), atol=1e-4)
+
+# generate by the decoder (nbs/12_interop/13_hf_generate), on a CPU where a test asks for it
+
+def ours(model, *args, **kw): return hf_generate.packed_generate(model, *args, everywhere=True, **kw)
+def theirs(model, *args, **kw): return type(model).generate(model, *args, **kw)
+
+def ragged(B=5, T=9):
+    "Prompts of T, T-1, … tokens, filled up on the left."
+    ids, mask = torch.randint(4, 64, (B, T), generator=torch.Generator().manual_seed(1)), torch.ones(B, T, dtype=torch.long)
+    for b in range(B): ids[b, :b], mask[b, :b] = 0, 0
+    return ids, mask
+
+def note_of(capsys): return capsys.readouterr().err.strip().rpartition(': ')[2]
+
+@pytest.fixture(autouse=True)
+def fresh_notes(): say_once.cache_clear()
+
+@pytest.mark.parametrize('family, geometry, gpu', [('llama', 'int8', False), ('biased', 'lut-b', True), ('tied', '4bit', True), ('qwen2', '2bit', True), ('qwen3', 'int8', True), ('llama', 'published', True)])
+def test_generate_by_the_decoder_writes_the_same(packed, monkeypatch, capsys, tmp_path, family, geometry, gpu):
+    path, (ids, mask) = packed(family, geometry), ragged()
+    if gpu: monkeypatch.setattr(hf, 'on_gpu', lambda x: True)     # the layout of a GPU, multiplied by its reference
+    monkeypatch.setattr(hf.NativeBitHfLinear, 'activations', 'float')   # not rounded for few tokens, which prompts of other batches are
+    model = load(path)
+    kw = dict(attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=1)
+    want = theirs(model, ids, **kw)
+    ends = want[:, 9:].flatten().bincount().argsort(descending=True)[:2].tolist()
+    for end in (ends[0], ends): assert torch.equal(ours(model, ids, eos_token_id=end, **kw), theirs(model, ids, eos_token_id=end, **kw))
+    assert torch.equal(ours(model, ids[1:2, 1:], max_length=13, do_sample=False), theirs(model, ids[1:2, 1:], max_length=13, do_sample=False))
+    assert note_of(capsys) == ''
+    layer = hf_generate.SERVED[model]['net'].layers[0]
+    stacks = gpu and geometry != 'published'
+    assert all(isinstance(m, hf_generate.PackedLinear if stacks else hf_generate.Beside) for m in layer.products())
+    attn = model.model.layers[0].self_attn
+    if stacks: assert attn.q_proj.data.untyped_storage().data_ptr() == attn.v_proj.data.untyped_storage().data_ptr() == layer.attn.qkv.data.data_ptr()
+    model.to(torch.bfloat16).save_pretrained(tmp_path/'a')       # views are saved as what they are
+    packed_only = lambda f: {n: x for n,x in files_of(f).items() if n.rpartition('.')[0] in open_folder(path).linears and not n.endswith('bias')}
+    assert packed_only(tmp_path/'a') == packed_only(path)
+
+def test_the_logits_of_the_decoders_network(packed, monkeypatch):
+    monkeypatch.setattr(hf, 'on_gpu', lambda x: True)
+    for dtype,far in ((torch.float32, 1e-4), (torch.bfloat16, .03)):
+        model = load(packed('qwen3', 'lut-b'), dtype=dtype)
+        with torch.no_grad(): got = hf_generate.network(model)(TOKENS)
+        assert (got - logits(model)).abs().max() < far*logits(model).abs().max()
+
+def test_draws_are_the_seeds_and_no_neighbours(packed, capsys):
+    model, (ids, mask) = load(packed()), ragged()
+    def draw(seed, rows=slice(0, 3), f=ours, **kw):
+        torch.manual_seed(seed)
+        return f(model, ids[rows], attention_mask=mask[rows], do_sample=True, max_new_tokens=6, **kw)
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+    assert torch.equal(draw(1, slice(0, 2)), draw(1)[:2])         # the first seeds are the same
+    how = dict(temperature=.7, top_k=20, top_p=.9)
+    assert torch.equal(draw(3, **how), draw(3, **how)) and not torch.equal(draw(3, **how), draw(3))
+    assert torch.equal(draw(1, top_k=1), draw(1, f=theirs, top_k=1))
+    two = draw(4, num_return_sequences=2)
+    assert two.shape == (6, 15) and not torch.equal(two[0], two[1])
+    assert note_of(capsys) == ''
+
+class Kept:
+    "A streamer that keeps what it is given."
+    def __init__(self): self.given, self.ended = [], False
+    def put(self, x): self.given.append(x.tolist())
+    def end(self): self.ended = True
+
+def test_a_streamer_gets_every_step(packed):
+    model, (ids, mask) = load(packed()), ragged()
+    for rows in (slice(0, 1), slice(0, 3)):
+        kw = dict(attention_mask=mask[rows], max_new_tokens=3, do_sample=False, eos_token_id=None)
+        a, b = Kept(), Kept()
+        ours(model, ids[rows], streamer=a, **kw); theirs(model, ids[rows], streamer=b, **kw)
+        assert a.given == b.given and a.ended and len(a.given) == 4
+
+class Never(transformers.StoppingCriteria):
+    def __call__(self, ids, scores, **kw): return torch.zeros(len(ids), dtype=torch.bool)
+
+class Same(transformers.LogitsProcessor):
+    def __call__(self, ids, scores): return scores
+
+THEIRS = {'beam_search': dict(num_beams=2), 'RepetitionPenaltyLogitsProcessor': dict(repetition_penalty=1.3), 'MaxTimeCriteria': dict(max_time=99.),
+          'logits_processor': dict(logits_processor=[Same()]), 'stopping_criteria': dict(stopping_criteria=[Never()]), 'MinPLogitsWarper': dict(do_sample=True, min_p=.1),
+          'return_dict_in_generate': dict(return_dict_in_generate=True, output_scores=True), 'use_cache=False': dict(use_cache=False), 'cache_implementation': dict(cache_implementation='static'),
+          'past_key_values': dict(past_key_values=None), 'position_ids': dict(position_ids=torch.arange(9).expand(5, 9)), 'prefix_allowed_tokens_fn': dict(prefix_allowed_tokens_fn=lambda b, ids: [*range(64)]),
+          'a prompt that is not filled up on its left': dict(attention_mask=ragged()[1].flip(1)), '65 prompts, more than 64': dict(do_sample=True, num_return_sequences=13)}
+
+@pytest.mark.parametrize('why', THEIRS)
+def test_what_goes_transformers_own_way_is_named(packed, capsys, why):
+    model, (ids, mask) = load(packed()), ragged()
+    def run(f):
+        torch.manual_seed(0)
+        cache = dict(past_key_values=transformers.DynamicCache()) if why == 'past_key_values' else {}
+        got = f(model, ids, **{'attention_mask': mask, 'max_new_tokens': 2, 'do_sample': False} | THEIRS[why] | cache)
+        return got if isinstance(got, torch.Tensor) else got.sequences
+    got = run(ours)
+    assert note_of(capsys) == why and torch.equal(got, run(theirs))
+    run(ours); assert capsys.readouterr().err == ''               # once
+
+def test_a_model_that_was_changed(packed, capsys):
+    kw, ids = dict(max_new_tokens=5, do_sample=False), TOKENS[:1]
+    model = load(packed())
+    text, other = ours(model, ids, **kw), copy.deepcopy(model)
+    assert other.generate.__self__ is other and torch.equal(ours(other, ids, **kw), text)
+    other.model.norm.weight = torch.nn.Parameter(-other.model.norm.weight)
+    assert torch.equal(ours(other, ids, **kw), theirs(other, ids, **kw)) and not torch.equal(ours(other, ids, **kw), text)
+    with torch.no_grad(): other.model.norm.weight.neg_()          # in place: the same tensors
+    assert torch.equal(ours(other, ids, **kw), text)
+    assert torch.equal(pickle.loads(pickle.dumps(model)).generate(ids, **kw), text)
+    model.to(torch.float64).to(torch.float32)
+    assert torch.equal(ours(model, ids, **kw), text) and note_of(capsys) == ''
+    hook = model.model.layers[1].mlp.register_forward_hook(lambda *a: None)
+    ours(model, ids, **kw); assert note_of(capsys) == 'a hook on model.layers.1.mlp'
+    hook.remove(); model.train()
+    ours(model, ids, **kw); assert note_of(capsys) == 'the model is in training mode'
+    plain = model.eval().dequantize()
+    assert torch.equal(ours(plain, ids, **kw), theirs(plain, ids, **kw)) and note_of(capsys) == ''
+
+def test_adapters_go_transformers_own_way(packed, capsys):
+    peft = pytest.importorskip('peft')
+    from nativebit.interop.lora import for_packed
+    model = load(packed())
+    text = ours(model, TOKENS, max_new_tokens=4, do_sample=False)
+    adapted = peft.get_peft_model(model, for_packed(peft.LoraConfig(r=2, target_modules=['q_proj'])))
+    assert torch.equal(ours(adapted.get_base_model(), TOKENS, max_new_tokens=4, do_sample=False), text)
+    assert note_of(capsys) == 'model.layers.0.self_attn.q_proj is a PackedLoraLinear'
+
+def test_longer_and_more_texts_make_a_larger_decoder(packed):
+    model, (ids, mask) = load(packed()), ragged(3)
+    kw = dict(do_sample=False, eos_token_id=None)
+    for B,n in ((2, 3), (3, 3), (2, 40)): assert torch.equal(ours(model, ids[:B], attention_mask=mask[:B], max_new_tokens=n, **kw), theirs(model, ids[:B], attention_mask=mask[:B], max_new_tokens=n, **kw))
+    assert hf_generate.SERVED[model][2].slots == 4
+    with torch.inference_mode(): got = ours(model, ids[:1], max_new_tokens=3, **kw)
+    assert torch.equal(got, ours(model, ids[:1], max_new_tokens=3, **kw))
+
+def test_a_second_call_at_a_time_is_transformers(packed, capsys):
+    model, said = load(packed()), []
+    class Calls(Kept):
+        def put(self, x): said.append(ours(model, TOKENS[:1], max_new_tokens=3, do_sample=False))
+    text = ours(model, TOKENS[:1], max_new_tokens=3, do_sample=False, streamer=Calls())
+    assert note_of(capsys) == 'another call that is running' and all(torch.equal(t, text) for t in said)
+
+def test_on_a_cpu_generate_is_what_it_was(packed, capsys, monkeypatch):
+    model = load(packed())
+    monkeypatch.setattr(hf_generate, 'our_sample', lambda *a: 1/0)
+    assert torch.equal(model.generate(TOKENS, max_new_tokens=3, do_sample=False), theirs(model, TOKENS, max_new_tokens=3, do_sample=False))
+    assert note_of(capsys) == ''
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('family, geometry', [('llama', 'int8'), ('qwen3', 'lut-b'), ('qwen2', '2bit')])
+def test_generate_on_a_gpu(packed, capsys, family, geometry):
+    model, (ids, mask) = load(packed(family, geometry), dtype=torch.bfloat16, device_map='cuda'), [x.cuda() for x in ragged()]
+    got = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert got.shape == (5, 17) and got.is_cuda and note_of(capsys) == ''
+    for b in range(5):                                            # each token is likely enough to be a near tie at worst
+        z = logits(model, got[b:b+1, b:])[0, 8-b:-1]
+        assert (z.max(-1).values - z.gather(-1, got[b, 9:, None])[:, 0]).max() < .25
+    torch.manual_seed(0); a = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=True)
+    torch.manual_seed(0); assert torch.equal(a, model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=True))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODES', 'PLAIN', 'THEIRS', 'OPTIONS', 'MOST', 'SERVED', 'Beside', 'joined', 'joined_bias', 'stacked', 'head_codes',
-           'network', 'shape_of', 'unlike', 'call_reason', 'prompts_of', 'sampling', 'Memory', 'places', 'decoder_for',
-           'token_steps', 'written', 'our_sample', 'say_theirs', 'sample', 'packed_generate', 'with_decoder']
+           'network', 'shape_of', 'hooked', 'unlike', 'call_reason', 'prompts_of', 'sampling', 'Memory', 'places',
+           'decoder_for', 'token_steps', 'written', 'our_sample', 'say_theirs', 'sample', 'packed_generate',
+           'with_decoder']
 
 # %% ../../nbs/12_interop/13_hf_generate.ipynb #28da8633
 from dataclasses import replace
@@ -114,17 +115,17 @@ OPTIONS = ('return_dict_in_generate output_scores output_logits output_attention
            'cache_implementation prefill_chunk_size token_healing').split()   # of a generation config
 MOST = 64   # prompts at a time
 
+def hooked(m)->bool: return bool(m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m))
+
 def unlike(model)->str|None:
     "What makes a model another than the packed one that our network is."
-    if model.training: return "the model is in training mode"
     if not type(model).__module__.startswith('transformers.'): return f"{type(model).__name__}"
-    for n,m in model.named_modules():
-        if m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m): return f"a hook on {n or 'the model'}"
+    if n := next((n or 'the model' for n,m in model.named_modules() if hooked(m)), None): return f"a hook on {n}"
     if len({x.device for x in model.parameters()}) > 1: return "a model on several devices"
     try: names = hf_names(shape_of(model))
     except UserError as e: return str(e)
     kinds = {type(model.model.norm), NativeBitHfLinear, nn.Linear, nn.Embedding}
-    for n in {n.rpartition('.')[0] for n in [*names.values(), 'lm_head.weight']}:
+    for n in dict.fromkeys(n.rpartition('.')[0] for n in [*names.values(), 'lm_head.weight']):
         try: m = model.get_submodule(n)
         except AttributeError: return f"no {n}"
         if type(m) not in kinds: return f"{n} is a {type(m).__name__}"
@@ -170,10 +171,12 @@ class Memory(Exception): "There is too little for a cache."
 SERVED = WeakKeyDictionary()   # model: {'lock': …, 'key': as of `places`, 'net': …, 1: a decoder, 2: another}
 
 def places(model)->tuple:
-    "Where a model's tensors are; of a head whose codes are kept, also whether it was changed."
-    head = model.lm_head.weight
-    return *(x.data_ptr() for t in (model.parameters, model.buffers) for x in t()), (
-        0 if head.is_inference() else head._version)
+    "Kinds and hooks of a model's modules, where their tensors are, and how often the head was changed."
+    out, head = [], model.lm_head.weight
+    for m in model.modules():
+        out += type(m), hooked(m), *(x.data_ptr() for xs in (m._parameters, m._buffers) for x in xs.values()
+                                     if x is not None)
+    return *out, 0 if head.is_inference() else head._version
 
 def decoder_for(
     model,
@@ -182,9 +185,9 @@ def decoder_for(
 )->Decoder:
     "A decoder with a slot for each prompt. Raises `UserError` where our network can't be this model."
     served, kind = SERVED[model], min(batch, 2)
-    if served.get('key') != places(model):
+    if 'key' not in served:
         for k in ('net', 1, 2): served.pop(k, None)
-        served['net'] = network(model)
+        served['net'] = network(model)   # which may move tensors
         served['key'] = places(model)
     old, net = served.get(kind), served['net']
     if old is None or old.slots < batch or old.length < min(length, net.cfg.context_len):
@@ -273,9 +276,13 @@ def packed_generate(
 ):
     theirs = partial(type(self).generate, self)
     if not (everywhere or self.lm_head.weight.is_cuda): return theirs(*args, **kw)
-    if not any(isinstance(m, NativeBitHfLinear) for m in self.modules()): return theirs(*args, **kw)
+    served = SERVED.get(self, {})
+    known = served.get('key') == places(self)
+    if not known: served.pop('key', None)   # so that its network is made anew
+    if not (known or any(isinstance(m, NativeBitHfLinear) for m in self.modules())): return theirs(*args, **kw)
     call = signature(GenerationMixin.generate).bind(self, *args, **kw).arguments
-    if why := unlike(self) or call_reason(self, call):
+    if why := ("the model is in training mode" if self.training
+               else (not known and unlike(self)) or call_reason(self, call)):
         say_theirs(why)
         return theirs(*args, **kw)
     return theirs(*args, **kw, custom_generate=partial(sample, streamer=call.get('streamer')))

@@ -189,8 +189,8 @@ class Decoder:
     def recorded_chunk(self, size:int):
         "A graph that reads as many tokens from a text's beginning: it, tokens, keys and values, hidden states."
         if size not in self.chunks:
-            own, x = self.model.empty_cache(1, size), None
-            tokens, at = torch.zeros(1, size, dtype=torch.long, device=self.device), self.counted(0, size)
+            own, at = self.model.empty_cache(1, size), self.counted(0, size)
+            tokens = torch.zeros(1, size, dtype=torch.long, device=self.device)
             x = self.model.hidden(tokens, own, at)
             step = lambda: x.copy_(self.model.hidden(tokens, own, at))
             self.chunks[size] = recorded(step, pool=self.pool), tokens, own, x
