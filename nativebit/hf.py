@@ -14,4 +14,3 @@ if __name__ == '__main__' and '__file__' in globals(): sys.exit(main(['hf', *sys
 # %% ../nbs/15_hf.ipynb #f22f26cb
 from .interop.transformers import *
 from .interop.lora import *
-from .interop.hf_generate import *

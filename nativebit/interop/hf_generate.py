@@ -28,7 +28,7 @@ from ..pytorch.linear import PackedLinear
 from ..pytorch.model import NativeBitGPT, serve, set_floats
 from ..pytorch.decode import Decoder, generate
 from ..pytorch.batch import BatchDecoder
-from .families import hf_names, model_config, their_name
+from .families import FAMILIES, family_of, hf_names, model_config, their_name
 
 # %% ../../nbs/12_interop/13_hf_generate.ipynb #57ad295b
 class Beside(nn.Module):
@@ -103,7 +103,9 @@ def network(
 def shape_of(model):
     "The shape of a model, as ours has it. Raises `UserError` where ours can't be it."
     config = {k: v for k,v in model.config.to_dict().items() if k != 'quantization_config'}
-    cfg = model_config(config, min(config['max_position_embeddings'], 2**17))
+    window = FAMILIES[family_of(config)].window
+    n = [config['max_position_embeddings'], 2**17, config.get('sliding_window') if config.get(window) else None]
+    cfg = model_config(config, min(filter(None, n)))
     return replace(cfg, tied=model.lm_head.weight is model.get_input_embeddings().weight)
 
 # %% ../../nbs/12_interop/13_hf_generate.ipynb #0ddb0761
@@ -242,7 +244,7 @@ def our_sample(model, input_ids, processors, criteria, config, mask, streamer)->
     if isinstance(how, str): return how
     if prompts is None or not all(prompts): return "a prompt that is not filled up on its left"
     if B > MOST: return f"{B} prompts, more than {MOST}"
-    if config.max_length > shape_of(model).context_len: return "a text longer than max_position_embeddings"
+    if config.max_length > (most := shape_of(model).context_len): return f"a text longer than {most} tokens"
     if not (lock := SERVED.setdefault(model, {'lock': Lock()})['lock']).acquire(blocking=False):
         return "another call that is running"
     ends = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()

@@ -9,7 +9,7 @@ __all__ = ['BatchDecoder', 'Text', 'generate_batch']
 from collections import deque
 from dataclasses import dataclass, replace
 from .model import NativeBitGPT
-from .decode import TOLD, Decoder, window
+from .decode import IDLE, TOLD, Decoder, window
 
 # %% ../../nbs/11_pytorch/09_batch.ipynb #53dccbd1
 class BatchDecoder(Decoder):
@@ -40,7 +40,7 @@ class BatchDecoder(Decoder):
 
     def free(self, slot:int):
         self.ends[slot] = self.how[slot] = None
-        self.rows.at[slot] = -1
+        self.rows.at[slot] = IDLE
 
     def told(self, slot:int)->tuple:
         "Of the last token of a slot that was begun with `tell`: its log probability, {token: log p} of others."
