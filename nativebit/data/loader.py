@@ -276,9 +276,9 @@ def open_shards(
                         "delete that folder and start again") from e
     other, theirs = prepare(dataset, tokenizer)
     joined = [t for t in (tokens['train'], other['train'][:n]) if len(t)]
-    made_of, both = [own, theirs['source'], n], [(meta['train'], 1.), (theirs['train'], n/max(1, len(other['train'])))]
-    train = {**meta['train'], **{k: round(sum(c[k]*share for c,share in both)) for k in ('tokens', 'bytes')}}
-    return {**other, 'train': Tokens(joined)}, {**meta, 'source': made_of, 'train': train}
+    made_of, share = [own, theirs['source'], n], n/max(1, len(other['train']))
+    counted = {k: meta['train'][k] + round(share*theirs['train'][k]) for k in ('tokens', 'bytes')}
+    return {**other, 'train': Tokens(joined)}, {**meta, 'source': made_of, 'train': meta['train'] | counted}
 
 def prepare(
     dataset:str,                # as of `documents`
