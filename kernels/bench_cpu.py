@@ -51,7 +51,7 @@ class Ours:
         return n/np.median(times)
 
     def about(self): return dict(bytes_per_token=self.net.bytes_per_token, peak_mb=peak_mb(), threads=self.cpu.library().nb_threads(self.cpu.pool()),
-                                 cache_mb=sum(x.nbytes for x in self.net.cache)/1e6, instructions=self.cpu.instruction_sets(self.cpu.library())[0],
+                                 cache_mb=sum(x.nbytes for x in self.net.cache.arrays)/1e6, instructions=self.cpu.instruction_sets(self.cpu.library())[0],
                                  bound=self.cpu.bound())
 
 def random_pack(geometry):

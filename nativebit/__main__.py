@@ -25,6 +25,7 @@ GROUPS = {   # of commands: the module whose `main` it is, and what it does
         quantize=('pipelines.quantize', "a model of the hub, a folder or a GGUF file as a packed folder"),
         generate=('pipelines.generate', "write text with any model"),
         chat=('pipelines.chat', "talk with any model"),
+        serve=('serving.server', "an OpenAI-compatible server of a packed model, for many readers"),
         evaluate=('pipelines.evaluate', "perplexity of any model on a text, and what it lost"),
         compare=('pipelines.compare', "what packed models lose on any texts"),
         export=('pipelines.exporting',
@@ -51,7 +52,7 @@ GROUPS = {   # of commands: the module whose `main` it is, and what it does
 # commands that compute on this machine alone: its device starts while the rest is imported
 STARTED = 'quantize', 'compare', 'evaluate'
 # what brings the packages of a command; 'hf' for the others
-EXTRAS = dict(generate='torch', generate_torch='torch', chat='torch')
+EXTRAS = dict(generate='torch', generate_torch='torch', chat='torch', serve='serve')
 # what is another command with some flags
 ALIASES = dict(generate_torch=['--backend', 'torch'])
 COMMANDS = {name: where for group in GROUPS.values() for name,where in group.items()}

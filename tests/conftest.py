@@ -17,7 +17,7 @@ def pytest_configure(config):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})   # threads that wait for each other cost a fifth more
 
-LONGEST = 'resume kernels cli overrides torch hf lora fuzz reliability imports noun quantize api objective verdict wheel qat wrong chat plots'.split()   # the rest is short
+LONGEST = 'resume kernels cli serve overrides torch hf lora fuzz reliability imports noun quantize api objective verdict wheel qat wrong chat plots'.split()   # the rest is short
 
 def pytest_collection_modifyitems(config, items):
     "Files that take longest are begun first: a process runs whole files, so that it makes what their tests share once."

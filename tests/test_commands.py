@@ -14,7 +14,7 @@ from nativebit.utils.cli import UserError, hyphenate
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT/n for n in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'kernels/README.md')] + sorted((ROOT/'data').rglob('README.md')) + sorted((ROOT/'nbs').rglob('*.ipynb'))
-OTHERS = {'cd', 'true', 'source', 'git', 'jupyter', 'sed', 'nbdev_export', 'nbdev_clean', 'nbdev_test', 'export'}   # programs of other people
+OTHERS = {'cd', 'curl', 'true', 'source', 'git', 'jupyter', 'sed', 'nbdev_export', 'nbdev_clean', 'nbdev_test', 'export'}   # programs of other people
 THEIRS = set('--model --model_args --tasks --include_path --flags --max-bacon --no-show --rankdir --max-module-depth --cluster'.split())   # lm_eval, nbdev_test, pydeps
 
 # ---- what is written ---------------------------------------------------------------------------------------

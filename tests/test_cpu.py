@@ -152,7 +152,7 @@ size = Path(path).stat().st_size
 resource.setrlimit(resource.RLIMIT_AS, (held('VmSize') + 2*size + room,)*2)   # the file is mapped, and laid out
 net = CpuNetwork(read_pack(path))
 said = list(generate(net, [1, 2, 3], 20))
-cache = sum(x.nbytes for x in net.cache)
+cache = sum(x.nbytes for x in net.cache.arrays)
 print(held('VmHWM'), size, cache, len(said))
 assert not {'jax', 'torch', 'flax', 'transformers'} & set(sys.modules), sys.modules
 """

@@ -35,7 +35,7 @@ def test_a_mixture_has_the_other_texts_splits_and_none_of_its_test(home, monkeyp
     assert np.array_equal(tokens['test'], alone['test']) and meta['also']['tokens'] == 1536
     written = tokens['train'][:len(tokens['train']) - 1536]
     assert not np.isin(sequences(written, 13), sequences(np.asarray(alone['test']), 13)).any()
-    assert len(written) >= 512
+    assert len(written) >= 512 and meta['train']['tokens'] == len(tokens['train'])
 
 def test_chats_by_the_models_template(home, monkeypatch, tmp_path):
     from transformers import PreTrainedTokenizerFast

@@ -276,8 +276,9 @@ def open_shards(
                         "delete that folder and start again") from e
     other, theirs = prepare(dataset, tokenizer)
     joined = [t for t in (tokens['train'], other['train'][:n]) if len(t)]
-    made_of = [own, theirs['source'], n]
-    return {**other, 'train': Tokens(joined)}, {**meta, 'source': made_of}
+    made_of, share = [own, theirs['source'], n], min(1, n/max(1, len(other['train'])))
+    counted = {k: meta['train'][k] + round(share*theirs['train'][k]) for k in ('tokens', 'bytes')}
+    return {**other, 'train': Tokens(joined)}, {**meta, 'source': made_of, 'train': meta['train'] | counted}
 
 def prepare(
     dataset:str,                # as of `documents`

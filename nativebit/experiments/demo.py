@@ -8,7 +8,6 @@ __all__ = ['STEPS', 'RUNS', 'PROMPT', 'demo_config', 'trained_row', 'packed_row'
 
 # %% ../../nbs/14_experiments/06_demo.ipynb #0166caed
 import json, shutil, time
-import jax.numpy as jnp
 from pathlib import Path
 import matplotlib
 from ..models.checkpoint import fit_params, load_network
@@ -17,7 +16,7 @@ from ..utils.cli import need, UserError
 from ..utils.files import atomic_path, check_writable, read_jsonl
 from ..data.loader import prepare, calibration_batches
 from ..data.tokenizers import load_tokenizer, shipped
-from ..inference.generate import generate, pack_params
+from ..pipelines.decoders import fastest, text_stream
 from ..models.transformer import model_shapes
 from ..formats.size import ledger_text
 from ..formats.nbpack import file_ledger, read_pack
@@ -81,10 +80,8 @@ def written_by(
     n_tokens:int,
 )->str:           # prompt and continuation
     "A text by the packed network, its matrices left packed."
-    pack = read_pack(file)
-    ids = tokenizer.encode(prompt).tolist()
-    return tokenizer.decode([*ids, *generate(pack.config.model, pack_params(pack, True, jnp.float32), ids,
-                                             n_tokens, temperature=.7)])
+    return ''.join(text_stream(fastest(read_pack(file)), tokenizer, prompt, n_tokens, temperature=.7))
+
 
 # %% ../../nbs/14_experiments/06_demo.ipynb #48bc7dbe
 def gap(

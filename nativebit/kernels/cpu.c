@@ -585,6 +585,7 @@ uint64_t nb_read(pool *p, const void *x, int64_t bytes) {
 
 typedef struct {
     pool *p; const model *m; const int64_t *tokens; int64_t n, start, outs; float *logits; int alone;   // one token
+    const model *const *each; const int64_t *starts;    // of each token, where they are of different texts
     float *x, *q, *k, *v, *y, *g, *u; int64_t Hp;       // (n, …) each
     acts shared, *own; float **scratch, **scores;
 } step;
@@ -626,20 +627,24 @@ static void turn(float *x, const float *c, const float *s, int half) {
     }
 }
 
+static const model *cache_of(const step *s, int64_t t) { return s->each ? s->each[t] : s->m; }
+static int64_t place_of(const step *s, int64_t t) { return s->each ? s->starts[t] : s->start + t; }
+
 // Norm and turn queries and keys; write keys and values into the cache.
 static void turn_job(step *s, int l, int i, int n) {
     const model *m = s->m; const layer *w = &m->layers[l];
     int64_t all = s->n*(m->N + m->Nkv);
     for (int64_t item = all*i/n; item < all*(i + 1)/n; item++) {
-        int64_t t = item/(m->N + m->Nkv), h = item % (m->N + m->Nkv), at = s->start + t;
+        int64_t t = item/(m->N + m->Nkv), h = item % (m->N + m->Nkv), at = place_of(s, t);
+        const model *c = cache_of(s, t);
         float *x = h < m->N ? s->q + (t*m->N + h)*m->H : s->k + (t*m->Nkv + h - m->N)*m->H;
         if (m->qk_norm) now->norm(x, h < m->N ? w->q_norm : w->k_norm, m->eps, m->H, x);
-        turn(x, m->cosines + at*(m->H/2), m->sines + at*(m->H/2), m->H/2);
+        turn(x, c->cosines + at*(m->H/2), c->sines + at*(m->H/2), m->H/2);
         if (h < m->N) continue;
         int64_t kv = (int64_t)l*m->Nkv + h - m->N;
-        float *keys = m->keys + (kv*m->capacity + at/32*32)*m->H + at % 32;
+        float *keys = c->keys + (kv*c->capacity + at/32*32)*m->H + at % 32;
         for (int j = 0; j < m->H; j++) keys[32*j] = x[j];
-        memcpy(m->values + (kv*m->capacity + at)*s->Hp, s->v + (t*m->Nkv + h - m->N)*m->H, 4*m->H);
+        memcpy(c->values + (kv*c->capacity + at)*s->Hp, s->v + (t*m->Nkv + h - m->N)*m->H, 4*m->H);
     }
 }
 
@@ -647,11 +652,12 @@ static void turn_job(step *s, int l, int i, int n) {
 static void attention_job(step *s, int l, int i, int n) {
     const model *m = s->m;
     int64_t group = m->N/m->Nkv, H = m->H, row = (int64_t)m->N*H, first = (int64_t)l*m->Nkv;
-    if (s->alone) {
-        int64_t parts = (group + 3)/4;
-        for (int64_t item = i; item < parts*m->Nkv; item += n) {
-            int64_t kv = item % m->Nkv, part = item/m->Nkv*4, at = (kv*group + part)*H;
-            now->attend(m, first + kv, s->q + at, H, s->start, 0, (int)MIN(4, group - part), (int)s->Hp, s->scores[i], s->y + at);
+    if (s->alone || s->each) {
+        int64_t parts = (group + 3)/4, heads = parts*m->Nkv;
+        for (int64_t item = i; item < s->n*heads; item += n) {
+            int64_t t = item/heads, kv = item % m->Nkv, part = item % heads/m->Nkv*4, at = t*row + (kv*group + part)*H;
+            now->attend(cache_of(s, t), first + kv, s->q + at, H, place_of(s, t), 0, (int)MIN(4, group - part), (int)s->Hp,
+                        s->scores[i], s->y + at);
         }
     } else for (int64_t item = i; item < ROUND(s->n, 4)/4*m->N; item += n) {
         int64_t t = item/m->N*4, h = item % m->N;
@@ -709,24 +715,25 @@ static void step_job(void *with, int i, int n) {
     rows_job(s, i, n, m->head, a, NULL, s->logits, m->V, 0);
 }
 
-// Put `n` tokens into the cache, the first at `start`; logits (outs, V) of the last `outs`. -1: no memory for it.
-int nb_forward(pool *p, const model *m, const int64_t *tokens, int64_t n, int64_t start, int64_t outs, float *logits) {
+static int forward(step s) {
     look();
-    int64_t q = (int64_t)m->N*m->H, kv = (int64_t)m->Nkv*m->H, cols = MAX(MAX(m->D, m->F), q), groups = padded(cols)/SEG, wide = 0;
+    pool *p = s.p; const model *m = s.m;
+    int64_t n = s.n, q = (int64_t)m->N*m->H, kv = (int64_t)m->Nkv*m->H, cols = MAX(MAX(m->D, m->F), q), groups = padded(cols)/SEG, wide = 0, last = 0;
+    for (int64_t t = 0; t < n; t++) last = MAX(last, place_of(&s, t));
     for (int l = 0; l < m->n_layers; l++) for (int j = 0; j < 7; j++) {
         const matrix *w = &m->layers[l].q + j;
         if (w->form == PACKED) groups = MAX(groups, w->groups);
         wide = MAX(wide, panel_floats(w));
     }
     wide = MAX(MAX(wide, panel_floats(m->head)), panel_floats(m->embed));
-    step s = {p, m, tokens, n, start, outs, logits, n == 1, .Hp = ROUND(m->H, 16)};
+    s.alone = n == 1; s.Hp = ROUND(m->H, 16);
     float *room = aligned(4*n*(m->D + 2*q + 2*kv + 2*(int64_t)m->F));
     s.own = calloc(p->n, sizeof *s.own); s.scratch = calloc(p->n, sizeof *s.scratch); s.scores = calloc(p->n, sizeof *s.scores);
     int ok = room && s.own && s.scratch && s.scores;
     if (ok && n > 1) ok = new_acts(&s.shared, n, cols, groups, planes_of(m->mode, n));
     for (int i = 0; ok && i < p->n; i++)
         ok = (n > 1 || new_acts(&s.own[i], 1, cols, groups, planes_of(m->mode, 1))) && (s.scratch[i] = aligned(4*wide))
-             && (s.scores[i] = aligned(4*(4*ROUND(start + n, 32) + 8*s.Hp)));
+             && (s.scores[i] = aligned(4*(4*ROUND(last + 1, 32) + 8*s.Hp)));
     if (ok) {
         s.x = room; s.q = s.x + n*m->D; s.y = s.q + n*q; s.k = s.y + n*q; s.v = s.k + n*kv; s.g = s.v + n*kv; s.u = s.g + n*m->F;
         together(p, step_job, &s);
@@ -738,4 +745,14 @@ int nb_forward(pool *p, const model *m, const int64_t *tokens, int64_t n, int64_
     }
     free_acts(&s.shared); free(s.own); free(s.scratch); free(s.scores); free(room);
     return ok ? 0 : -1;
+}
+
+// Put `n` tokens into the cache, the first at `start`; logits (outs, V) of the last `outs`. -1: no memory for it.
+int nb_forward(pool *p, const model *m, const int64_t *tokens, int64_t n, int64_t start, int64_t outs, float *logits) {
+    return forward((step){.p = p, .m = m, .tokens = tokens, .n = n, .start = start, .outs = outs, .logits = logits});
+}
+
+// A token for each of `n` texts, at its place in the cache of its own: `each` are models that differ in their caches alone; logits (n, V).
+int nb_forward_each(pool *p, const model *const *each, const int64_t *tokens, const int64_t *starts, int64_t n, float *logits) {
+    return forward((step){.p = p, .m = each[0], .tokens = tokens, .n = n, .outs = n, .logits = logits, .each = each, .starts = starts});
 }

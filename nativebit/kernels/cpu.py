@@ -51,7 +51,8 @@ FUNCTIONS = dict(nb_isa=(ctypes.c_char_p, [_I]), nb_select=(_I, [ctypes.c_char_p
                  nb_threads=(_I, [_P]), nb_measure=(None, [_P, _P]), nb_layout_all=(None, [_P, _P, _P]),
                  nb_matmul=(_I, [_P, _P, _P, _P, _N, _I]), nb_rows=(None, [_P, _P, _N, _P]),
                  nb_whole=(None, [_P, _P, _P]),
-                 nb_read=(ctypes.c_uint64, [_P, _P, _N]), nb_forward=(_I, [_P, _P, _P, _N, _N, _N, _P]))
+                 nb_read=(ctypes.c_uint64, [_P, _P, _N]), nb_forward=(_I, [_P, _P, _P, _N, _N, _N, _P]),
+                 nb_forward_each=(_I, [_P, _P, _P, _P, _N, _P]))
 SHIPPED = '_cpu.so'   # in a wheel, beside cpu.c
 NO_LIBRARY = ("there is no C compiler to build the CPU kernels with: install gcc or clang "
               "(apt install gcc, or xcode-select --install), or a wheel that holds them")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['has_gpu', 'jax_decoder', 'torch_decoder', 'cpu_decoder', 'has_accelerator', 'by_cpu', 'fastest', 'decoder_by',
-           'text_stream']
+           'batch_decoder', 'text_stream']
 
 # %% ../../nbs/13_pipelines/06_decoders.ipynb #46c7f913
 import ctypes
@@ -90,6 +90,18 @@ def decoder_by(
         extra = dict(jax='train', torch='torch')[backend]
         raise UserError(f"{backend} is not installed: pip install -e '.[{extra}]'")
     return jax_decoder(pack) if backend == 'jax' else torch_decoder(pack, 'cuda' if has_gpu() else 'cpu')
+
+def batch_decoder(
+    pack:Pack,
+    slots:int=8,         # texts at a time
+    backend:str='auto',  # cpu, or auto
+):                       # as of `10_inference/05_cpu_batch`
+    "A decoder of several texts. Raises `UserError` where it is not there."
+    from nativebit.inference.cpu import CpuNetwork
+    from nativebit.inference.cpu_batch import CpuBatch
+    need(backend in ('auto', 'cpu'), 'backend', backend, "auto or cpu")
+    return CpuBatch(CpuNetwork(pack, 'int16'), slots)
+
 
 # %% ../../nbs/13_pipelines/06_decoders.ipynb #5c5e9f1c
 def text_stream(

@@ -1,0 +1,142 @@
+"The server, as clients meet it: a process of its own, OpenAI's own Python client, two hundred streams at once, clients that go away, SIGTERM, and every wrong request."
+import asyncio, json, os, re, signal, socket, subprocess, sys, time
+from contextlib import contextmanager
+import httpx, openai, pytest
+import nativebit as nb
+from nativebit.config import get_config, override
+from nativebit.data.tokenizers import train_tokenizer
+from nativebit.models.checkpoint import save_checkpoint
+from nativebit.models.transformer import init_model
+from nativebit.pipelines.decoders import cpu_decoder
+from nativebit.pipelines.exporting import export_plain
+from nativebit.pipelines.opening import opened
+from test_chat import CHATML
+
+TEXT = 'Who are you? I am a small model of few words, and I count: one, two, three. ' * 20
+
+@pytest.fixture(scope='module')
+def packed(tmp_path_factory):
+    "A small random network with a chat template, packed; and the float one it was made from."
+    home = tmp_path_factory.mktemp('serve')
+    tok = train_tokenizer([TEXT], 300).tok
+    tok.add_special_tokens(['<|im_start|>', '<|im_end|>'])
+    (home/'t').mkdir(); tok.save(str(home/'t'/'tokenizer.json'))
+    cfg = get_config('tiny', context_len=256, vocab_size=304, geometry='lut-b', tokenizer=str(home/'t'/'tokenizer.json'))
+    save_checkpoint(home/'run', override(cfg, nativebit=False), init_model(cfg, seed=0)[0])
+    (home/'run'/'tokenizer_config.json').write_text(json.dumps(dict(chat_template=CHATML, eos_token='<|im_end|>', bos_token=None)))
+    export_plain(opened(home/'run'), home/'float')
+    nb.quantize(home/'float', 'lut-b', 'rtn', out=home/'small')
+    return home/'small'
+
+@contextmanager
+def server(model, *flags):
+    "A server on a port that is free: (its process, address)."
+    p = subprocess.Popen([sys.executable, '-m', 'nativebit', 'serve', str(model), '--port', '0', *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, JAX_PLATFORMS='cpu'))
+    line = p.stdout.readline()
+    at = re.search(r'http://\S+', line)
+    assert at, p.communicate()[1]
+    try:
+        for _ in range(200):
+            try: httpx.get(at[0].removesuffix('/v1') + '/health'); break
+            except httpx.TransportError: time.sleep(.05)
+        yield p, at[0]
+    finally:
+        p.kill(); p.communicate()
+
+@pytest.fixture(scope='module')
+def up(packed):
+    with server(packed) as (_, at): yield at
+
+@pytest.fixture(scope='module')
+def client(up): return openai.OpenAI(base_url=up, api_key='none', max_retries=0)
+
+def by_library(packed):
+    "The model, decoded by the C library for one reader."
+    m = nb.load(packed)
+    m.decoder = cpu_decoder(m.pack, 'int16')
+    return m
+
+def test_openais_client(client, packed):
+    alone = by_library(packed)
+    assert [m.id for m in client.models.list()] == ['small'] and client.models.retrieve('small').id == 'small'
+    r = client.completions.create(model='small', prompt='Who are', max_tokens=20, temperature=0)
+    want = alone.generate('Who are', 20, temperature=0)
+    assert 'Who are' + r.choices[0].text == want and r.usage.completion_tokens <= 20 and r.choices[0].finish_reason in ('length', 'stop')
+    stream = client.completions.create(model='small', prompt='Who are', max_tokens=20, temperature=0, stream=True)
+    assert 'Who are' + ''.join(p.choices[0].text for p in stream) == want
+    drawn = [client.completions.create(model='small', prompt='I', max_tokens=20, temperature=1.5, seed=s).choices[0].text for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert 'I' + drawn[0] == alone.generate('I', 20, temperature=1.5, seed=1)
+
+def test_chats(client):
+    ask = dict(model='small', messages=[dict(role='system', content='Be brief.'), dict(role='user', content='Who are you?')], max_completion_tokens=12, temperature=0)
+    r = client.chat.completions.create(**ask, logprobs=True, top_logprobs=3)
+    c = r.choices[0]
+    assert c.message.role == 'assistant' and len(c.logprobs.content) == r.usage.completion_tokens - (c.finish_reason == 'stop')
+    for t in c.logprobs.content: assert t.logprob <= 0 and len(t.top_logprobs) == 3 and t.logprob == t.top_logprobs[0].logprob >= t.top_logprobs[1].logprob
+    parts = list(client.chat.completions.create(**ask, stream=True, stream_options=dict(include_usage=True)))
+    assert parts[0].choices[0].delta.role == 'assistant' and parts[-1].usage == r.usage
+    assert ''.join(p.choices[0].delta.content or '' for p in parts[:-1]) == c.message.content and parts[-2].choices[0].finish_reason == c.finish_reason
+
+def test_stop_strings_are_not_seen(client):
+    ask = dict(model='small', prompt='Who are', max_tokens=40, temperature=0)
+    whole = client.completions.create(**ask).choices[0].text
+    stop = whole[7:10]
+    for stream in (False, True):
+        r = client.completions.create(**ask, stop=[stop, 'never'], stream=stream)
+        parts = list(r) if stream else [r]
+        assert ''.join(p.choices[0].text for p in parts) == whole[:whole.index(stop)] and parts[-1].choices[0].finish_reason == 'stop'
+
+def test_two_hundred_streams(up, packed):
+    "Nothing is lost, and nothing of one stream is in another."
+    alone, prompts = by_library(packed), [TEXT[i:i + 3 + i % 40] for i in range(200)]
+    async def one(client, i):
+        stream = await client.completions.create(model='small', prompt=prompts[i], max_tokens=5 + i % 20, temperature=.9, seed=i, stream=True)
+        return ''.join([p.choices[0].text async for p in stream])
+    async def all_of_them():
+        async with openai.AsyncOpenAI(base_url=up, api_key='none', max_retries=0, timeout=120) as client: return await asyncio.gather(*[one(client, i) for i in range(200)])
+    for i,text in enumerate(asyncio.run(all_of_them())): assert prompts[i] + text == alone.generate(prompts[i], 5 + i % 20, temperature=.9, seed=i), i
+
+def test_a_full_line_a_client_that_leaves_and_sigterm(packed):
+    with server(packed, '--slots', '1', '--waiting', '1', '--max-tokens', '200') as (p, at):
+        numbers = lambda: dict(re.findall(r'^nativebit_(active|waiting) (\d+)', httpx.get(at.removesuffix('/v1') + '/metrics').text, re.M))
+        long = dict(model='small', prompt='Who', max_tokens=200, temperature=2, stream=True)
+        def until(**want):
+            for _ in range(200):
+                if numbers() == want: return
+                time.sleep(.05)
+            raise AssertionError(numbers())
+        with httpx.Client(timeout=60) as c:
+            answers = [c.post(at + '/completions', json=dict(long, stream=False, n=n, max_tokens=200)) for n in (1, 3)]
+            assert [a.status_code for a in answers] == [200, 429] and answers[1].headers['retry-after'] == '1'
+            with c.stream('POST', at + '/completions', json=dict(long, seed=1)) as r: next(r.iter_lines())
+            until(active='0', waiting='0')
+            with c.stream('POST', at + '/completions', json=dict(long, seed=2)) as r:
+                lines = r.iter_lines(); next(lines)
+                p.send_signal(signal.SIGTERM)
+                assert [*lines][-2:] == ['data: [DONE]', '']
+        assert p.wait(20) in (0, -signal.SIGTERM)
+
+@pytest.mark.parametrize('body, status, says', [
+    (b'{"model"', 400, 'not JSON'), (dict(prompt=5), 400, 'prompt'), (dict(model='other', prompt='a'), 404, "no model 'other'"), (dict(prompt='a', max_tokens=0), 400, 'max_tokens'), (dict(prompt='a', max_tokens=10**6), 400, 'at most'),
+    (dict(prompt='a', temperature=3), 400, 'temperature'), (dict(prompt='Who are you? '*200), 400, 'context holds 256'), (dict(prompt='a', frequency_penalty=1), 400, 'frequency_penalty is not supported'), (dict(prompt=[[5, 10**9]]), 400, 'tokens'), (dict(prompt='a'*2**21), 413, 'longer than'),
+    (dict(prompt='a', logprobs=50), 400, 'logprobs'), ([], 400, 'body'), (dict(prompt='a', stop=3), 400, 'stop')])
+def test_wrong_requests(up, body, status, says):
+    r = httpx.post(up + '/completions', content=body if isinstance(body, bytes) else json.dumps(body), headers={'Content-Type': 'application/json'})
+    assert r.status_code == status and says in r.json()['error']['message'] and '\n' not in r.json()['error']['message'], r.text
+
+def test_wrong_paths(up):
+    assert httpx.get(up + '/nothing').status_code == 404 and httpx.get(up + '/completions').status_code == 405 and 'error' in httpx.get(up + '/nothing').json()
+    assert httpx.post(up + '/chat/completions', json=dict(messages=[dict(role='user', content=[dict(type='image_url', image_url='x')])])).status_code == 400
+
+def test_wrong_starts(packed, tmp_path):
+    def says(*words):
+        r = subprocess.run([sys.executable, '-m', 'nativebit', 'serve', *map(str, words)], capture_output=True, text=True, env=dict(os.environ, JAX_PLATFORMS='cpu'), timeout=60)
+        assert r.returncode and 'Traceback' not in r.stderr and len(r.stderr.strip().splitlines()) == 1, r.stderr
+        return r.stderr
+    assert 'is a float model' in says(packed.parent/'float', '--port', 0)
+    assert 'holds no model' in says(tmp_path, '--port', 0)
+    assert 'slots=65' in says(packed, '--slots', 65, '--port', 0)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)); s.listen()
+        assert "can't listen on 127.0.0.1" in says(packed, '--port', s.getsockname()[1])
