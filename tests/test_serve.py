@@ -7,7 +7,7 @@ from nativebit.config import get_config, override
 from nativebit.data.tokenizers import train_tokenizer
 from nativebit.models.checkpoint import save_checkpoint
 from nativebit.models.transformer import init_model
-from nativebit.pipelines.decoders import cpu_decoder
+from nativebit.pipelines.decoders import cpu_decoder, torch_decoder
 from nativebit.pipelines.exporting import export_plain
 from nativebit.pipelines.opening import opened
 from test_chat import CHATML
@@ -96,6 +96,20 @@ def test_two_hundred_streams(up, packed):
     async def all_of_them():
         async with openai.AsyncOpenAI(base_url=up, api_key='none', max_retries=0, timeout=120) as client: return await asyncio.gather(*[one(client, i) for i in range(200)])
     for i,text in enumerate(asyncio.run(all_of_them())): assert prompts[i] + text == alone.generate(prompts[i], 5 + i % 20, temperature=.9, seed=i), i
+
+def test_by_pytorch(packed):
+    "The same interface over slots of a static cache: no stream depends on the others."
+    alone, prompts = nb.load(packed), [TEXT[i:i + 3 + i % 40] for i in range(20)]
+    alone.decoder = torch_decoder(alone.pack, 'cpu')
+    with server(packed, '--backend', 'torch') as (_, at):
+        async def one(client, i):
+            stream = await client.completions.create(model='small', prompt=prompts[i], max_tokens=5 + i % 20, temperature=.9*(i % 2), seed=i, stream=True)
+            return ''.join([p.choices[0].text async for p in stream])
+        async def all_of_them():
+            async with openai.AsyncOpenAI(base_url=at, api_key='none', max_retries=0, timeout=120) as client: return await asyncio.gather(*[one(client, i) for i in range(20)])
+        for i,text in enumerate(asyncio.run(all_of_them())): assert prompts[i] + text == alone.generate(prompts[i], 5 + i % 20, temperature=.9*(i % 2), seed=i), i
+        r = openai.OpenAI(base_url=at, api_key='none', max_retries=0).completions.create(model='small', prompt='Who', max_tokens=5, temperature=0, logprobs=3)
+        assert all(len(t) == 3 and max(t.values()) == own for t,own in zip(r.choices[0].logprobs.top_logprobs, r.choices[0].logprobs.token_logprobs))
 
 def test_a_full_line_a_client_that_leaves_and_sigterm(packed):
     with server(packed, '--slots', '1', '--waiting', '1', '--max-tokens', '200') as (p, at):

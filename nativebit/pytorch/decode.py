@@ -208,33 +208,36 @@ class Decoder:
 
     def counted(self, a:int, b:int)->Integer[Tensor, "T"]: return torch.arange(a, b, device=self.device)
 
-    def prefill(self, slot:int, ids:list)->Float[Tensor, "1 D"]:
-        "Read a prompt into a slot; its last hidden state."
+    def pieces(self, slot:int, ids:list):   # yields the last hidden state of each, (1, D)
+        "Read a prompt into a slot, `chunk` tokens at a time."
         tokens = torch.tensor([ids], device=self.device)
         for a in range(0, len(ids), self.chunk):
             b = min(a + self.chunk, len(ids))
             seen = [(k[slot:slot+1, :b], v[slot:slot+1, :b]) for k,v in self.cache]
             x = (self.replayed(slot, tokens[:, :b]) if self.graph and a == 0
                  else self.model.hidden(tokens[:, a:b], seen, self.counted(a, b)))
-        return x[:, -1]
+            yield x[:, -1]
+
+    def choose_first(self, slot, n, x, *, temperature=0., top_k=0, top_p=1., seed=0, tell=False):
+        "Behind a prompt of n tokens: the slot is in use from now on. Options as of `begin`."
+        row, width = self.rows.cut(slot, slot+1), width_of(temperature, top_k, top_p)
+        seed = mixed(torch.tensor(seed & 2**32-1).int()) ^ (seed >> 32 & 2**31-1)
+        for t,v in zip(row, (0, n-1, 0, int(seed), temperature, top_k, top_p)): t.fill_(v)
+        row.token.copy_(chosen_by(self.model, x, row, width, self.share, tell)[:, None])
+        row.at.add_(1)
+        self.ends[slot], self.how[slot] = n, (width, tell)
 
     @torch.no_grad()
     def begin(self,
         slot:int,
         ids:list,  # the prompt, at least one token and less than `length`
-        *, temperature:float=0., top_k:int=0, top_p:float=1., seed:int=0,   # as of `generate`
-        tell:bool=False,  # probabilities, too
+        **how,     # temperature, top_k, top_p, seed: as of `generate`; tell: probabilities, too
     ):
         "Read a prompt into a slot and choose its first token."
         if not 0 < len(ids) < self.length:
             raise ValueError(f"a prompt of {len(ids)} tokens does not fit a slot of {self.length}")
-        row, width = self.rows.cut(slot, slot+1), width_of(temperature, top_k, top_p)
-        x = self.prefill(slot, ids)
-        seed = mixed(torch.tensor(seed & 2**32-1).int()) ^ (seed >> 32 & 2**31-1)
-        for t,v in zip(row, (0, len(ids)-1, 0, int(seed), temperature, top_k, top_p)): t.fill_(v)
-        row.token.copy_(chosen_by(self.model, x, row, width, self.share, tell)[:, None])
-        row.at.add_(1)
-        self.ends[slot], self.how[slot] = len(ids), (width, tell)
+        *_, x = self.pieces(slot, ids)
+        self.choose_first(slot, len(ids), x, **how)
 
     def prepared(self, n:int, width:int, tell:bool):
         "The step of the first n slots, recorded where it should be."
