@@ -104,8 +104,8 @@ def shape_of(model):
     "The shape of a model, as ours has it. Raises `UserError` where ours can't be it."
     config = {k: v for k,v in model.config.to_dict().items() if k != 'quantization_config'}
     window = FAMILIES[family_of(config)].window
-    n = [config['max_position_embeddings'], 2**17, config.get('sliding_window') if config.get(window) else None]
-    cfg = model_config(config, min(filter(None, n)))
+    seen = config.get('sliding_window') if config.get(window) else None
+    cfg = model_config(config, min(filter(None, [config['max_position_embeddings'], 2**17, seen])))
     return replace(cfg, tied=model.lm_head.weight is model.get_input_embeddings().weight)
 
 # %% ../../nbs/12_interop/13_hf_generate.ipynb #0ddb0761
@@ -122,7 +122,8 @@ def hooked(m)->bool: return bool(m._forward_hooks or m._forward_pre_hooks or 'fo
 def unlike(model)->str|None:
     "What makes a model another than the packed one that our network is."
     if not type(model).__module__.startswith('transformers.'): return f"{type(model).__name__}"
-    if n := next((n or 'the model' for n,m in model.named_modules() if hooked(m)), None): return f"a hook on {n}"
+    place = next((n or 'the model' for n,m in model.named_modules() if hooked(m)), None)
+    if place: return f"a hook on {place}"
     if len({x.device for x in model.parameters()}) > 1: return "a model on several devices"
     try: names = hf_names(shape_of(model))
     except UserError as e: return str(e)
@@ -240,7 +241,8 @@ def written(
 
 def our_sample(model, input_ids, processors, criteria, config, mask, streamer)->Tensor|str:
     "What `_sample` returns, or why it is left to transformers."
-    how, prompts, (B, T) = sampling(processors, criteria, config), prompts_of(input_ids, mask), input_ids.shape
+    how, prompts = sampling(processors, criteria, config), prompts_of(input_ids, mask)
+    B, T = input_ids.shape
     if isinstance(how, str): return how
     if prompts is None or not all(prompts): return "a prompt that is not filled up on its left"
     if B > MOST: return f"{B} prompts, more than {MOST}"
@@ -250,13 +252,14 @@ def our_sample(model, input_ids, processors, criteria, config, mask, streamer)->
     ends = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
     pad = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
     try:
-        rows = written(decoder_for(model, B, config.max_length), prompts, config.max_length - T, how, ends, pad,
-                       streamer)
+        decoder = decoder_for(model, B, config.max_length)
+        rows = written(decoder, prompts, config.max_length - T, how, ends, pad, streamer)
     except Memory: return "a cache for these texts does not fit the GPU"
     finally: lock.release()
     return torch.cat([input_ids, torch.tensor(rows, device=input_ids.device).T], 1)
 
-def say_theirs(why:str): say_once(f"note: generate takes transformers' own loop, not the packed decoder: {why}")
+def say_theirs(why:str):
+    say_once(f"note: generate takes transformers' own loop, not the packed decoder: {why}")
 
 def sample(self, input_ids, logits_processor, stopping_criteria, generation_config, streamer=None, **kw):
     "`_sample` of transformers, by our decoder where that can do it; this is what `custom_generate` calls."
@@ -281,7 +284,8 @@ def packed_generate(
     served = SERVED.get(self, {})
     known = served.get('key') == places(self)
     if not known: served.pop('key', None)   # so that its network is made anew
-    if not (known or any(isinstance(m, NativeBitHfLinear) for m in self.modules())): return theirs(*args, **kw)
+    if not known and not any(isinstance(m, NativeBitHfLinear) for m in self.modules()):
+        return theirs(*args, **kw)
     call = signature(GenerationMixin.generate).bind(self, *args, **kw).arguments
     if why := ("the model is in training mode" if self.training
                else (not known and unlike(self)) or call_reason(self, call)):

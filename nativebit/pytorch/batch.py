@@ -46,7 +46,7 @@ class BatchDecoder(Decoder):
         self.rows.at[slot] = IDLE
 
     def told(self, slot:int)->tuple:
-        "Of the last token of a slot that was begun with `tell`: its log probability, {token: log p} of others."
+        "Of the last token of a slot begun with `tell`: its log probability, {token: log p} of the likeliest."
         own, *rest = self.hosts[1][slot].tolist()
         n = min(TOLD, self.model.cfg.vocab_size)
         return own, dict(zip(map(int, rest[TOLD:TOLD+n]), rest[:n]))
@@ -116,7 +116,8 @@ class TorchBatch(BatchDecoder):
     ):
         "Put a prompt into a slot. Raises `UserError` where the network reads fewer tokens."
         ids, V = [int(i) for i in ids], self.model.cfg.vocab_size
-        need(0 < len(ids) and len(ids) + room <= self.length, 'length', len(ids) + room, f"at most {self.length}")
+        n = len(ids) + room
+        need(0 < len(ids) and n <= self.length, 'length', n, f"at most {self.length}")
         need(0 <= min(ids) and max(ids) < V, 'tokens', ids[:4], f"some, from 0 to {V-1}")
         self.wanted[slot] = logprobs
         self.reading[slot] = self.read_slowly(slot, ids, tell=logprobs is not None, **how)

@@ -62,8 +62,8 @@ def lowest(
     kept = (rank < top_k[:, None]) | (top_k[:, None] == 0)
     most = top_p[:, None]*((p*kept).sum(1, keepdim=True) if share else 1)
     kept &= (p.cumsum(1) - p < most) | (top_p[:, None] >= 1) | (rank == 0)
-    free = (top_k == 0) & (top_p >= 1)
-    return order.masked_fill(~kept, torch.inf).min(1, keepdim=True).values.masked_fill(free[:, None], -torch.inf)
+    free = ((top_k == 0) & (top_p >= 1))[:, None]
+    return order.masked_fill(~kept, torch.inf).min(1, keepdim=True).values.masked_fill(free, -torch.inf)
 
 def choose(
     logits:Float[Tensor, "B V"],
@@ -158,7 +158,7 @@ def recorded(
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #f9d68ccc
 class Decoder:
-    "A network with its cache: `begin` reads a prompt, `launch` adds a token to each text, `read` fetches them."
+    "A network with its cache: `begin` reads a prompt, `launch` adds a token to each, `read` fetches them."
     def __init__(self,
         model:NativeBitGPT,
         slots:int=1,             # texts at a time
@@ -166,7 +166,8 @@ class Decoder:
         *, compile:bool=False,   # with torch.compile
         graph:bool=False,        # replay a CUDA graph
         backend:str='inductor',  # of torch.compile
-        # take a token through all layers in one launch, where they fit (09_kernels/07_megakernel); of one slot
+        # with one slot: take a token through all layers in one launch, where they fit
+        # (09_kernels/07_megakernel)
         one_launch:bool=True,
         chunk:int=512,           # tokens of a prompt that are read together
         share:bool=False,        # as of `choose`
@@ -188,7 +189,7 @@ class Decoder:
                     else decode_step)
 
     def recorded_chunk(self, size:int):
-        "A graph that reads as many tokens from a text's beginning: it, tokens, keys and values, hidden states."
+        "A graph that reads the first `size` tokens of a text, and its tokens, keys and values, hidden states."
         if size not in self.chunks:
             own, at = self.model.empty_cache(1, size), self.counted(0, size)
             tokens = torch.zeros(1, size, dtype=torch.long, device=self.device)
@@ -203,7 +204,8 @@ class Decoder:
         run, given, own, x = self.recorded_chunk(max(64, 1 << (n-1).bit_length()))
         given[:, :n].copy_(tokens)
         run()
-        torch._foreach_copy_([t[slot, :n] for kv in self.cache for t in kv], [t[0, :n] for kv in own for t in kv])
+        part = lambda cache, row: [t[row, :n] for kv in cache for t in kv]
+        torch._foreach_copy_(part(self.cache, slot), part(own, 0))
         return x[:, :n]
 
     def counted(self, a:int, b:int)->Integer[Tensor, "T"]: return torch.arange(a, b, device=self.device)
@@ -262,7 +264,8 @@ class Decoder:
     def read(self):
         "The last token of each slot, as a function that waits for them."
         some = 1 + any(how and how[1] for how in self.how)
-        for host,x in zip(self.hosts[:some], (self.rows.token, self.rows.told)): host.copy_(x, non_blocking=True)
+        for host,x in zip(self.hosts[:some], (self.rows.token, self.rows.told)):
+            host.copy_(x, non_blocking=True)
         if self.device.type == 'cpu': return lambda t=self.hosts[0][:, 0].tolist(): t
         (there := torch.cuda.Event()).record()
         return lambda: there.synchronize() or self.hosts[0][:, 0].tolist()
