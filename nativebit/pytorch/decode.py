@@ -189,7 +189,7 @@ class Decoder:
                     else decode_step)
 
     def recorded_chunk(self, size:int):
-        "A graph that reads the first `size` tokens of a text, and its tokens, keys and values, hidden states."
+        "A graph that reads the first tokens of a text, and its tokens, keys and values, hidden states."
         if size not in self.chunks:
             own, at = self.model.empty_cache(1, size), self.counted(0, size)
             tokens = torch.zeros(1, size, dtype=torch.long, device=self.device)
