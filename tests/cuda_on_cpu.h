@@ -104,12 +104,12 @@ DEV void mma_s8(int* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
     }
     meet();
 }
-DEV float shfl(float v, int lane) {
-    warp().in[lane_id()][0] = __float_as_uint(v); meet();
-    float got = __uint_as_float(warp().in[lane][0]); meet();
+DEV uint32_t shfl(uint32_t v, int lane) {
+    warp().in[lane_id()][0] = v; meet();
+    uint32_t got = warp().in[lane][0]; meet();
     return got;
 }
-DEV float shfl_xor(float v, int mask) { return shfl(v, lane_id() ^ mask); }
+DEV float shfl_xor(float v, int mask) { return __uint_as_float(shfl(__float_as_uint(v), lane_id() ^ mask)); }
 
 DEV uint4 load_x(const void* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const uint4*)p; }
 DEV uint4 load_once(const void* p) { return load_x(p); }

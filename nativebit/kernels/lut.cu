@@ -472,10 +472,10 @@ static void call(const void* kernel, void** args) {
 #define IS(BM) || kernel == (const void*)prefill<BM>
     if (false EACH_BM(IS)) ((void (*)(const PrefillArgs, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2]);
 #define IS_TOKEN(H, BF16) else if (kernel == (const void*)token<TOKEN_MODE, H, BF16>) token<TOKEN_MODE, H, BF16>(*(TokenArgs*)args[0], *(TokenLayout*)args[1]);
-    IS_TOKEN(64, 0) IS_TOKEN(64, 1) IS_TOKEN(128, 0) IS_TOKEN(128, 1)
+#define OF_HEADS(H) IS_TOKEN(H, 0) IS_TOKEN(H, 1) else if (kernel == (const void*)attend<H>) attend<H>(*(AttendArgs*)args[0]);
+    EACH_H(OF_HEADS)
     else if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
     else if (kernel == (const void*)head) head(*(HeadArgs*)args[0]);
-    else if (kernel == (const void*)attend<64> || kernel == (const void*)attend<128>) ((void (*)(const AttendArgs))kernel)(*(AttendArgs*)args[0]);
     else ((Kernel)kernel)(*(Args*)args[0]);
 }
 #endif
@@ -526,13 +526,16 @@ extern "C" int nativebit_prefill(const void* units, const void* x, void* y, int 
         default: return -1;
     }
 }
-// q, k and v of one token, in one row, both caches (S, kv_heads, H): its key and value are added at position `at`, y is what its heads attend to
+// q, k and v of one token, in one row, both caches (S, kv_heads, H): its key and value are added at position `at`, y is what its heads attend to;
+// q_norm and k_norm: weights (H,), or null
 extern "C" int nativebit_attend(const void* qkv, const void* cos, const void* sin, void* keys, void* values, const void* at, void* y,
-                                int heads, int kv_heads, int H, float scale, int bf16, int ranks, int overlap, void* stream) {
-    if ((H != 64 && H != 128) || ranks < 1 || ranks > 8) return -1;
-    AttendArgs p = {qkv, cos, sin, keys, values, (const long long*)at, y, heads, kv_heads, scale, bf16};
+                                const void* q_norm, const void* k_norm, float eps, int heads, int kv_heads, int H, float scale, int bf16, int ranks, int overlap, void* stream) {
+#define ATTEND_OF(N) H == N ? (const void*)attend<N> :
+    const void* kernel = EACH_H(ATTEND_OF) nullptr;
+    if (!kernel || ranks < 1 || ranks > 8) return -1;
+    AttendArgs p = {qkv, cos, sin, keys, values, (const long long*)at, y, heads, kv_heads, scale, bf16, {q_norm, k_norm, eps}};
     void* args[] = {&p};
-    return launch(H == 64 ? (const void*)attend<64> : (const void*)attend<128>, args, heads*ranks, ATTEND_THREADS, ranks, attend_bytes(H, ranks), overlap, stream);
+    return launch(kernel, args, heads*ranks, ATTEND_THREADS, ranks, attend_bytes(H, ranks), overlap, stream);
 }
 // y (V,) float: x (D,) times the rows of an int8 table (V, D), times a scale (V,) each
 extern "C" int nativebit_head(const void* table, const void* scales, const void* x, void* y, int V, int D, int bf16, int overlap, void* stream) {
