@@ -254,7 +254,7 @@ for sys.argv in ([path, '--help'], *[[path]]*len(more)):
     except SystemExit as e: print(e.code)
 """
 
-@pytest.mark.parametrize('script', ['bench.py', 'tune.py'])
+@pytest.mark.parametrize('script', ['bench.py', 'bench_models.py', 'tune.py'])
 def test_scripts(script, tmp_path):
     "Its help, and where there is no GPU its refusal: one process, which imports PyTorch once."
     alone = not torch.cuda.is_available()
