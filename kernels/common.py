@@ -95,7 +95,7 @@ def build_libraries(which):
     nvcc = cuda.find_nvcc()
     if REHEARSE or not nvcc: return say(f'CUDA kernels: {"not in a rehearsal" if REHEARSE else "no nvcc found"}')
     start = time.time()
-    code = 'import sys; from nativebit.kernels import cuda; print(cuda.build(int(sys.argv[1]), sys.argv[2], [cuda.find_nvcc(), *cuda.NVCC_FLAGS]))'
+    code = 'import sys, torch; from nativebit.kernels import cuda; print(cuda.build(int(sys.argv[1]), sys.argv[2], [cuda.find_nvcc(), *cuda.nvcc_flags(torch.cuda.get_device_capability())]))'
     jobs = [subprocess.Popen([sys.executable, '-c', code, str(bits), kind], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             for bits, kind in which]
     for (bits, kind), job in zip(which, jobs):

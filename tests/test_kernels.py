@@ -81,6 +81,32 @@ def test_cuda_source(bits, kind):
     p, x = layout.random_matrix(131, 200, bits, kind), torch.randn(70, 200).half()
     for bm in (64, 96): assert layout.relative_error(cuda.prefill(x, p, bm=bm, lib=lib), x, p) < 5e-4
 
+@pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (4, 'float8_e4m3')])
+def test_an_older_gpu(bits, kind, monkeypatch):
+    "The source for 8.0: copies by all threads, one block a cluster, e4m3 without an instruction; what it has not is refused, and what does not fit goes to Triton."
+    on_cpu(bits, kind)
+    lib, gpu = compiled(bits, kind, '-DARCH=80'), ops.Gpu(80, 3, 101376)
+    for (o, i), M, dtype in [((16, 128), 1, torch.float16), ((120, 264), 3, torch.bfloat16), ((56, 648), 16, torch.float16), ((136, 2056), 9, torch.float16), ((40, 5000), 1, torch.float16)]:
+        p, x = layout.random_matrix(o, i, bits, kind), torch.randn(M, i).to(dtype)
+        cfg = ops.default_config((o, i), M, True, bits=bits, gpu=gpu)
+        assert cfg.pop('backend') == 'decode' and layout.relative_error(cuda.decode(x, p, lib=lib, **cfg), x, p) < (5e-4 if dtype == torch.float16 else 2.2e-3), (o, i, M)
+    assert ops.default_config((64, 28672), 1, True, bits=bits, gpu=gpu)['backend'] == 'triton_decode' and ops.default_config((64, 512), 512, True, gpu=gpu)['backend'] == 'dequantized'
+    for f, how in ((cuda.decode, dict(ranks=2)), (cuda.prefill, {})):
+        with pytest.raises(RuntimeError, match='no such kernel'): f(x, p, lib=lib, **how)
+    net, [cache] = normed_network('int8' if kind == 'int8' else f'{bits}bit-8x64', torch.float16, dict(n_layers=1, d_model=136, d_ff=264, **HEADED[1]), 5)
+    layer, x, at, other = net.layers[0], torch.randn(1, 1, 136).half(), torch.tensor([5]), [c.clone() for c in cache]
+    monkeypatch.setattr(cuda, 'library', lambda *a: lib); monkeypatch.setattr(decode_layer, 'choose', lambda p, M: ops.default_config(p.shape, M, True, bits=p.bits, gpu=gpu))
+    want = layer(x, net.cos, net.sin, cache, at)
+    layer.fused = decode_layer.layer_args(layer)
+    assert distance(layer(x, net.cos, net.sin, other, at), want) < 2e-3
+
+HOPPER = [pytest.param((9, 0), kind, marks=pytest.mark.slow) for kind in layout.KINDS]   # half a minute each
+
+@pytest.mark.parametrize('capability, kind', [((8, 0), 'float8_e4m3'), ((8, 9), 'int8'), ((10, 0), 'int8'), ((12, 0), 'float8_e4m3'), *HOPPER])
+def test_nvcc_compiles_for(capability, kind):
+    if not cuda.find_nvcc(): pytest.skip('no nvcc')
+    assert cuda.build(3, kind, [cuda.find_nvcc(), *cuda.nvcc_flags(capability)]).stat().st_size > 1e5
+
 def test_integer_activations():
     torch.manual_seed(1)   # how much 8 bits lose depends on the draw
     lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(64, 512, 3, 'int8'), torch.randn(2, 512).half()
@@ -178,15 +204,18 @@ def test_why_layers_differ():
 def test_why_a_machine_has_no_kernels(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False); assert 'no NVIDIA GPU' in cuda.missing()
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (7, 5)); assert 'this GPU has compute capability 7.5, and the kernels are for 9.0' in cuda.missing()
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (7, 5)); assert cuda.missing() == 'this GPU has compute capability 7.5, and the kernels are for 8.0 and later'
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (8, 9))
     monkeypatch.setattr(cuda, 'find_nvcc', lambda: None); assert cuda.missing() == 'no nvcc was found'
     net = random_network(get_config('tiny', geometry='int8', **SHAPE), dtype=torch.float16)
     on_gpu = SimpleNamespace(embed=SimpleNamespace(is_cuda=True), layers=net.layers, dtype=net.dtype, cfg=net.cfg)
     monkeypatch.setattr(megakernel, 'unplanned', lambda m: 'its heads are odd')
     for _ in range(2): assert megakernel.token_plan(on_gpu, []) is None
     assert capsys.readouterr().err == 'note: decoding in several launches, since its heads are odd\n'
+    monkeypatch.setattr(megakernel, 'unplanned', lambda m: None); monkeypatch.setattr(megakernel, 'why_not', lambda *a: None)
+    megakernel.token_plan(on_gpu, []); assert 'since this GPU has compute capability 8.9, and one launch is for 9.0' in capsys.readouterr().err
     dense = SimpleNamespace(embed=on_gpu.embed, layers=[SimpleNamespace(products=lambda: [None])])
+    monkeypatch.setattr(megakernel, 'unplanned', lambda m: 'it is dense')
     megakernel.token_plan(dense, []); assert not capsys.readouterr().err
 
 def test_a_compiled_step_takes_the_operators(monkeypatch):

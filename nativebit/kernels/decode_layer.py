@@ -101,7 +101,10 @@ def why_not(
     if why := misfit(layer, dtype): return why
     p = layer.attn.qkv.packed
     if not p.data.is_cuda: return "it is not on an NVIDIA GPU"
-    return cuda.missing() or (None if cuda.library(p.bits, p.kind) else "the kernels could not be built")
+    if why := cuda.missing(): return why
+    if not cuda.library(p.bits, p.kind): return "the kernels could not be built"
+    wide = [m.packed.shape for m in layer.products() if choose(m.packed, 1)['backend'] != 'decode']
+    if wide: return f"16 rows of {wide[0][1]} weights do not fit this GPU's shared memory"
 
 def fits(layer, dtype)->bool:
     "Whether `decode_layer` can stand for this layer."

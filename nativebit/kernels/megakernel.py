@@ -147,6 +147,7 @@ def token_plan(
     "Prepare a network for `decode_token`. Says once why it can't, where a packed network is on a GPU."
     if not model.embed.is_cuda: return None
     why = unplanned(model) or why_not(model.layers[0], model.dtype)
+    if not why and torch.cuda.get_device_capability() != (9, 0): why = cuda.other_gpu("one launch is for 9.0")
     if not why:
         PLANS[cache[0][0].data_ptr()] = plan = TokenPlan(model, cache)
         return plan
