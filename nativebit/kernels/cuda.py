@@ -174,5 +174,6 @@ def attend(
     stream = torch.cuda.current_stream().cuda_stream if qkv.is_cuda else None
     _checked(lib.nativebit_attend(*map(_p, (qkv, cos, sin, keys, values, at, y, *(norms or (None, None)))),
                                   ctypes.c_float(eps), heads, kv, H, ctypes.c_float(H**-.5),
-                                  int(qkv.dtype == torch.bfloat16), ranks, overlap, _p(stream)), f'attend ranks={ranks}')
+                                  int(qkv.dtype == torch.bfloat16), ranks, overlap, _p(stream)),
+             f'attend ranks={ranks}')
     return y

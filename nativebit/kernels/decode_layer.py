@@ -70,7 +70,8 @@ def no_units(p:PackedMatrix)->str:
     "Why a matrix is not in units, in words."
     if p.shape[1] % 8: return f"a matrix has {p.shape[1]} inputs, not a multiple of 8"
     kinds = ' or '.join(f"{kind} of {bo} × {bi}" for kind,(_, (bo, bi)) in KINDS.items())
-    return f"its codebooks (of {p.block_shape[0]} × {p.block_shape[1]} weights) are not what kernels have: {kinds}"
+    rows, columns = p.block_shape
+    return f"its codebooks (of {rows} × {columns} weights) are not what kernels have: {kinds}"
 
 def wrong_float(t, dtype, device)->str|None:
     "Why a norm's weights or a bias are not as the kernels read them, in words; None where they are."
@@ -90,7 +91,8 @@ def misfit(
     if len({(p.bits, p.kind) for p in packed}) > 1: return "a layer's matrices have different geometries"
     if (H := layer.attn.head_dim) not in cuda.HEADS:
         return f"its heads have {H} numbers, and the kernels are for {', '.join(map(str, cuda.HEADS))}"
-    if dtype not in (torch.float16, torch.bfloat16): return f"activations are {str(dtype)[6:]}, not of 16 bits"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"activations are {str(dtype)[6:]}, not of 16 bits"
     whys = (wrong_float(t, dtype, packed[0].data.device) for t in float_tensors(layer))
     return next(filter(None, whys), None)
 
