@@ -10,11 +10,13 @@ operations in PyTorch, and a launch that is replayed must give the same bits eve
 import argparse, datetime, os, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
-from common import DEVICE, GEOMETRIES, REHEARSE, ROOT, Clock, build_libraries, say, write
+from common import (DEVICE, GEOMETRIES, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, error, exact_part,
+                    graph_ms, library_for_80, random_packed, say, write)
 import torch
 from nativebit.config import Config, ModelConfig, get_config
-from nativebit.kernels import cuda, megakernel
+from nativebit.kernels import cuda, megakernel, ops
 from nativebit.kernels.decode_layer import float_tensors
+from nativebit.kernels.triton_lut import triton_decode
 from nativebit.pytorch.benchmark import device_name, random_network, run_benchmark
 from nativebit.pytorch.decode import recorded
 
@@ -78,6 +80,20 @@ def check(name, geometry, dtype, context, replays):
     return dict(check=name, geometry=geometry, dtype=str(dtype)[6:], **{k: round(v, 6) for k,v in off.items()},
                 replays=replays, equal=equal, ok=ok)
 
+def older(geometry, layers):
+    "Products of one token by the kernels for GPUs before Hopper: their error, and milliseconds beside this GPU's own and Triton's."
+    lib, (bits, kind) = library_for_80(*GEOMETRIES[geometry]), GEOMETRIES[geometry]
+    weights = [random_packed(s, bits, kind) for _ in range(layers) for s in SHAPES]
+    xs = {s[1]: activations(1, s[1]) for s in SHAPES}
+    config = lambda p, gpu: {k: v for k,v in ops.default_config(p.shape, 1, True, bits=bits, gpu=gpu).items() if k != 'backend'}
+    gpu = ops.Gpu(90, 3) if REHEARSE else ops.this_gpu()
+    old = gpu._replace(arch=80, shared=min(gpu.shared, 101376 if REHEARSE else 166912))   # as an A100 has
+    ways = {'for 8.0': lambda x, p: cuda.decode(x, p, lib=lib, **config(p, old)),
+            'for 9.0': lambda x, p: cuda.decode(x, p, lib=cuda.library(bits, kind), **config(p, gpu)), 'Triton': triton_decode}
+    off = max(error(ways['for 8.0'](xs[p.shape[1]], p), exact_part(xs[p.shape[1]], p)) for p in weights[:4])
+    ms = {k: round(graph_ms(lambda: [f(xs[p.shape[1]], p) for p in weights]), 4) for k,f in ways.items()}
+    return dict(older=geometry, layers=layers, error=float(f'{off:.2e}'), ms=ms, ok=off < 1e-3)
+
 def measure(name, geometry, context, tokens, out):
     "Packed and dense, a row each."
     net = random_network(config(name, geometry), DEVICE, torch.float16 if REHEARSE else torch.bfloat16, 'int8')
@@ -110,6 +126,12 @@ def run(a, clock, jobs):
             row = check(name, geometry, dtype, context, replays)
             say(row); bad += not row['ok']
             if out: write(out, row)
+    if a.older:                                                          # timed: after those that compile
+        ended(jobs, clock.left/2)
+        for geometry in ('int8', 'lut-b'):
+            row = older(geometry, 1 if REHEARSE else 8)
+            say(row); bad += not row['ok']
+            if out: write(out, row)
     start = time.time(); ended(jobs, clock.left/2)
     if jobs: say(f'waited {time.time() - start:.0f} s for what was compiled ahead')
     for name in a.models:
@@ -130,6 +152,7 @@ def main():
                     help="where the rows go; '': nowhere")
     ap.add_argument('--models', type=names, default=list(MODELS), help=f"to time: some of {', '.join(MODELS)}")
     ap.add_argument('--check', type=names, default=['Qwen3-1.7B'], help="to check first; '': none")
+    ap.add_argument('--older', action='store_true', help='the kernels for GPUs before Hopper, too: right, and how fast?')
     ap.add_argument('--geometry', choices=list(GEOMETRIES), default='int8', help='of the networks that are timed')
     ap.add_argument('--tokens', type=int, default=128, help='tokens to time')
     ap.add_argument('--rehearse', action='store_true', help='on a CPU, tiny')
@@ -138,7 +161,7 @@ def main():
         sys.exit('error: this measures an NVIDIA GPU; --rehearse tries the program on a CPU')
     if a.out: Path(a.out).parent.mkdir(parents=True, exist_ok=True); Path(a.out).unlink(missing_ok=True); write(a.out, header())
     clock, jobs = Clock(a.minutes), compile_ahead(a.models, a.geometry)
-    if a.out: build_libraries(sorted({GEOMETRIES[g] for g in [a.geometry, *(['int8', 'lut-b'] if a.check else [])]}))
+    if a.out: build_libraries(sorted({GEOMETRIES[g] for g in [a.geometry, *(['int8', 'lut-b'] if a.check or a.older else [])]}))
     if bad := run(a, clock, jobs): sys.exit(f'error: {bad} of the checks or networks failed')
 
 if __name__ == '__main__': main()

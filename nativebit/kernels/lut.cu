@@ -1,4 +1,4 @@
-// Linear layers over packed weights on an NVIDIA Hopper GPU: y = x W^T, W held as 2, 3 or 4 index bits and a codebook a block.
+// Linear layers over packed weights on an NVIDIA GPU, written for Hopper: y = x W^T, W held as 2, 3 or 4 index bits and a codebook a block.
 // One library a geometry: nvcc -DBITS=3 -DE4M3=0 ... ; notebook 17 explains the layout and each step.
 //
 // A unit is 16 rows x 128 columns of W in one run of UNIT bytes; units lie row tile after row tile, along the input first:
