@@ -25,8 +25,8 @@ def shape(n_layers, d_model, n_heads, n_kv_heads, head_size, d_ff, vocab_size, *
 
 MODELS = {
     'tpu-2b': get_config('tpu-2b').model,
-    'Llama-3.2-1B': shape(16, 2048, 32, 8, 64, 8192, 128256),
     'Qwen3-1.7B': shape(28, 2048, 16, 8, 128, 6144, 151936, qk_norm=True, norm_eps=1e-6),
+    'Llama-3.2-1B': shape(16, 2048, 32, 8, 64, 8192, 128256),
     'Llama-3.1-8B': shape(32, 4096, 32, 8, 128, 14336, 128256, tied=False),
 }
 LIMIT = {torch.float16: 1e-2, torch.bfloat16: 6e-2}   # of ‖one way - the other‖ / ‖the other‖, after all layers
