@@ -16,9 +16,9 @@ LAYERS = 2 if REHEARSE else 26
 GEOMETRIES = {'int8': (3, 'int8'), 'lut-b': (3, 'float8_e4m3'), '2bit': (2, 'int8'), '4bit': (4, 'int8')}
 
 if REHEARSE:   # the CUDA source runs on the CPU, lane by lane
+    GXX = ['g++', '-std=c++17', '-O1', '-DON_CPU', f'-I{ROOT/"tests"}', '-x', 'c++', '-shared', '-fPIC', '-pthread']
     def _library(bits, kind, libs={}):
-        flags = ['g++', '-std=c++17', '-O1', '-DON_CPU', f'-I{ROOT/"tests"}', '-x', 'c++', '-shared', '-fPIC', '-pthread']
-        if (bits, kind) not in libs: libs[bits, kind] = ctypes.CDLL(str(cuda.build(bits, kind, flags)))
+        if (bits, kind) not in libs: libs[bits, kind] = ctypes.CDLL(str(cuda.build(bits, kind, GXX)))
         return libs[bits, kind]
     cuda.library = _library
 
@@ -39,6 +39,11 @@ def random_packed(shape, bits, kind):
         return layout.PackedMatrix(torch.cat([words, codes, scales], -1), torch.empty(0, device=DEVICE), shape, (bo, bi), bits, kind)
     codes = (torch.randn(T, B, table, device=DEVICE)*60).to(torch.float8_e4m3fn).view(torch.uint8)
     return layout.PackedMatrix(torch.cat([words, codes], -1), torch.empty(0, device=DEVICE), shape, (bo, bi), bits, kind, 1/60/i**.5)
+
+def library_for_80(bits, kind):
+    "The kernels for GPUs before Hopper, as PTX, which later ones compile for themselves; in a rehearsal for this CPU."
+    flags = [f.replace('code=sm_80', 'code=compute_80') for f in cuda.nvcc_flags((8, 0))]
+    return ctypes.CDLL(str(cuda.build(bits, kind, [*GXX, '-DARCH=80'] if REHEARSE else [cuda.find_nvcc(), *flags])))
 
 def activations(M, i, dtype=torch.float16): return torch.randn(M, i, device=DEVICE).to(dtype)
 
@@ -95,7 +100,7 @@ def build_libraries(which):
     nvcc = cuda.find_nvcc()
     if REHEARSE or not nvcc: return say(f'CUDA kernels: {"not in a rehearsal" if REHEARSE else "no nvcc found"}')
     start = time.time()
-    code = 'import sys; from nativebit.kernels import cuda; print(cuda.build(int(sys.argv[1]), sys.argv[2], [cuda.find_nvcc(), *cuda.NVCC_FLAGS]))'
+    code = 'import sys, torch; from nativebit.kernels import cuda; print(cuda.build(int(sys.argv[1]), sys.argv[2], [cuda.find_nvcc(), *cuda.nvcc_flags(torch.cuda.get_device_capability())]))'
     jobs = [subprocess.Popen([sys.executable, '-c', code, str(bits), kind], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             for bits, kind in which]
     for (bits, kind), job in zip(which, jobs):

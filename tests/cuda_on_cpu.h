@@ -61,8 +61,10 @@ static inline float e4m3(uint8_t v) {
     float f = e ? ldexpf(8 + m, e - 10) : ldexpf(m, -9);
     return v & 128 ? -f : f;
 }
+#if ARCH >= 89
 DEV uint32_t e4m3x2(uint32_t v) { return to_half(e4m3(v & 255)) | (uint32_t)to_half(e4m3(v >> 8 & 255)) << 16; }
 DEV uint32_t e4m3x2_high(uint32_t v) { return e4m3x2(v >> 16); }
+#endif
 DEV float half_to_float(uint32_t v) { return to_float(v & 0xffff); }
 static inline float clamp_half(float f) { return f > 65504.f ? 65504.f : f < -65504.f ? -65504.f : f; }
 DEV uint32_t floats_to_half2(float lo, float hi) { return to_half(clamp_half(lo)) | (uint32_t)to_half(clamp_half(hi)) << 16; }
@@ -104,12 +106,12 @@ DEV void mma_s8(int* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
     }
     meet();
 }
-DEV float shfl(float v, int lane) {
-    warp().in[lane_id()][0] = __float_as_uint(v); meet();
-    float got = __uint_as_float(warp().in[lane][0]); meet();
+DEV uint32_t shfl(uint32_t v, int lane) {
+    warp().in[lane_id()][0] = v; meet();
+    uint32_t got = warp().in[lane][0]; meet();
     return got;
 }
-DEV float shfl_xor(float v, int mask) { return shfl(v, lane_id() ^ mask); }
+DEV float shfl_xor(float v, int mask) { return __uint_as_float(shfl(__float_as_uint(v), lane_id() ^ mask)); }
 
 DEV uint4 load_x(const void* p) { need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary"); return *(const uint4*)p; }
 DEV uint4 load_once(const void* p) { return load_x(p); }
@@ -182,11 +184,18 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {
     need((const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a bulk copy from outside the matrix");
     memcpy(dst, src, bytes); bar_bytes(bar, bytes);
 }
+DEV void copy_together(void* dst, const void* src, int bytes, uint64_t* bar) {
+    need((uintptr_t)dst%16 == 0 && (uintptr_t)src%16 == 0 && bytes%16 == 0, "a copy off its 16-byte boundary");
+    need((const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a copy from outside the matrix");
+    for (int i = 16*threadIdx.x; i < bytes; i += 16*blockDim.x) memcpy((uint8_t*)dst + i, (const uint8_t*)src + i, 16);
+    bar_arrive(bar);
+}
 // boxes of a matrix and products of a warpgroup, in the order of the 128-byte swizzle
 struct Map { const uint16_t* x; int columns, rows, box_rows; };
 #define MAP_PARAM const Map
 static inline int make_map(Map* map, const void* x, int columns, int rows, int box_rows) { *map = {(const uint16_t*)x, columns, rows, box_rows}; return columns%8 ? -4 : 0; }
 static inline int processors() { return 3; }
+static inline int most_shared() { return ARCH < 90 ? 101376 : 232448; }   // as an RTX 4090 has, and an H100
 static inline uint8_t* align_1024(uint8_t* p) { return p; }
 static inline uint32_t saddr(const void* p) { return (const uint8_t*)p - here->shared; }
 static inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }

@@ -27,3 +27,14 @@ def test_a_row_on_two_devices(tmp_path):
     p = subprocess.run([sys.executable, SCRIPT, '--row', json.dumps(row)], env=env, capture_output=True, text=True)
     result = json.loads(p.stdout.splitlines()[-1])
     assert p.returncode == 0 and result['ms'] > 0 and result['requantize_ms'] > 0 and len(result['peak_gib']) == 2, p.stderr
+
+def test_models_rehearsed(tmp_path):
+    "Whole networks: what is checked, what is timed, and that a wrong name is refused."
+    pytest.importorskip('torch', reason='the kernels need the extra `torch`'), pytest.importorskip('triton', reason='no Triton for this system')
+    script, out = SCRIPT.parent.parent/'kernels'/'bench_models.py', tmp_path/'models.jsonl'
+    r = subprocess.run([sys.executable, script, '--rehearse', '--out', out, '--models', 'Llama-3.2-1B', '--older'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    header, *rows = read_jsonl(out)
+    assert header['type'] == 'header' and all(r['ok'] and r['equal'] == r['replays'] > 0 for r in rows[:3]) and all(r['ok'] and r['error'] > 0 for r in rows[3:5]) and [r['end_to_end'] for r in rows[5:]] == ['Llama-3.2-1B int8 packed', 'Llama-3.2-1B int8 dense bfloat16']
+    r = subprocess.run([sys.executable, script, '--rehearse', '--models', 'Llama-9'], capture_output=True, text=True)
+    assert r.returncode and 'choose from' in r.stderr and 'Traceback' not in r.stderr

@@ -3,13 +3,15 @@ import ctypes, os, shutil, subprocess, sys
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 os.environ.setdefault('TRITON_INTERPRET', '1')   # before Triton is imported
 torch, triton = pytest.importorskip('torch', reason='the kernels need the extra `torch`'), pytest.importorskip('triton', reason='no Triton for this system')
 from hypothesis import given, settings, strategies as st
 from nativebit.pytorch import decode as torch_decode, model as torch_model
+from nativebit.pytorch.attention import cached_attention
 from nativebit.config import get_config
-from nativebit.kernels import cuda, layout, megakernel, ops, triton_lut, triton_prefill
+from nativebit.kernels import cuda, decode_layer, layout, megakernel, ops, triton_lut, triton_prefill
 from nativebit.pytorch.benchmark import random_network
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +81,32 @@ def test_cuda_source(bits, kind):
     p, x = layout.random_matrix(131, 200, bits, kind), torch.randn(70, 200).half()
     for bm in (64, 96): assert layout.relative_error(cuda.prefill(x, p, bm=bm, lib=lib), x, p) < 5e-4
 
+@pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (4, 'float8_e4m3')])
+def test_an_older_gpu(bits, kind, monkeypatch):
+    "The source for 8.0: copies by all threads, one block a cluster, e4m3 without an instruction; what it has not is refused, and what does not fit goes to Triton."
+    on_cpu(bits, kind)
+    lib, gpu = compiled(bits, kind, '-DARCH=80'), ops.Gpu(80, 3, 101376)
+    for (o, i), M, dtype in [((16, 128), 1, torch.float16), ((120, 264), 3, torch.bfloat16), ((56, 648), 16, torch.float16), ((136, 2056), 9, torch.float16), ((40, 5000), 1, torch.float16)]:
+        p, x = layout.random_matrix(o, i, bits, kind), torch.randn(M, i).to(dtype)
+        cfg = ops.default_config((o, i), M, True, bits=bits, gpu=gpu)
+        assert cfg.pop('backend') == 'decode' and layout.relative_error(cuda.decode(x, p, lib=lib, **cfg), x, p) < (5e-4 if dtype == torch.float16 else 2.2e-3), (o, i, M)
+    assert ops.default_config((64, 28672), 1, True, bits=bits, gpu=gpu)['backend'] == 'triton_decode' and ops.default_config((64, 512), 512, True, gpu=gpu)['backend'] == 'dequantized'
+    for f, how in ((cuda.decode, dict(ranks=2)), (cuda.prefill, {})):
+        with pytest.raises(RuntimeError, match='no such kernel'): f(x, p, lib=lib, **how)
+    net, [cache] = normed_network('int8' if kind == 'int8' else f'{bits}bit-8x64', torch.float16, dict(n_layers=1, d_model=136, d_ff=264, **HEADED[1]), 5)
+    layer, x, at, other = net.layers[0], torch.randn(1, 1, 136).half(), torch.tensor([5]), [c.clone() for c in cache]
+    monkeypatch.setattr(cuda, 'library', lambda *a: lib); monkeypatch.setattr(decode_layer, 'choose', lambda p, M: ops.default_config(p.shape, M, True, bits=p.bits, gpu=gpu))
+    want = layer(x, net.cos, net.sin, cache, at)
+    layer.fused = decode_layer.layer_args(layer)
+    assert distance(layer(x, net.cos, net.sin, other, at), want) < 2e-3
+
+HOPPER = [pytest.param((9, 0), kind, marks=pytest.mark.slow) for kind in layout.KINDS]   # half a minute each
+
+@pytest.mark.parametrize('capability, kind', [((8, 0), 'float8_e4m3'), ((8, 9), 'int8'), ((10, 0), 'int8'), ((12, 0), 'float8_e4m3'), *HOPPER])
+def test_nvcc_compiles_for(capability, kind):
+    if not cuda.find_nvcc(): pytest.skip('no nvcc')
+    assert cuda.build(3, kind, [cuda.find_nvcc(), *cuda.nvcc_flags(capability)]).stat().st_size > 1e5
+
 def test_integer_activations():
     torch.manual_seed(1)   # how much 8 bits lose depends on the draw
     lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(64, 512, 3, 'int8'), torch.randn(2, 512).half()
@@ -95,6 +123,101 @@ def test_operator():
     assert ops.lut_linear(x, p).shape == (2, 3, 32) and ops.lut_linear(x[:0], p).shape == (0, 3, 32)
     with pytest.raises(ValueError, match='takes 256 inputs'): ops.lut_linear(x[..., :8], p)
     with pytest.raises(ValueError, match="choose 'float' or 'int8'"): ops.lut_linear(x, p, 'int4')
+
+def distance(a, b): return ((a.double() - b.double()).norm()/b.double().norm()).item()
+
+@settings(max_examples=12, deadline=None)
+@given(H=st.sampled_from(cuda.HEADS), kv=st.integers(1, 2), ratio=st.sampled_from([1, 2, 8]), at=st.integers(0, 70), ranks=st.sampled_from([1, 2, 4]), normed=st.booleans(),
+       dtype=st.sampled_from([torch.float16, torch.bfloat16]))
+def test_attend(H, kv, ratio, at, ranks, normed, dtype):
+    heads, place, limit = kv*ratio, torch.tensor([at]), 2e-3 if dtype == torch.float16 else 1.6e-2
+    cos, sin = [torch.randn(80, H//2) for _ in range(2)]
+    cache, qkv = [torch.randn(1, 80, kv, H).to(dtype) for _ in range(2)], (2*torch.randn(1, (heads + 2*kv)*H)).to(dtype)
+    own, norms = [c.clone() for c in cache], [torch_model.RMSNorm(H, .1).to(dtype) for _ in range(2*normed)]   # an eps that counts
+    for n in norms: n.weight.data = torch.rand(H).to(dtype)
+    y = cuda.attend(qkv, cos, sin, own[0][0], own[1][0], place, [n.weight for n in norms], .1, ranks=ranks, lib=on_cpu(3, 'int8'))
+    q, k, v = qkv.view(1, 1, -1, H).split([heads, kv, kv], 2)
+    if normed: q, k = norms[0](q), norms[1](k)
+    assert distance(y[0], cached_attention(q, k, v, cos, sin, *cache, place).flatten()) < limit
+    assert distance(own[0], cache[0]) < limit and torch.equal(own[1], cache[1])
+
+def normed_network(geometry, dtype, shape, before):
+    "A small network with norms of queries and keys that say something, biases, and a cache."
+    net = random_network(get_config('tiny', geometry=geometry, context_len=64, norm_eps=.01, **shape), dtype=dtype)
+    for l in net.layers:
+        for m in l.products(): m.bias = .1*torch.randn(sum(m.sizes), dtype=dtype)
+        for n in (l.attn_norm, l.mlp_norm, l.attn.q_norm, l.attn.k_norm):
+            if n is not None: n.weight.data = .5 + torch.rand_like(n.weight, dtype=dtype)
+    cache = net.empty_cache()
+    for kv in cache: [t[:, :before].normal_() for t in kv]
+    return net, cache
+
+HEADED = [dict(n_heads=2, n_kv_heads=2, head_size=64, qk_norm=True), dict(n_heads=4, n_kv_heads=2, head_size=96, qk_norm=True), dict(n_heads=8, n_kv_heads=1, head_size=128, qk_norm=True),
+          dict(n_heads=2, n_kv_heads=1, head_size=256, qk_norm=True), dict(n_heads=2, n_kv_heads=2, head_size=256, qk_norm=False)]
+
+@pytest.mark.parametrize('i', range(len(HEADED)))
+def test_a_layer_in_five_launches(i, monkeypatch):
+    geometry, dtype, limit = ('int8', torch.float16, 2e-3) if i % 2 else ('lut-b', torch.bfloat16, 1.6e-2)
+    net, [cache] = normed_network(geometry, dtype, dict(n_layers=1, d_model=136, d_ff=264, **HEADED[i]), 5*i)
+    layer, x, at, other = net.layers[0], torch.randn(1, 1, 136, dtype=dtype), torch.tensor([5*i]), [c.clone() for c in cache]
+    lib = on_cpu(3, layer.attn.qkv.packed.kind)
+    monkeypatch.setattr(cuda, 'library', lambda *a: lib)
+    monkeypatch.setattr(decode_layer, 'choose', lambda p, M: dict(clusters=3, ranks=1 + i%2, wide=2))
+    want = layer(x, net.cos, net.sin, cache, at)
+    layer.fused = decode_layer.layer_args(layer)
+    assert distance(layer(x, net.cos, net.sin, other, at), want) < limit and all(distance(a, b) < limit for a, b in zip(other, cache))
+    how = dict(layer.fused, cos=net.cos, sin=net.sin, keys=other[0], values=other[1], at=at)
+    torch.library.opcheck(decode_layer.decode_layer, (x,), how, test_utils=('test_schema', 'test_faketensor'))
+
+@pytest.mark.parametrize('i', range(len(HEADED)))
+def test_one_launch(i):
+    geometry, dtype, limit = ('lut-b', torch.bfloat16, 1.6e-2) if i % 2 else ('int8', torch.float16, 2e-3)
+    net, cache = normed_network(geometry, dtype, dict(n_layers=2, d_model=136, d_ff=264, **HEADED[i]), 7*i)
+    want = x = torch.randn(1, 1, 136, dtype=dtype)
+    at, other = torch.tensor([7*i]), [tuple(t.clone() for t in kv) for kv in cache]
+    plan = megakernel.TokenPlan(net, other, blocks=9, warps=2, ranks=(1, 2, 1, 2), lib=on_cpu(3, net.layers[0].attn.qkv.packed.kind))
+    got = plan.run(x, at)
+    for l, kv in zip(net.layers, cache): want = l(want, net.cos, net.sin, kv, at)
+    assert distance(got, net.norm(want)) < limit and all(distance(a, b) < limit for c, d in zip(other, cache) for a, b in zip(c, d))
+    assert torch.equal(plan.run(x, at), got)
+
+SHAPE = dict(n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, head_size=64, d_ff=512)
+
+@pytest.mark.parametrize('change, geometry, dtype, words', [({}, 'int8', torch.float16, None), (dict(qk_norm=True, head_size=256), 'lut-b', torch.bfloat16, None),
+    (dict(head_size=80), 'int8', torch.float16, 'heads have 80 numbers'), ({}, 'int8', torch.float32, 'activations are float32'), ({}, 'published', torch.float16, 'its codebooks'),
+    (dict(d_model=250), 'int8', torch.float16, '250 inputs'), (dict(n_heads=64), 'int8', torch.float16, None), (dict(n_heads=128), 'int8', torch.float16, 'it has 128 heads')])
+def test_why_a_network_takes_several_launches(change, geometry, dtype, words):
+    net = random_network(get_config('tiny', geometry=geometry, **dict(SHAPE, **change)), dtype=dtype)
+    why = megakernel.unplanned(net, processors=132)
+    assert why is None if words is None else words in why
+
+def test_why_layers_differ():
+    net = random_network(get_config('tiny', geometry='3bit-8x64', qk_norm=True, **SHAPE), dtype=torch.float16)
+    other = random_network(get_config('tiny', geometry='4bit-8x64', qk_norm=True, **SHAPE), dtype=torch.float16)
+    ask = lambda: megakernel.unplanned(net, processors=132)
+    net.layers[0].attn.q_norm.weight.data = net.layers[0].attn.q_norm.weight.float(); assert 'norm or bias is float32' in ask()
+    net.layers[0].attn.q_norm.weight.data = torch.ones(128).half()[::2]; assert 'in one piece' in ask()
+    net.layers[0] = other.layers[0]; assert ask() == 'its layers have different geometries'
+    net.layers[0].mlp.down = net.layers[1].mlp.down; assert 'matrices have different geometries' in ask()
+    net.layers[0].attn.o = net.layers[1].attn.o.dense(torch.float16); assert ask() == 'the matrix of o is not packed'
+    assert megakernel.token_plan(net, net.empty_cache()) is None
+
+def test_why_a_machine_has_no_kernels(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False); assert 'no NVIDIA GPU' in cuda.missing()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (7, 5)); assert cuda.missing() == 'this GPU has compute capability 7.5, and the kernels are for 8.0 and later'
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (8, 9))
+    monkeypatch.setattr(cuda, 'find_nvcc', lambda: None); assert cuda.missing() == 'no nvcc was found'
+    net = random_network(get_config('tiny', geometry='int8', **SHAPE), dtype=torch.float16)
+    on_gpu = SimpleNamespace(embed=SimpleNamespace(is_cuda=True), layers=net.layers, dtype=net.dtype, cfg=net.cfg)
+    monkeypatch.setattr(megakernel, 'unplanned', lambda m: 'its heads are odd')
+    for _ in range(2): assert megakernel.token_plan(on_gpu, []) is None
+    assert capsys.readouterr().err == 'note: decoding in several launches, since its heads are odd\n'
+    monkeypatch.setattr(megakernel, 'unplanned', lambda m: None); monkeypatch.setattr(megakernel, 'why_not', lambda *a: None)
+    megakernel.token_plan(on_gpu, []); assert 'since this GPU has compute capability 8.9, and one launch is for 9.0' in capsys.readouterr().err
+    dense = SimpleNamespace(embed=on_gpu.embed, layers=[SimpleNamespace(products=lambda: [None])])
+    monkeypatch.setattr(megakernel, 'unplanned', lambda m: 'it is dense')
+    megakernel.token_plan(dense, []); assert not capsys.readouterr().err
 
 def test_a_compiled_step_takes_the_operators(monkeypatch):
     "All layers in one launch, the head and the choice as a GPU runs them, compiled and lane by lane: the same text as operation by operation."
@@ -118,7 +241,7 @@ def test_numbers_may_come_late(monkeypatch):
     monkeypatch.setenv('FUZZ', '7')
     libs = on_cpu(3, 'int8'), compiled(3, 'int8', '-DFUZZ=atoi(getenv("FUZZ"))')
     for shape, plan in ((dict(n_layers=2, d_model=200, n_heads=2, n_kv_heads=1, head_size=128, d_ff=264), dict(blocks=5, warps=2, ranks=(1, 2, 1, 3))),
-                        (dict(n_layers=2, d_model=136, n_heads=4, n_kv_heads=2, head_size=64, d_ff=400), dict(blocks=8, warps=1, ranks=(1, 1, 1, 4)))):
+                        (dict(n_layers=2, d_model=136, n_heads=4, n_kv_heads=2, head_size=64, d_ff=400, qk_norm=True), dict(blocks=8, warps=1, ranks=(1, 1, 1, 4)))):
         net = random_network(get_config('tiny', geometry='int8', context_len=32, **shape), dtype=torch.float16)
         caches = [net.empty_cache() for _ in libs]
         plans = [megakernel.TokenPlan(net, c, lib=l, **plan) for c, l in zip(caches, libs)]
@@ -161,7 +284,7 @@ for sys.argv in ([path, '--help'], *[[path]]*len(more)):
     except SystemExit as e: print(e.code)
 """
 
-@pytest.mark.parametrize('script', ['bench.py', 'tune.py'])
+@pytest.mark.parametrize('script', ['bench.py', 'bench_models.py', 'tune.py'])
 def test_scripts(script, tmp_path):
     "Its help, and where there is no GPU its refusal: one process, which imports PyTorch once."
     alone = not torch.cuda.is_available()

@@ -1,4 +1,4 @@
-// Linear layers over packed weights on an NVIDIA Hopper GPU: y = x W^T, W held as 2, 3 or 4 index bits and a codebook a block.
+// Linear layers over packed weights on an NVIDIA GPU, written for Hopper: y = x W^T, W held as 2, 3 or 4 index bits and a codebook a block.
 // One library a geometry: nvcc -DBITS=3 -DE4M3=0 ... ; notebook 17 explains the layout and each step.
 //
 // A unit is 16 rows x 128 columns of W in one run of UNIT bytes; units lie row tile after row tile, along the input first:
@@ -6,6 +6,9 @@
 //                3 bits: 32 x (A,B,C of g; A of g+8), then 32 x (B,C of g+8);  2, 4 bits: 32 x (words of g, words of g+8), in pieces of 16 bytes
 //   codebooks    int8: rows g and g+8 in turn;  e4m3 (blocks of 8 x 64): for either half of the columns, rows 0-7, then rows 8-15
 //   scales       int8: fp16, rows g and g+8 in turn;  e4m3: none here, one number a matrix
+#ifndef ARCH
+#define ARCH 90   // ten times the compute capability: at 90 all there is; below no clusters and copies by threads; elsewhere neither `prefill` nor `token`
+#endif
 #ifdef ON_CPU
 #include "cuda_on_cpu.h"
 #else
@@ -16,6 +19,11 @@
 #endif
 #ifndef E4M3
 #define E4M3 0
+#endif
+#if ARCH < 89   // no instruction: an e4m3 in the high byte of a half, its exponent moved to where that of the half is, is 2^8 times too small
+DEV uint32_t e4m3_halves(uint32_t v) { return half_mul((v & 0x80008000u) | (v & 0x7f007f00u) >> 1, 0x5c005c00u); }
+DEV uint32_t e4m3x2(uint32_t v) { return e4m3_halves(prmt(v, 0, 0x1404u)); }
+DEV uint32_t e4m3x2_high(uint32_t v) { return e4m3_halves(prmt(v, 0, 0x3424u)); }
 #endif
 constexpr int ENTRIES = 1 << BITS, INDEX_BYTES = 256*BITS, TABLE_BYTES = (E4M3 ? 4 : 16)*ENTRIES, UNIT = INDEX_BYTES + TABLE_BYTES + (E4M3 ? 0 : 32);
 constexpr int TABLE_REGS = ENTRIES/4, HALVES = E4M3 ? 2 : 1;   // registers of a table; tables along the 128 columns
@@ -316,10 +324,16 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512, NT == 
     float *steps = (float*)(smem + at.steps), *sums = (float*)(smem + at.sums), *parts = (float*)(smem + at.parts), *squares = (float*)(smem + at.squares);
     const int begin = part(tiles, warp%wide, wide), end = part(tiles, warp%wide + 1, wide), b0 = part(nk, warp/wide, deep), b1 = part(nk, warp/wide + 1, deep);
     if (ranks > 1) cluster_arrive_first();
+#if ARCH >= 90
     if (threadIdx.x < tiles) {                                           // ask for all weights
         bar_init(bar + threadIdx.x, 1); bar_expect(bar + threadIdx.x, nk*UNIT);
         bulk_load(smem + at.units + threadIdx.x*nk*UNIT, p.units + ((size_t)(tile + threadIdx.x)*p.KB + k0)*UNIT, nk*UNIT, bar + threadIdx.x);
     }
+#else
+    if (threadIdx.x < tiles) bar_init(bar + threadIdx.x, blockDim.x);
+    __syncthreads();
+    for (int t = 0; t < tiles; t++) copy_together(smem + at.units + t*nk*UNIT, p.units + ((size_t)(tile + t)*p.KB + k0)*UNIT, nk*UNIT, bar + t);
+#endif
     grid_launch_next();                                                  // the next kernel may queue its weights behind ours
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
     if (p.a.norm || p.a.gated) read_other_x<MODE>((uint32_t*)(smem + at.x), steps, squares, p, k0, nk);
@@ -353,6 +367,7 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512, NT == 
     }
 }
 
+#if ARCH == 90
 // Many tokens: tiles of 128 rows x BM tokens. One warp copies units and activations ahead; two warpgroups of 64 rows each dequantize
 // into the registers from which their tensor cores read, a half block while the other half is multiplied.
 template<int BM> struct Prefill {
@@ -450,6 +465,7 @@ template<int BM> __global__ void __launch_bounds__(384, 1) prefill(const Prefill
         if (p.O%2) write_tile<BM, true>(p, acc, token, row); else write_tile<BM, false>(p, acc, token, row);
     }
 }
+#endif
 
 // bf16 to fp16, n/8 pieces of 16 bytes; a value beyond fp16 becomes its largest number
 struct HalveArgs { const void* x; void* y; int n; };
@@ -462,20 +478,26 @@ __global__ void halve(const HalveArgs p) {
 }
 #include "attend.cuh"
 #include "head.cuh"
+#if ARCH == 90
 #include "token.cuh"
+#endif
 
 // launching ----------------------------------------------------------------------------------------------------------
 typedef void (*Kernel)(const Args);
 #define EACH_BM(F) F(64) F(96) F(128) F(160) F(192) F(256)   // tokens of a tile of prefill
 #ifdef ON_CPU
 static void call(const void* kernel, void** args) {
+#if ARCH == 90
 #define IS(BM) || kernel == (const void*)prefill<BM>
-    if (false EACH_BM(IS)) ((void (*)(const PrefillArgs, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2]);
-#define IS_TOKEN(H, BF16) else if (kernel == (const void*)token<TOKEN_MODE, H, BF16>) token<TOKEN_MODE, H, BF16>(*(TokenArgs*)args[0], *(TokenLayout*)args[1]);
-    IS_TOKEN(64, 0) IS_TOKEN(64, 1) IS_TOKEN(128, 0) IS_TOKEN(128, 1)
-    else if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
+    if (false EACH_BM(IS)) return ((void (*)(const PrefillArgs, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2]);
+#define IS_TOKEN(H, BF16) if (kernel == (const void*)token<TOKEN_MODE, H, BF16>) return token<TOKEN_MODE, H, BF16>(*(TokenArgs*)args[0], *(TokenLayout*)args[1]);
+#define TOKENS(H) IS_TOKEN(H, 0) IS_TOKEN(H, 1)
+    EACH_H(TOKENS)
+#endif
+#define ATTENDS(H) if (kernel == (const void*)attend<H>) return attend<H>(*(AttendArgs*)args[0]);
+    EACH_H(ATTENDS)
+    if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
     else if (kernel == (const void*)head) head(*(HeadArgs*)args[0]);
-    else if (kernel == (const void*)attend<64> || kernel == (const void*)attend<128>) ((void (*)(const AttendArgs))kernel)(*(AttendArgs*)args[0]);
     else ((Kernel)kernel)(*(Args*)args[0]);
 }
 #endif
@@ -496,13 +518,14 @@ extern "C" int nativebit_decode(const void* units, const void* x, void* y, int O
     tj = max(1, min(tj, tiles)); clusters = min(clusters, tiles/tj);     // each has TJ tiles at least
     Kernel kernel = pick(mode, M, tj);
     if ((around->norm || around->gated) && M > 1) return -1;
-    if (!kernel || wide*deep < 1 || wide*deep > 16 || ranks > KB || ranks != 1 << rank_bits || clusters < 1 || tiles/clusters >= 32*wide*deep) return -1;
+    if (!kernel || wide*deep < 1 || wide*deep > 16 || ranks > KB || ranks != 1 << rank_bits || (ranks > 1 && ARCH < 90) || clusters < 1 || tiles/clusters >= 32*wide*deep) return -1;
     const Layout at((tiles + clusters - 1)/clusters, (KB + ranks - 1)/ranks, M, mode == INT16 ? 2*M : M, 4*X_WORDS, ranks, deep);
-    if (at.bytes > 232448 - 1024) return -2;
+    if (at.bytes > most_shared() - 1024) return -2;
     Args p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, scale, bf16, flags, *around, at};
     void* args[] = {&p};
     return launch((const void*)kernel, args, clusters*ranks, 32*wide*deep, ranks, at.bytes, overlap, stream);
 }
+#if ARCH == 90
 template<int BM> static int launch_prefill(PrefillArgs p, const void* units, const void* x, int I, int overlap, void* stream) {
     Map maps[2];
     int e = make_map(maps, x, I, p.M, BM);
@@ -512,6 +535,7 @@ template<int BM> static int launch_prefill(PrefillArgs p, const void* units, con
     void* args[] = {&p, maps, maps + 1};
     return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
 }
+#endif
 extern "C" int nativebit_halve(const void* x, void* y, int n, int overlap, void* stream) {
     HalveArgs p = {x, y, n};
     void* args[] = {&p};
@@ -519,20 +543,27 @@ extern "C" int nativebit_halve(const void* x, void* y, int n, int overlap, void*
 }
 // x is fp16; y fp16, or bf16 where bf16 is 1
 extern "C" int nativebit_prefill(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int bm, int overlap, void* stream) {
+#if ARCH == 90
     PrefillArgs p = {y, O, M, (I + 127)/128, 0, 0, scale, bf16};
     switch (bm) {
 #define CASE(BM) case BM: return launch_prefill<BM>(p, units, x, I, overlap, stream);
         EACH_BM(CASE)
         default: return -1;
     }
+#else
+    return -1;
+#endif
 }
-// q, k and v of one token, in one row, both caches (S, kv_heads, H): its key and value are added at position `at`, y is what its heads attend to
+// q, k and v of one token, in one row, both caches (S, kv_heads, H): its key and value are added at position `at`, y is what its heads attend to;
+// q_norm and k_norm: weights (H,), or null
 extern "C" int nativebit_attend(const void* qkv, const void* cos, const void* sin, void* keys, void* values, const void* at, void* y,
-                                int heads, int kv_heads, int H, float scale, int bf16, int ranks, int overlap, void* stream) {
-    if ((H != 64 && H != 128) || ranks < 1 || ranks > 8) return -1;
-    AttendArgs p = {qkv, cos, sin, keys, values, (const long long*)at, y, heads, kv_heads, scale, bf16};
+                                const void* q_norm, const void* k_norm, float eps, int heads, int kv_heads, int H, float scale, int bf16, int ranks, int overlap, void* stream) {
+#define ATTEND_OF(N) H == N ? (const void*)attend<N> :
+    const void* kernel = EACH_H(ATTEND_OF) nullptr;
+    if (!kernel || ranks < 1 || ranks > (ARCH < 90 ? 1 : 8)) return -1;
+    AttendArgs p = {qkv, cos, sin, keys, values, (const long long*)at, y, heads, kv_heads, scale, bf16, {q_norm, k_norm, eps}};
     void* args[] = {&p};
-    return launch(H == 64 ? (const void*)attend<64> : (const void*)attend<128>, args, heads*ranks, ATTEND_THREADS, ranks, attend_bytes(H, ranks), overlap, stream);
+    return launch(kernel, args, heads*ranks, ATTEND_THREADS, ranks, attend_bytes(H, ranks), overlap, stream);
 }
 // y (V,) float: x (D,) times the rows of an int8 table (V, D), times a scale (V,) each
 extern "C" int nativebit_head(const void* table, const void* scales, const void* x, void* y, int V, int D, int bf16, int overlap, void* stream) {
@@ -541,6 +572,7 @@ extern "C" int nativebit_head(const void* table, const void* scales, const void*
     void* args[] = {&p};
     return launch((const void*)head, args, min((V + 31)/32, 4*processors()), HEAD_THREADS, 1, head_bytes(D), overlap, stream);
 }
+#if ARCH == 90
 // all layers of a network and the last norm, for one token; what matrices hold is split into m[].ranks parts of the input, one for q k v and for gate, up
 extern "C" int nativebit_token(const TokenArgs* args, int ctas, int warps, void* stream) {
     constexpr int mode = TOKEN_MODE, rows = E4M3 ? 1 : 2;
@@ -562,4 +594,6 @@ extern "C" int nativebit_token(const TokenArgs* args, int ctas, int warps, void*
     void* a[] = {&p, &at};
     return launch(kernel, a, ctas, 32*(warps + COPIERS), 0, at.bytes, 0, stream);
 }
+#endif
+extern "C" int nativebit_arch() { return ARCH; }
 extern "C" int nativebit_unit_bytes() { return UNIT; }

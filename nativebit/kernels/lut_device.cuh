@@ -5,14 +5,17 @@
 #include <cudaTypedefs.h>
 #include <stdint.h>
 #define DEV __device__ __forceinline__
+// ARCH: ten times the compute capability. From 90 on there are bulk copies, clusters and kernels that overlap; at 90 alone products of warpgroups.
 
 DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) { uint32_t d; asm("prmt.b32 %0,%1,%2,%3;" : "=r"(d) : "r"(a), "r"(b), "r"(s)); return d; }
+#if ARCH >= 89
 DEV uint32_t e4m3x2(uint32_t v) {   // two e4m3 in the low 16 bits -> half2
     uint32_t d; asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.rn.f16x2.e4m3x2 %0, l;}" : "=r"(d) : "r"(v)); return d;
 }
 DEV uint32_t e4m3x2_high(uint32_t v) {   // the two in the high 16 bits
     uint32_t d; asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.rn.f16x2.e4m3x2 %0, h;}" : "=r"(d) : "r"(v)); return d;
 }
+#endif
 DEV uint32_t least(uint32_t a, uint32_t b) { uint32_t d; asm("min.s16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }   // of two integers of 16 bits each
 DEV float half_to_float(uint32_t v) { return __half2float(__ushort_as_half((unsigned short)v)); }
 DEV uint32_t floats_to_half2(float lo, float hi) {   // a value beyond fp16 becomes its largest number, not infinity
@@ -36,6 +39,7 @@ DEV void mma_s8(int* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+DEV uint32_t shfl(uint32_t v, int lane) { return __shfl_sync(~0u, v, lane); }
 DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
 DEV void sync_some(int threads) { asm volatile("bar.sync 1, %0;" :: "r"(threads) : "memory"); }   // of the block's first threads
@@ -58,7 +62,9 @@ DEV void sent_before() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }   //
 DEV void fetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }   // into the L2 cache
 DEV void bar_init(uint64_t* bar, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(saddr(bar)), "r"(arrivals) : "memory");
+#if ARCH >= 90
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 DEV void bar_expect(uint64_t* bar, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(saddr(bar)), "r"(bytes) : "memory");
@@ -70,12 +76,23 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) { 
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
         :: "r"(saddr(dst)), "l"(src), "r"(bytes), "r"(saddr(bar)), "l"(policy) : "memory");
 }
+// by all threads of a block, each of which arrives when its part is there
+DEV void copy_together(void* dst, const void* src, int bytes, uint64_t* bar) {
+    for (int i = 16*threadIdx.x; i < bytes; i += 16*blockDim.x) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(saddr(dst) + i), "l"((const uint8_t*)src + i) : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(saddr(bar)) : "memory");
+}
+#if ARCH >= 90
+#define TRY_WAIT "try_wait"   // sleeps for a while
+#else
+#define TRY_WAIT "test_wait"
+#endif
 DEV void bar_wait(uint64_t* bar, uint32_t phase) {
-    asm volatile("{.reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @p bra DONE; bra WAIT; DONE:}"
+    asm volatile("{.reg .pred p; WAIT: mbarrier." TRY_WAIT ".parity.shared::cta.b64 p, [%0], %1; @p bra DONE; bra WAIT; DONE:}"
         :: "r"(saddr(bar)), "r"(phase) : "memory");
 }
 
 // grids and clusters: wait for the kernel before this one, let the next one start; store into a neighbour's shared memory
+#if ARCH >= 90
 DEV void grid_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 DEV void grid_launch_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 DEV uint32_t cluster_size() { uint32_t v; asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v)); return v; }
@@ -87,6 +104,16 @@ DEV void store_in_rank(float* p, uint32_t rank, float v) {
     uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
     asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(a), "f"(v) : "memory");
 }
+#else   // a kernel begins when the one before has ended, and a block is alone
+DEV void grid_wait() {}
+DEV void grid_launch_next() {}
+DEV uint32_t cluster_size() { return 1; }
+DEV uint32_t cluster_rank() { return 0; }
+DEV void cluster_arrive_first() {}
+DEV void cluster_arrive() {}
+DEV void cluster_wait() {}
+DEV void store_in_rank(float* p, uint32_t, float v) { *p = v; }
+#endif
 
 // a warpgroup's tensor cores: d (64 x N) += a (64 x 16, registers) b (16 x N, shared memory, rows of 128 bytes in swizzled order)
 template<int N> struct Wgmma;
@@ -148,7 +175,9 @@ static int make_map(Map* map, const void* x, int columns, int rows, int box_rows
 static int make_units_map(Map* map, const void* units, int unit, int blocks, int tiles) {
     return encode_map(map, CU_TENSOR_MAP_DATA_TYPE_UINT64, units, (uint64_t)blocks*unit/8, tiles, (uint64_t)blocks*unit, unit/8, 8, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
-static int processors() { int d = 0, n = 0; cudaGetDevice(&d); cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, d); return n; }
+static int attribute(cudaDeviceAttr a) { int d = 0, n = 0; cudaGetDevice(&d); cudaDeviceGetAttribute(&n, a, d); return n; }
+static int processors() { return attribute(cudaDevAttrMultiProcessorCount); }
+static int most_shared() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }   // bytes of a block
 
 #define SHARED_BYTES(name) extern __shared__ __align__(128) uint8_t name[]
 
@@ -158,7 +187,7 @@ static int launch(const void* kernel, void** args, int blocks, int threads, int 
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (e) { cudaGetLastError(); return e; }
     cudaLaunchAttribute attr[2]; int n = 0;
-    if (overlap) { attr[n].id = cudaLaunchAttributeProgrammaticStreamSerialization; attr[n++].val.programmaticStreamSerializationAllowed = 1; }
+    if (overlap && ARCH >= 90) { attr[n].id = cudaLaunchAttributeProgrammaticStreamSerialization; attr[n++].val.programmaticStreamSerializationAllowed = 1; }
     if (ranks > 1) { attr[n].id = cudaLaunchAttributeClusterDimension; attr[n].val.clusterDim.x = ranks; attr[n].val.clusterDim.y = attr[n].val.clusterDim.z = 1; n++; }
     if (ranks == 0) { attr[n].id = cudaLaunchAttributeCooperative; attr[n++].val.cooperative = 1; }
     cudaLaunchConfig_t cfg = {};

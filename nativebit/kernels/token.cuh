@@ -8,7 +8,7 @@ constexpr int COPIERS = 4;                                               // warp
 constexpr uint32_t NOT_YET = 0x8000;                                     // a negative zero, of which the sender makes a positive one; the least of all integers of 16 bits
 constexpr int PIECE = 3;                                                 // units of a row of tiles that are copied, and multiplied by a warp, at a time
 struct Matrix { int tiles, KB, ranks; };                                 // ranks: parts of the input, each another block's
-struct LayerArgs { const uint8_t* units[4]; const void *norm[2], *bias[4]; void *keys, *values; float factor[4][3]; };   // q k v, o, gate and up, down
+struct LayerArgs { const uint8_t* units[4]; const void *norm[2], *head_norm[2], *bias[4]; void *keys, *values; float factor[4][3]; };   // q k v, o, gate and up, down; head_norm: of queries and keys, or null
 struct TokenArgs {
     const LayerArgs* layers; const void *x, *norm; void* y; const float *cos, *sin; const long long* at; unsigned* turn;
     uint16_t* sent[5];                                                   // results of m[0…3], (3, ranks, 16 tiles), and of attention, (3, heads, splits, 2 H)
@@ -66,6 +66,7 @@ DEV uint16_t sendable(uint32_t v) { return v == NOT_YET ? 0 : v; }
 DEV uint32_t sendable_float(float f) { const uint32_t v = __float_as_uint(f); return v >> 16 == NOT_YET ? 0 : v + ((v & 0xffff) == NOT_YET); }
 // the block's consumers
 template<int MODE, int H, int BF16> struct Consumer {
+    static constexpr int ROWS = 32/LANES<H>;                             // of the cache that a warp reads at a time
     const TokenArgs& p; uint8_t *smem, *ring;
     int threads, lane, warp, warps, slot, turn, copy, pos, head, split, kv, begin, end; bool first_of_kv;   // slot, turn: of the ring, where the next pieces are; copy: of the places, this layer's
     float *steps, *sums, *parts, *squares, *angles; float4* stream; uint16_t* row; uint32_t* x; Share* shares; LayerArgs* layers;
@@ -76,7 +77,7 @@ template<int MODE, int H, int BF16> struct Consumer {
         row = (uint16_t*)(smem + at.row); x = (uint32_t*)(smem + at.x); ring = smem + at.ring; shares = (Share*)(smem + at.shares); layers = (LayerArgs*)(smem + at.layers);
         const int group = p.n_heads/p.kv_heads;
         pos = (int)load_i64(p.at); head = blockIdx.x/p.splits; kv = head/group; first_of_kv = head%group == 0;
-        split = blockIdx.x%p.splits; begin = part(pos, split, p.splits) + warp*(256/H); end = part(pos, split + 1, p.splits);
+        split = blockIdx.x%p.splits; begin = part(pos, split, p.splits) + warp*ROWS; end = part(pos, split + 1, p.splits);
         for (int i = threadIdx.x; i < H; i += threads) angles[i] = (i < H/2 ? p.cos : p.sin)[(size_t)pos*(H/2) + i%(H/2)];
         if (threadIdx.x < 4) shares[threadIdx.x] = share_of(p.m[threadIdx.x]);
         for (int i = threadIdx.x; i < p.n_layers*(int)sizeof(LayerArgs)/4; i += threads) ((uint32_t*)layers)[i] = ((const uint32_t*)p.layers)[i];
@@ -223,18 +224,17 @@ template<int MODE, int H, int BF16> struct Consumer {
     DEV bool attends() const { return head < p.n_heads && !(p.flags & NO_ATTENTION); }
     DEV void first_rows(const LayerArgs& a, First& rows) const {      // what earlier tokens wrote needs no waiting for this one's
         if (!attends()) return;
-        rows.load((uint16_t*)a.keys + kv*H, (uint16_t*)a.values + kv*H, (size_t)p.kv_heads*H, begin, end, warps*(256/H));
+        rows.load((uint16_t*)a.keys + kv*H, (uint16_t*)a.values + kv*H, (size_t)p.kv_heads*H, begin, end, warps*ROWS);
     }
     DEV void attention(const LayerArgs& a, const First& rows) {
-        constexpr int LANES = H/8;
         if (!attends()) return;
-        const int d = lane%LANES*8;
+        const int d = lane%LANES<H>*8;
         const size_t width = (size_t)p.kv_heads*H;
         uint16_t *keys = (uint16_t*)a.keys + kv*H, *values = (uint16_t*)a.values + kv*H;
         auto get = [this](auto& v, int n, auto at) { take(v, n, at); };
-        Head<H> h; h.load(get, places(0, copy), p.n_heads, p.kv_heads, head, kv, d, angles, angles + H/2, p.scale, BF16, split == p.splits - 1 && warp == 0);
-        if (h.newest && lane < LANES && first_of_kv) { *(uint4*)(keys + pos*width + d) = h.k.packed(BF16); *(uint4*)(values + pos*width + d) = h.v.packed(BF16); }
-        keep<H>(parts + warp*WIDTH<H>, attend_over(h, rows, keys, values, width, begin, end, warps*(256/H), BF16), lane);
+        Head<H> h; h.load(get, places(0, copy), p.n_heads, p.kv_heads, head, kv, d, angles, angles + H/2, {a.head_norm[0], a.head_norm[1], p.eps}, p.scale, BF16, split == p.splits - 1 && warp == 0);
+        if (h.newest && lane < H/8 && first_of_kv) { *(uint4*)(keys + pos*width + d) = h.k.packed(BF16); *(uint4*)(values + pos*width + d) = h.v.packed(BF16); }
+        keep<H>(parts + warp*WIDTH<H>, attend_over(h, rows, keys, values, width, begin, end, warps*ROWS, BF16), lane);
         meet();
         uint16_t* to = heads(copy) + blockIdx.x*2*H;
         for (int i = threadIdx.x; i < H; i += threads) {                 // four means, and the logarithm of what they weigh, twice to fill 16 bytes
@@ -248,14 +248,16 @@ template<int MODE, int H, int BF16> struct Consumer {
         warp_sync();
     }
     DEV void fetch_ahead(int l) const {                                  // into L2: a layer's norms, and what attention will read of its cache
+        constexpr int LINES = (H + 63)/64;                               // of 128 bytes
         if (l >= p.n_layers) return;
         const LayerArgs& a = layers[l];
         if ((int)blockIdx.x == l%(int)gridDim.x) for (int k = threadIdx.x*64; k < p.D; k += threads*64) { fetch((const uint16_t*)a.norm[0] + k); fetch((const uint16_t*)a.norm[1] + k); }
         if (!attends()) return;
         const int begin = part(pos, split, p.splits), n = end - begin;
         const uint16_t *keys = (const uint16_t*)a.keys, *values = (const uint16_t*)a.values;
-        for (int i = threadIdx.x; i < n*(H/64); i += threads) {
-            const size_t k = ((size_t)(begin + i/(H/64))*p.kv_heads + kv)*H + i%(H/64)*64;
+        if (a.head_norm[0] && threadIdx.x < LINES) { fetch((const uint16_t*)a.head_norm[0] + threadIdx.x*64); fetch((const uint16_t*)a.head_norm[1] + threadIdx.x*64); }
+        for (int i = threadIdx.x; i < n*LINES; i += threads) {
+            const size_t k = ((size_t)(begin + i/LINES)*p.kv_heads + kv)*H + i%LINES*64;
             fetch(keys + k); fetch(values + k);
         }
     }
@@ -340,4 +342,7 @@ template<int MODE, int H, int BF16> __global__ void __launch_bounds__(640, 1) to
     c.finish();
 }
 template<int MODE, int H> static const void* pick_token(int bf16) { return bf16 ? (const void*)token<MODE, H, 1> : (const void*)token<MODE, H, 0>; }
-template<int MODE> static const void* pick_token(int H, int bf16) { return H == 64 ? pick_token<MODE, 64>(bf16) : H == 128 ? pick_token<MODE, 128>(bf16) : nullptr; }
+template<int MODE> static const void* pick_token(int H, int bf16) {
+#define TOKEN_OF(N) H == N ? pick_token<MODE, N>(bf16) :
+    return EACH_H(TOKEN_OF) nullptr;
+}
