@@ -255,6 +255,9 @@ def our_sample(model, input_ids, processors, criteria, config, mask, streamer)->
         decoder = decoder_for(model, B, config.max_length)
         rows = written(decoder, prompts, config.max_length - T, how, ends, pad, streamer)
     except Memory: return "a cache for these texts does not fit the GPU"
+    except RuntimeError as e:
+        if streamer: raise   # some of the text was given away
+        return f"the decoder ended in an error ({str(e).splitlines()[0]}); please report it"
     finally: lock.release()
     return torch.cat([input_ids, torch.tensor(rows, device=input_ids.device).T], 1)
 
