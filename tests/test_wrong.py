@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = 'quantize,generate,chat,evaluate,compare,export,convert,hf,data,synthesize,train,kept,plots,aot,speed,pack,generate_torch,posthoc,demo,sweep,results'.split(',')
+PROGRAMS = 'quantize,generate,chat,serve,evaluate,compare,export,convert,hf,data,synthesize,train,kept,plots,aot,speed,pack,generate_torch,posthoc,demo,sweep,results'.split(',')
 
 def wrong(tmp_path, *args):
     r = subprocess.run([sys.executable, ROOT/'tests'/'wrong'/'wrong.py', '--out', tmp_path/'lines.jsonl', *args], capture_output=True, text=True, cwd=ROOT)

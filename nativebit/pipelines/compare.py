@@ -285,7 +285,8 @@ def loss_table(
 )->str:
     "Rows as a Markdown table."
     return as_markdown([{'text': r['text'], 'model': r['model'], 'tokens': r['tokens'],
-                         'perplexity of the original': r['original_ppl'], 'perplexity': r['ppl'],
+                         'perplexity a token of the original': r['original_ppl'],
+                         'perplexity a token': r['ppl'],
                          'increase, %': 100.*r['increase'], 'KL, nats a token': r['kl'],
                          'same next token, %': 100*r['top1']} for r in rows])
 

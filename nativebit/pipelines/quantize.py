@@ -197,7 +197,7 @@ def size_rows(
 
 COLUMNS = dict(model='model', bits_per_weight='bits a weight, matrices', matrices='matrices', bytes='bytes',
                file_bits='bits a weight, all', of_source='% of the source', of_bfloat16='% of bfloat16',
-               ppl='perplexity', kl='KL, nats a token', top1='same next token, %')
+               ppl='perplexity a token', kl='KL, nats a token', top1='same next token, %')
 
 def quantize_table(rows:list)->str:
     "Rows as a Markdown table."

@@ -295,9 +295,9 @@ def bound(host:str, port:int)->socket.socket:
     s = socket.socket(family, socket.SOCK_STREAM)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try: s.bind((host, port)); s.listen(2048)
-    except OSError as e:
+    except (OSError, UnicodeError) as e:   # the latter of a name that is none
         s.close()
-        raise UserError(f"can't listen on {host} port {port} ({e.strerror or e}); "
+        raise UserError(f"can't listen on {host} port {port} ({getattr(e, 'strerror', None) or e}); "
                         "choose another --port, or 0 for any that is free") from e
     return s
 

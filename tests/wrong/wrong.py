@@ -14,7 +14,7 @@ from nativebit.utils.cli import anno_parser, hyphenate
 # ---- what is right ------------------------------------------------------------------------------------------
 
 BASE = dict(   # program: words that are right
-    quantize='m --method rtn --out new', generate='c --prompt a --max-tokens 1', chat='c --max-tokens 1', evaluate='c --data text:t.txt --max-tokens 64', compare='m m2 --texts a=text:t.txt --max-tokens 64', export='q --out new', convert='m --out new',
+    quantize='m --method rtn --out new', generate='c --prompt a --max-tokens 1', chat='c --max-tokens 1', evaluate='c --data text:t.txt --max-tokens 64', compare='m m2 --texts a=text:t.txt --max-tokens 64', serve='p.nbpack --port 0', export='q --out new', convert='m --out new',
     data='text:t.txt --config tiny', synthesize='c --tokens 8 --context-len 8 --out new', kept='r', plots='log.jsonl --out new.png', aot='--config tiny --n-layers 1 --batch-size 1', speed='--config tiny --attention reference --batch-size 1 --steps 1 --windows 1 --compute-dtype float32', pack='cq --out new',
     generate_torch='p.nbpack --prompt a --max-tokens 1', posthoc='--ckpt c --methods rtn --dataset text:t.txt --max-tokens 64', demo='--max-steps 1 --max-tokens 64 --out new')
 BASE = {k: v.split() for k,v in BASE.items()} | dict(train=[*TRAIN, '--max-steps', '1', '--name', 'new'], sweep=[f'lr=1e-3 {SETTINGS}', 'new.jsonl', '--config', 'tiny'],
@@ -93,6 +93,7 @@ RIGHT = [   # is no mistake, and why: (program, what) as regular expressions
     ('speed', '--requantize-every=9{30}', "more than there are: never"),
     ('speed', '--out=/dev/null', "takes rows as any file does"),
     ('train|evaluate|results|posthoc|quantize|compare|sweep|speed|aot|demo', '--(tokenizer|teacher|by|bits|settings)=', "empty by default"),
+    ('serve', '--name=.*', "names as good as others"),
     ('hf', 'hf nativebit', "a module as good as others: it prints its usage"),
 ]
 
