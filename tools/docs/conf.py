@@ -6,7 +6,7 @@ from latex2mathml.converter import convert
 
 ROOT = Path(__file__).resolve().parents[2]
 NBS = ROOT/'nbs'
-PARTS = {'Tutorials': ['tutorials/quickstart', 'tutorials/qat_on_a_gpu', 'tutorials/on_a_tpu'], 'The method': ['01_quant'], 'What is stored': ['02_formats'], 'A network and its text': ['03_data', '05_models', '06_evaluation'],
+PARTS = {'Tutorials': ['tutorials/quickstart', 'tutorials/lut_b', 'tutorials/qat_on_a_gpu', 'tutorials/on_a_tpu'], 'The method': ['01_quant'], 'What is stored': ['02_formats'], 'A network and its text': ['03_data', '05_models', '06_evaluation'],
          'Training': ['08_train', '04_distributed'], 'Models that are there': ['07_ptq', '12_interop', '13_pipelines', '18_serving', '15_hf'], 'Fast': ['09_kernels', '10_inference', '11_pytorch'],
          'Experiments': ['14_experiments', 'studies'], 'Foundations': ['00_utils', '00_config', '16_command', '17_api']}
 
