@@ -62,8 +62,8 @@ def on_tasks(
 )->dict:                # what lm-evaluation-harness returns
     "A model's results on tasks. Raises `UserError` for what is no folder, and for unknown tasks."
     if (kind := kind_of(where)) not in FOLDERS:
-        raise UserError(f"{where} is a {kind}, and transformers, through which tasks are asked, opens folders; "
-                        f"nativebit export {where} --out FOLDER makes one")
+        raise UserError(f"{where} is a {kind}, and tasks are asked through transformers, which opens "
+                        f"folders; nativebit export {where} --out FOLDER makes one")
     need(include_path is None or Path(include_path).is_dir(), 'include_path', include_path, "a folder")
     lm_eval, names = harness(), [t.strip() for t in tasks.split(',') if t.strip()]
     import torch
