@@ -7,7 +7,7 @@ __all__ = ['INDEX_BITS', 'REST', 'PACKAGE', 'LENGTH', 'coremltools', 'op', 'type
            'looked_up', 'split_scale', 'said', 'weight_var', 'cast', 'vector', 'normed', 'rotated', 'Step', 'converted',
            'MilProgram', 'check_package', 'export_coreml']
 
-# %% ../../nbs/12_interop/13_to_coreml.ipynb #d91dc155
+# %% ../../nbs/12_interop/13_to_coreml.ipynb #b2df9393
 import logging, math
 from contextlib import redirect_stderr
 from functools import cached_property
@@ -24,7 +24,7 @@ from ..formats.nbpack import Pack
 from ..formats.size import param_shapes
 from ..models.rope import rotations
 
-# %% ../../nbs/12_interop/13_to_coreml.ipynb #8ebdfbc6
+# %% ../../nbs/12_interop/13_to_coreml.ipynb #5516160a
 def coremltools():
     "The package, without its warnings of what a Mac has. Raises `UserError` where it is not installed."
     logging.getLogger('coremltools').setLevel(logging.ERROR)
@@ -80,7 +80,7 @@ def looked_up(
     cells = to_blocks(np.asarray(idx, np.uint8), block)
     return from_blocks(look_up(cells, table.reshape(len(cells), -1)), idx.shape, block)
 
-# %% ../../nbs/12_interop/13_to_coreml.ipynb #130c8442
+# %% ../../nbs/12_interop/13_to_coreml.ipynb #74d00bcb
 def split_scale(
     scale:np.ndarray,  # (V,) float32, of each row
 )->tuple:              # (V, 1) float16 powers of two, (V,) float32
@@ -106,7 +106,7 @@ def weight_var(
         return mb.constexpr_blockwise_shift_scale(data=np.asarray(t[name]), scale=power, name=said(name))
     return mb.const(val=half(pack.weight(name), name), name=said(name))
 
-# %% ../../nbs/12_interop/13_to_coreml.ipynb #d5b51913
+# %% ../../nbs/12_interop/13_to_coreml.ipynb #4123a32d
 def cast(x, kind): return op().cast(x=x, dtype=kind)
 def vector(x, **kw): return op().const(val=np.asarray(x, np.float32), **kw)
 
@@ -198,8 +198,9 @@ class Step:
         return self.mb.mul(x=cast(row(table), 'fp32'), y=row(rest)) if rest else cast(row(table), 'fp32')
 
     def logits(self, x, table, rest):
-        y = cast(self.mb.linear(x=cast(x, 'fp16'), weight=table), 'fp32')
-        return self.mb.mul(x=y, y=rest, name='logits') if rest else self.mb.identity(x=y, name='logits')
+        y = self.mb.linear(x=cast(x, 'fp16'), weight=table)
+        if rest: return self.mb.mul(x=cast(y, 'fp32'), y=rest, name='logits')
+        return self.mb.cast(x=y, dtype='fp32', name='logits')
 
     def output(self, inputs:dict):
         "From the inputs to the logits."
@@ -227,7 +228,7 @@ class Step:
         prog.add_function('main', f)
         return prog
 
-# %% ../../nbs/12_interop/13_to_coreml.ipynb #bb9faf99
+# %% ../../nbs/12_interop/13_to_coreml.ipynb #1af63385
 PACKAGE, LENGTH = 'model.mlpackage', 2048   # tokens that the states hold, where a model allows that many
 
 def converted(
@@ -248,7 +249,7 @@ def converted(
     model.output_description['logits'] = "of the token that comes next"
     return model
 
-# %% ../../nbs/12_interop/13_to_coreml.ipynb #fe4b6455
+# %% ../../nbs/12_interop/13_to_coreml.ipynb #c23857e7
 class MilProgram:
     "The program in an exported folder, without Core ML. Raises `UserError` where there is none."
     def __init__(self, folder,
@@ -324,8 +325,8 @@ def check_package(pack:Pack, folder)->int:
     for n in names:
         got = program.parameter(n)
         if got.tobytes() != pack.weight(n).astype(got.dtype).tobytes():
-            raise UserError(f"{n} is not in {folder} what it is in {pack.path}: coremltools wrote or read other "
-                            "numbers; export --to openvino, and please report it")
+            raise UserError(f"{n} is not in {folder} what it is in {pack.path}; export it again, and if that "
+                            "does not help, please report it")
     return len(names)
 
 def export_coreml(
@@ -339,6 +340,8 @@ def export_coreml(
     need(1 <= length <= own, 'context_len', length, f"between 1 and {own}, what the model was trained for")
     with whole_folder(out) as tmp:
         converted(pack, length).save(str(tmp/PACKAGE))
+        mode = tmp.stat().st_mode & 0o777   # coremltools' files are for their owner alone
+        for p in (tmp/PACKAGE).rglob('*'): p.chmod(mode if p.is_dir() else mode & 0o666)
         check_package(pack, tmp)
         for n,x in (small or {}).items(): (tmp/n).write_bytes(x)
     return Path(out)
