@@ -255,7 +255,7 @@ def test_one_packed_file_computes_the_same(packed, tmp_path, family):
     with torch.no_grad(): got = from_pack(pack)(TOKENS)
     assert torch.allclose(got, logits(load(packed(family, 'int8'))), atol=1e-4)
 
-# generate by the decoder (nbs/12_interop/13_hf_generate), on a CPU where a test asks for it
+# generate by the decoder (nbs/12_interop/08_hf_generate), on a CPU where a test asks for it
 
 def ours(model, *args, **kw): return hf_generate.packed_generate(model, *args, everywhere=True, **kw)
 def theirs(model, *args, **kw): return type(model).generate(model, *args, **kw)
