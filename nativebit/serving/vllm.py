@@ -7,12 +7,12 @@ __all__ = ['Contents', 'contents_of', 'local_folder', 'Piece', 'stackable', 'sta
            'multiplied', 'laid_block', 'check_sample', 'PackedMethod', 'RowsMethod', 'PackedConfig', 'whole_model',
            'check_rest', 'register']
 
-# %% ../../nbs/18_serving/04_vllm.ipynb #9d880281
+# %% ../../nbs/18_serving/04_vllm.ipynb #3c2dabb6
 try: import vllm
 except ImportError as e:
-    raise ImportError("nativebit.serving.vllm needs vLLM 0.26 or newer: pip install 'nativebit[vllm]'") from e
+    raise ImportError("nativebit.serving.vllm needs vLLM 0.26: pip install 'nativebit[vllm]'") from e
 
-# %% ../../nbs/18_serving/04_vllm.ipynb #d901c0c0
+# %% ../../nbs/18_serving/04_vllm.ipynb #9e13da62
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +39,7 @@ from ..quant.blocks import block_of
 from ..utils.cli import UserError, say_once
 from ..utils.safetensors import TYPE_CODES, array_bytes, full_sum, hash_of, hashed, weight_files
 
-# %% ../../nbs/18_serving/04_vllm.ipynb #e2c9a43d
+# %% ../../nbs/18_serving/04_vllm.ipynb #c6fb331b
 @dataclass(frozen=True)
 class Contents:
     "What a packed folder says of its tensors."
@@ -88,7 +88,7 @@ def local_folder(
     from huggingface_hub import snapshot_download
     return Path(snapshot_download(model, revision=revision, allow_patterns=['*.safetensors*', '*.json']))
 
-# %% ../../nbs/18_serving/04_vllm.ipynb #25a433f5
+# %% ../../nbs/18_serving/04_vllm.ipynb #43601381
 class Piece:
     "One packed matrix of a folder, as far as it has come."
     def __init__(self,
@@ -132,7 +132,7 @@ class Piece:
         "Is a weight of the whole matrix in this rank's share?"
         return self.rows[0] <= row < self.rows[1] and self.columns[0] <= column < self.columns[1]
 
-# %% ../../nbs/18_serving/04_vllm.ipynb #378854a6
+# %% ../../nbs/18_serving/04_vllm.ipynb #a5551d93
 def stackable(shares:list)->bool:
     "Are these one matrix for the kernels, bit for bit?"
     q, form = shares[0], lambda s: (s.codebook.dtype, s.block_shape, s.codebook.shape[1])
@@ -150,8 +150,8 @@ def stacked(
 
 def prepared(m:PackedLinear)->PackedLinear:
     "What is read from the file becomes tensors: numbers would be compiled in, and kept for the next model."
-    factors = None
-    m.own_scale = torch.tensor(m.form[4], dtype=torch.float32, device='cpu')   # where the launch wants it
+    factors, scale = None, torch.tensor(m.form[4], dtype=torch.float32, device='cpu')   # where launches want it
+    m.register_buffer('own_scale', scale)
     if set(m.factors) != {1.}:
         full = partial(torch.full, dtype=torch.float32, device=m.data.device)
         factors = torch.cat([full((n,), f) for n,f in zip(m.sizes, m.factors)])
@@ -205,7 +205,7 @@ def check_sample(
             raise UserError(f"{piece.contents.path}: on {p.data.device} the weights of {piece.P} are not those "
                             "that were packed; update nativebit, or make the folder anew")
 
-# %% ../../nbs/18_serving/04_vllm.ipynb #57834fd6
+# %% ../../nbs/18_serving/04_vllm.ipynb #9b81cf0b
 class PackedMethod(LinearMethodBase):
     "How vLLM's linear layers hold and multiply packed matrices."
     def __init__(self,
@@ -267,7 +267,7 @@ class PackedMethod(LinearMethodBase):
         y = ys[0] if len(ys) == 1 else torch.cat(ys, -1)
         return y if bias is None else y + bias
 
-# %% ../../nbs/18_serving/04_vllm.ipynb #89cd81fa
+# %% ../../nbs/18_serving/04_vllm.ipynb #f2ca9eef
 class RowsMethod(UnquantizedEmbeddingMethod):
     "An embedding or a head with a scale a row: float once it is loaded."
     def __init__(self, config, P:str): self.config, self.P, self.parts = config, P, {}
@@ -307,7 +307,7 @@ class RowsMethod(UnquantizedEmbeddingMethod):
             self.config.arrived(layer)
         super().process_weights_after_loading(layer)
 
-# %% ../../nbs/18_serving/04_vllm.ipynb #c13c8cfa
+# %% ../../nbs/18_serving/04_vllm.ipynb #0782b151
 class PackedConfig(QuantizationConfig):
     "`quantization_config` of a packed folder. Raises `UserError` where it is too new or makes no sense."
     # the empty tensor that tells other programs what to import; vLLM sees its name up to the dot
