@@ -2,8 +2,7 @@
 
 vllm_gpu.py build DIR [1b|8b]      a random packed folder of Llama-3.2-1B's or Llama-3.1-8B's shape, and DIR-float: its config.json alone
 vllm_gpu.py reference DIR OUT      greedy tokens and their log probabilities by transformers (nativebit.hf)
-vllm_gpu.py text DIR OUT [RANKS]   the same by vLLM, compared with OUT
-vllm_gpu.py speed DIR [RANKS]      tokens a second of 1, 16 and 64 texts; of DIR-float vLLM draws random weights (load_format dummy)
+vllm_gpu.py serve DIR RANKS [OUT]  by vLLM: tokens a second of 1, 16 and 64 texts, and the text compared with OUT; of DIR-float vLLM draws random weights
 
 Each prints a line of JSON. (`python3 tests/vllm_gpu.py …`; vLLM and this package have to be importable, and the package installed, so that vLLM sees its entry point.)"""
 import json, os, sys, time
@@ -68,20 +67,19 @@ def asked(llm, prompts, **kw):
     from vllm import SamplingParams
     return llm.generate([dict(prompt_token_ids=p) for p in prompts], SamplingParams(temperature=0, ignore_eos=True, detokenize=False, **kw), use_tqdm=False)
 
-def text(folder, out, ranks=1):
+def text(llm, out):
     "Greedy tokens of vLLM against transformers', and the log probabilities that it gives transformers' text."
-    llm, rows = engine(folder, ranks), json.loads(Path(out).read_text())
+    rows = json.loads(Path(out).read_text())
     got = [list(r.outputs[0].token_ids) for r in asked(llm, PROMPTS[:len(rows)], max_tokens=NEW)]
     want = [r['ids'][-NEW:] for r in rows]
     same = [next((k for k, (a, b) in enumerate(zip(g, w)) if a != b), NEW) for g, w in zip(got, want)]
     scored = asked(llm, [r['ids'] for r in rows], max_tokens=1, prompt_logprobs=0)
     off = [abs(s.prompt_logprobs[k + 1][r['ids'][k + 1]].logprob - x) for s, r in zip(scored, rows) for k, x in enumerate(r['logp'])]
-    return dict(ranks=int(ranks), same_tokens_of=NEW, same=same, logprob_off_mean=float(np.mean(off)), logprob_off_max=float(np.max(off)))
+    return dict(same_tokens_of=NEW, same=same, logprob_off_mean=float(np.mean(off)), logprob_off_max=float(np.max(off)))
 
-def speed(folder, ranks=1, new=256):
+def speed(llm, new=256):
     "Tokens a second, the best of three."
-    import torch
-    llm, found = engine(folder, ranks), {}
+    found = {}
     for n in 1, 16, 64:
         seconds = []
         for k in range(4):
@@ -90,6 +88,12 @@ def speed(folder, ranks=1, new=256):
             if k: seconds.append(time.perf_counter() - begun)
         assert sum(len(x.outputs[0].token_ids) for x in r) == n*new
         found[n] = round(n*new/min(seconds), 1)
-    return dict(folder=Path(folder).name, ranks=int(ranks), tokens_per_second=found, device=torch.cuda.get_device_name())
+    return dict(tokens_per_second=found)
 
-if __name__ == '__main__': print(json.dumps(dict(what=sys.argv[1]) | dict(build=build, reference=reference, text=text, speed=speed)[sys.argv[1]](*sys.argv[2:])), flush=True)
+def serve(folder, ranks=1, out=None):
+    "What one engine does."
+    begun, llm = time.perf_counter(), engine(folder, ranks)
+    row = dict(folder=Path(folder).name, ranks=int(ranks), seconds_to_start=round(time.perf_counter() - begun, 1)) | speed(llm)
+    return row | (text(llm, out) if out else {})
+
+if __name__ == '__main__': print(json.dumps(dict(what=sys.argv[1]) | dict(build=build, reference=reference, serve=serve)[sys.argv[1]](*sys.argv[2:])), flush=True)

@@ -150,8 +150,9 @@ def stacked(
 
 def prepared(m:PackedLinear)->PackedLinear:
     "What is read from the file becomes tensors: numbers would be compiled in, and kept for the next model."
-    factors, scale = None, torch.tensor(m.form[4], dtype=torch.float32, device='cpu')   # where launches want it
-    m.register_buffer('own_scale', scale)
+    factors = None
+    # on the CPU, where launches want it
+    m.register_buffer('own_scale', torch.tensor(m.form[4], dtype=torch.float32, device='cpu'))
     if set(m.factors) != {1.}:
         full = partial(torch.full, dtype=torch.float32, device=m.data.device)
         factors = torch.cat([full((n,), f) for n,f in zip(m.sizes, m.factors)])
@@ -202,8 +203,8 @@ def check_sample(
         at = first + r*bo - piece.rows[0], c*bi - piece.columns[0]
         w = laid_block(p, at, (min(bo, o - r*bo), min(bi, i - c*bi)))
         if weights_sum(w.cpu()) != want:
-            raise UserError(f"{piece.contents.path}: on {p.data.device} the weights of {piece.P} are not those "
-                            "that were packed; update nativebit, or make the folder anew")
+            raise UserError(f"{piece.contents.path}: on {p.data.device} the weights of {piece.P} are not "
+                            "those that were packed; update nativebit, or make the folder anew")
 
 # %% ../../nbs/18_serving/04_vllm.ipynb #9b81cf0b
 class PackedMethod(LinearMethodBase):
