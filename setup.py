@@ -52,7 +52,7 @@ setup(
     packages=find_packages(include=['nativebit', 'nativebit.*']), include_package_data=True,
     package_data={'nativebit': ['assets/*'], 'nativebit.kernels': ['*.cu', '*.cuh', '*.c', '*.h', 'configs/*.json']},
     classifiers=['License :: OSI Approved :: MIT License', 'Programming Language :: Python :: 3'],
-    entry_points=dict(console_scripts=['nativebit = nativebit.__main__:main']),
+    entry_points={'console_scripts': ['nativebit = nativebit.__main__:main'], 'vllm.general_plugins': ['nativebit = nativebit.serving.vllm:register']},
     cmdclass=dict(build_py=with_library, bdist_wheel=for_any_python), python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')},
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else cfg['description'],

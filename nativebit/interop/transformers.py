@@ -30,6 +30,7 @@ from ..utils.safetensors import TYPE_CODES, full_sum, hashed
 from ..formats.hf_folder import (GUARD, HINT, METADATA, METHOD, SCALE, VERSION, Folder, check_quant,
                                          folded_codes, quant_to_dict, read_files, unfolded_codes)
 from ..formats.bitpacking import QuantizedTensor
+from ..formats.share import sample_sums
 from ..formats.nbpack import rounded_rows
 from ..kernels.cpu import missing
 from ..kernels.cpu_op import CpuMatrix, cpu_linear, to_cpu_layout, to_file
@@ -322,7 +323,10 @@ class NativeBitHfQuantizer(HfQuantizer):
         "What `save_pretrained` writes: the file's own tensors, with new checksums."
         state = with_rows(model, model.state_dict()) | {GUARD: torch.zeros(0, dtype=torch.uint8)}
         sums = {n: torch_sum(n, x) for n,x in state.items() if not x.is_meta}
-        return state, METADATA | dict(sums=json.dumps(sums, separators=(',', ':')))
+        samples = {n: sample_sums(m.matrix().map(Tensor.cpu)) for n,m in model.named_modules()
+                   if isinstance(m, NativeBitHfLinear) and f'{n}.weight' in sums}
+        notes = {k: json.dumps(x, separators=(',', ':')) for k,x in dict(sums=sums, samples=samples).items()}
+        return state, METADATA | notes
 
     def _dequantize(self, model, dtype=None):
         "Plain linears again: `model.dequantize()`."

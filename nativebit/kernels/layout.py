@@ -145,7 +145,8 @@ def to_file_layout(
 )->QuantizedTensor:
     "The inverse of `to_kernel_layout`; of kind 'float', the entries are the codebook."
     if p.kind == 'float': return QuantizedTensor(p.data, p.codebook, None, p.shape, p.block_shape)
-    return from_units(p.data, p.shape, p.bits, p.kind, torch.tensor([p.scale], device=p.data.device))
+    scale = torch.tensor([p.scale], dtype=torch.float32, device=p.data.device)   # whatever the default type
+    return from_units(p.data, p.shape, p.bits, p.kind, scale)
 
 # %% ../../nbs/09_kernels/01_layout.ipynb #cd6830b2
 def dequantize(
