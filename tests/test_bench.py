@@ -38,3 +38,12 @@ def test_models_rehearsed(tmp_path):
     assert header['type'] == 'header' and all(r['ok'] and r['equal'] == r['replays'] > 0 for r in rows[:3]) and all(r['ok'] and r['error'] > 0 for r in rows[3:5]) and [r['end_to_end'] for r in rows[5:]] == ['Llama-3.2-1B int8 packed', 'Llama-3.2-1B int8 dense bfloat16']
     r = subprocess.run([sys.executable, script, '--rehearse', '--models', 'Llama-9'], capture_output=True, text=True)
     assert r.returncode and 'choose from' in r.stderr and 'Traceback' not in r.stderr
+
+@pytest.mark.slow
+def test_generate_rehearsed():
+    "What it checks on a GPU holds on a CPU; no section ends in an error."
+    pytest.importorskip('torch'), pytest.importorskip('transformers')
+    r = subprocess.run([sys.executable, SCRIPT.parent.parent/'kernels'/'bench_generate.py', '--rehearse'], capture_output=True, text=True)
+    rows = [json.loads(l) for l in r.stdout.splitlines() if l.startswith('{')]
+    assert r.returncode == 0 and not any('failed' in x for x in rows) and all(x['ok'] for x in rows if 'check' in x and 'of our own' not in x['check'] and 'within' not in x['check']), r.stdout + r.stderr
+    assert sum('check' in x for x in rows) >= 10
