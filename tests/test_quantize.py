@@ -47,8 +47,8 @@ def test_qat_teaches_and_goes_on(home, monkeypatch):
     p = run(home, *QAT, '--out', 'qat')
     assert p.returncode == 0 and '| qat |' in p.stdout, p.stderr
     assert (home/'qat'/'qat.jsonl').read_text() == log and not (home/'qat.work').exists()   # nothing was trained twice
-    quantize(home/'model', home/'kmeans', 'kmeans', 'lut-b', f"text:{home/'some.txt'}", test_tokens=1024)
-    assert table(home/'qat')[1]['kl'] < table(home/'kmeans')[1]['kl']   # what training starts from
+    taught = [r['distill'] for r in map(json.loads, log.splitlines()) if 'distill' in r]
+    assert taught[-1] < .9*taught[0]   # nearer to its teacher
 
 @pytest.mark.slow
 def test_qat_stopped_in_training_goes_on(home):
