@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'STATUS', 'Numbers', 'Served', 'Answering', 'ChatShape', 'TextShape', 'head', 'whole', 'event', 'streamed',
-           'Limited', 'refused', 'misread', 'no_model', 'answer', 'make_app', 'bound', 'serving', 'main']
+           'Limited', 'refused', 'misread', 'no_model', 'answer', 'add_errors', 'add_state', 'add_answers', 'make_app',
+           'bound', 'serving', 'main']
 
 # %% ../../nbs/18_serving/03_server.ipynb #3ec615e5
 import asyncio, json, random, socket, time
@@ -244,25 +245,16 @@ async def answer(served:Served, r:Request, shape, prompts_of, http):
     except ConnectionError: return Response(status_code=499)
     except RuntimeError as e: return JSONResponse(error_body(str(e), 'server_error'), 500)
 
-def make_app(
-    served:Served,
-    max_bytes:int=2**20,  # of a request
-)->FastAPI:
-    "OpenAI's interface as an ASGI app; its engine runs as long as it does."
-    @asynccontextmanager
-    async def life(app):
-        served.engine.start()
-        yield
-        await asyncio.to_thread(served.engine.close)
-    app = FastAPI(title='NativeBit', lifespan=life, openapi_url=None)
-    app.add_middleware(Limited, most=max_bytes, numbers=served.numbers)
-
+def add_errors(app:FastAPI):
+    "Whatever FastAPI refuses itself, in OpenAI's form."
     @app.exception_handler(RequestValidationError)
     async def invalid(_, e): return misread(e)
 
     @app.exception_handler(HTTPException)
     async def http_error(_, e): return JSONResponse(error_body(e.detail), e.status_code)
 
+def add_state(app:FastAPI, served:Served):
+    "How the server is, and which model it has."
     @app.get('/health')
     async def health():
         well = served.engine.thread.is_alive() and not served.engine.closing
@@ -278,6 +270,8 @@ def make_app(
     @app.get('/v1/models/{name:path}')
     async def model(name:str): return served.card if name == served.name else no_model(served, name)
 
+def add_answers(app:FastAPI, served:Served):
+    "Chats and completions."
     @app.post('/v1/chat/completions')
     async def chat(r:Chat, http:HttpRequest):
         return await answer(served, r, ChatShape, lambda: [served.talk_ids(r)], http)
@@ -286,7 +280,23 @@ def make_app(
     async def completions(r:Completion, http:HttpRequest):
         return await answer(served, r, TextShape, lambda: [*map(served.text_ids, r.prompts)], http)
 
+def make_app(
+    served:Served,
+    max_bytes:int=2**20,  # of a request
+)->FastAPI:
+    "OpenAI's interface as an ASGI app; its engine runs as long as it does."
+    @asynccontextmanager
+    async def life(app):
+        served.engine.start()
+        yield
+        await asyncio.to_thread(served.engine.close)
+    app = FastAPI(title='NativeBit', lifespan=life, openapi_url=None)
+    app.add_middleware(Limited, most=max_bytes, numbers=served.numbers)
+    add_errors(app)
+    add_state(app, served)
+    add_answers(app, served)
     return app
+
 
 # %% ../../nbs/18_serving/03_server.ipynb #58aab994
 def bound(host:str, port:int)->socket.socket:
