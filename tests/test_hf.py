@@ -394,6 +394,16 @@ def test_a_second_call_at_a_time_is_transformers(packed, capsys):
     text = ours(model, TOKENS[:1], max_new_tokens=3, do_sample=False, streamer=Calls())
     assert note_of(capsys) == 'another call that is running' and all(torch.equal(t, text) for t in said)
 
+def test_an_error_of_the_decoder_is_named_and_transformers_writes(packed, capsys, monkeypatch):
+    model, kw = load(packed()), dict(max_new_tokens=3, do_sample=False)
+    def broken(*a): raise RuntimeError("no such kernel\nand more")
+    monkeypatch.setattr(hf_generate, 'written', broken)
+    assert torch.equal(ours(model, TOKENS, **kw), theirs(model, TOKENS, **kw))
+    assert 'the decoder ended in an error (no such kernel)' in capsys.readouterr().err
+    class Streamed(Kept):
+        def put(self, x): pass
+    with pytest.raises(RuntimeError, match='no such kernel'): ours(model, TOKENS[:1], streamer=Streamed(), **kw)   # some of its text may have been given away
+
 def test_on_a_cpu_generate_is_what_it_was(packed, capsys, monkeypatch):
     model = load(packed())
     monkeypatch.setattr(hf_generate, 'our_sample', lambda *a: 1/0)
