@@ -1,6 +1,8 @@
 "PyTorch serves what JAX trained: the same logits and the same greedy text from one packed file; its program says in a sentence what is wrong."
-import ast, os, subprocess, sys
+import ast, gc, os, subprocess, sys, weakref
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, processes, pytest
 torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
 from nativebit.config import get_config
@@ -10,7 +12,7 @@ from nativebit.pipelines.generate import main
 from nativebit.pipelines.model import load
 from nativebit.pytorch.generate import continue_text, served
 from nativebit.pytorch.batch import BatchDecoder, Text, generate_batch
-from nativebit.pytorch.decode import Decoder, generate
+from nativebit.pytorch.decode import Decoder, generate, recorded
 from nativebit.pytorch.quant import NativeBitLinear, encode_codebook
 from nativebit.pytorch.model import NativeBitGPT, from_pack
 from nativebit.pytorch.linear import PackedLinear, as_array
@@ -213,10 +215,25 @@ def test_jax_and_torch_stay_apart():
 def test_on_a_gpu(packs, name, dtype):
     model, tok = opened(packs[0]/name, True, 'cuda', getattr(torch, dtype))
     ids = [int(i) for i in tok.encode(PROMPT)]
-    plain, recorded, compiled = [list(generate(Decoder(model, **kw), ids, 64)) for kw in (dict(), dict(graph=True), dict(compile=True, graph=True))]
-    assert plain == recorded
+    plain, replayed, compiled = [list(generate(Decoder(model, **kw), ids, 64)) for kw in (dict(), dict(graph=True), dict(compile=True, graph=True))]
+    assert plain == replayed
     agree = next((i for i,(a,b) in enumerate(zip(plain, compiled)) if a != b), 64)   # sums in another order: a near tie may fall otherwise
     assert agree >= 8
+
+class FakeGraph:
+    "What `recorded` needs of torch.cuda, without a GPU: it records nothing and does nothing again."
+    def replay(self): pass
+
+def test_what_a_graph_reads_stays_where_it_is(monkeypatch):
+    still = lambda *a, **kw: nullcontext()
+    for name,fake in dict(Stream=lambda: SimpleNamespace(wait_stream=still), current_stream=lambda: SimpleNamespace(wait_stream=still), stream=still, graph=still, CUDAGraph=FakeGraph).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    positions = torch.arange(3)
+    seen, run = weakref.ref(positions), recorded(lambda positions=positions: positions.sum())
+    del positions; gc.collect()
+    assert seen() is not None                                           # the graph holds its address
+    del run; gc.collect()
+    assert seen() is None
 
 def between_ties(path, ids, text, margin=.02):
     "Stretches (begin, end) of a greedy text without a choice that a rounding could turn, where the runner-up is within a margin."

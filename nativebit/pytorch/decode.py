@@ -153,6 +153,7 @@ def recorded(
             for x,b in zip(kept, before): x.copy_(b)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
+    graph.step = step   # a graph holds addresses: what the step reads has to stay where it is
     with torch.cuda.graph(graph, pool=pool): step()
     return graph.replay
 
