@@ -107,6 +107,17 @@ def test_nvcc_compiles_for(capability, kind):
     if not cuda.find_nvcc(): pytest.skip('no nvcc')
     assert cuda.build(3, kind, [cuda.find_nvcc(), *cuda.nvcc_flags(capability)]).stat().st_size > 1e5
 
+def test_a_compiler_that_pip_brought(monkeypatch, tmp_path):
+    "NVIDIA's wheels have neither a place on the path nor a runtime to link with."
+    bin, lib = tmp_path/'cu13'/'bin', tmp_path/'cu13'/'lib'
+    bin.mkdir(parents=True); lib.mkdir(); (bin/'nvcc').touch()
+    monkeypatch.setattr(cuda.shutil, 'which', lambda name: None); monkeypatch.delenv('CUDA_HOME', raising=False)
+    monkeypatch.setattr(cuda, 'find_spec', lambda name: None); assert str(tmp_path) not in str(cuda.find_nvcc())
+    if Path('/usr/local/cuda/bin/nvcc').exists(): monkeypatch.setattr(cuda.Path, 'exists', lambda p, old=Path.exists: 'usr/local' not in str(p) and old(p))
+    monkeypatch.setattr(cuda, 'find_spec', lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
+    assert cuda.find_nvcc() == str(bin/'nvcc') and '-cudart' not in cuda.nvcc_flags()
+    (lib/'libcudart.so.13').touch(); assert f'-L{lib}' in cuda.nvcc_flags()
+
 def test_integer_activations():
     torch.manual_seed(1)   # how much 8 bits lose depends on the draw
     lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(64, 512, 3, 'int8'), torch.randn(2, 512).half()
@@ -207,7 +218,7 @@ def test_why_a_machine_has_no_kernels(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (7, 5)); assert cuda.missing() == 'this GPU has compute capability 7.5, and the kernels are for 8.0 and later'
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (8, 9))
-    monkeypatch.setattr(cuda, 'find_nvcc', lambda: None); assert cuda.missing() == 'no nvcc was found'
+    monkeypatch.setattr(cuda, 'find_nvcc', lambda: None); assert 'nativebit[nvcc]' in cuda.missing()
     net = random_network(get_config('tiny', geometry='int8', **SHAPE), dtype=torch.float16)
     on_gpu = SimpleNamespace(embed=SimpleNamespace(is_cuda=True), layers=net.layers, dtype=net.dtype, cfg=net.cfg)
     monkeypatch.setattr(megakernel, 'unplanned', lambda m: 'its heads are odd')
