@@ -47,3 +47,10 @@ def test_generate_rehearsed():
     rows = [json.loads(l) for l in r.stdout.splitlines() if l.startswith('{')]
     assert r.returncode == 0 and not any('failed' in x for x in rows) and all(x['ok'] for x in rows if 'check' in x and 'of our own' not in x['check'] and 'within' not in x['check']), r.stdout + r.stderr
     assert sum('check' in x for x in rows) >= 10
+
+@pytest.mark.slow
+def test_sanitize_rehearsed():
+    "Each kernel is right on a CPU, and a wrong one would be named."
+    pytest.importorskip('torch')
+    r = subprocess.run([sys.executable, SCRIPT.parent.parent/'kernels'/'sanitize.py', '--rehearse'], capture_output=True, text=True)
+    assert r.returncode == 0 and r.stdout.count(': ') >= 25, r.stdout + r.stderr
