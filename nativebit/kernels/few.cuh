@@ -1,0 +1,204 @@
+// Two to 64 tokens, as fp16 on tensor cores. A thread block has a rectangle of units: some row tiles x some blocks of 128 columns. It goes along
+// the columns in stages of DEEP blocks; two rings in shared memory hold the next stages, one of units and one of activations. A warp keeps the sums
+// of TJ tiles and all tokens to the end, and takes one block of each stage; one reduction adds the DEEP warps of a tile, and a cluster's blocks.
+//
+// Activations are copied as they are, a box of 64 columns x all tokens at a time: in the order of its swizzle, `ldmatrix` makes of token rows what the
+// product reads as its second operand. So fp16 is neither converted nor rearranged; bf16 becomes fp16 in place, a stage at a time.
+enum FewFlags { NO_TOKENS = 4 };   // beside NO_PRODUCTS and NO_WAIT: activations are not read
+
+// Shared memory of a block, at least 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
+struct Rings {
+    int stages, x, x_slots, x_bytes, units, slots, slot_bytes, parts, bytes;
+    Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room) {
+        stages = (blocks + deep - 1)/deep; x_bytes = deep*NT*2048; slot_bytes = (tiles*deep*UNIT + 127)/128*128;
+        const int least = min(stages, 2), most = min(stages, 32), sums = 4*deep*M*(16*tiles + 4);
+        const int sent = ranks > 1 ? 4*ranks*M*16*((tiles + ranks - 1)/ranks) : 0;   // (rank, token, row) of the tiles that this block writes
+        room -= 2048 + sent;
+        slots = min(most, (room - least*x_bytes)/slot_bytes);
+        x_slots = slots < least ? 0 : min(most, (room - slots*slot_bytes)/x_bytes);
+        x = 1024; units = x + x_slots*x_bytes;
+        parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent + 1024;   // sums lie where the rings were
+    }
+};
+struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Rings at; };
+struct Rectangle { int tile, tiles, k0, nk; };   // of the row tiles and column blocks
+
+template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
+    static constexpr bool AFTER = !E4M3 && NT <= 4;   // scales multiply a block's sums, or else its weights: fewer instructions, or fewer registers
+    float acc[TJ][NT][4];
+    DEV void clear() {
+#pragma unroll
+        for (int i = 0; i < TJ*NT*4; i++) (&acc[0][0][0])[i] = 0.f;
+    }
+    DEV static void weights(uint32_t* a, const Lane& u, int s, const uint32_t* scale) {
+        weights_f16(a, u, s);
+        if (E4M3) return;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            a[i] = half_sub(a[i], 0x64806480u);
+            if (!AFTER) a[i] = half_mul(a[i], scale[i%2]);
+        }
+    }
+    // one block of 128 columns: units of the TJ tiles, each `stride` bytes behind the other
+    DEV void step(const uint8_t* units, int stride, const uint8_t* x, int lane) {
+        Lane u[TJ];
+        uint32_t scale[TJ][2];
+        float sum[TJ][NT][4];
+#pragma unroll
+        for (int j = 0; j < TJ; j++) {
+            read_words(u[j], units + j*stride, lane); read_table(u[j], units + j*stride, lane, 0x80808080u);
+            const uint32_t s = AFTER || E4M3 ? 0 : ((const uint32_t*)(units + j*stride + INDEX_BYTES + TABLE_BYTES))[lane/4];
+            scale[j][0] = prmt(s, 0, 0x1010u); scale[j][1] = prmt(s, 0, 0x3232u);
+        }
+#pragma unroll
+        for (int i = 0; i < TJ*NT*4; i++) (&sum[0][0][0])[i] = 0.f;
+        const int row = lane%8, near = row*128 + ((lane/8 ^ row) << 4);   // the lane's row of 16 bytes among four matrices of 8 x 8
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+            uint32_t b[NT][4];
+#pragma unroll
+            for (int n = 0; n < NT; n++) load_matrices(b[n], x + (q/2*NT + n)*1024 + (near ^ q%2*64));
+#pragma unroll
+            for (int j = 0; j < TJ; j++)
+#pragma unroll
+                for (int s = 0; s < 2; s++) {
+                    uint32_t a[4]; weights(a, u[j], 2*q + s, scale[j]);
+#pragma unroll
+                    for (int n = 0; n < NT; n++) mma_f16(AFTER ? sum[j][n] : acc[j][n], a, b[n][2*s], b[n][2*s + 1]);
+                }
+        }
+        if (!AFTER) return;
+#pragma unroll
+        for (int i = 0; i < TJ*NT*4; i++) acc[i/4/NT][i/4%NT][i%4] = fmaf(sum[i/4/NT][i/4%NT][i%4], u[i/4/NT].scale[i%4/2], acc[i/4/NT][i/4%NT][i%4]);
+    }
+    DEV void store(float* sums, int tile, int pitch, int M, int lane) {  // sums: (M, pitch)
+#pragma unroll
+        for (int i = 0; i < TJ*NT*4; i++) {
+            const int token = i/4%NT*8 + lane%4*2 + i%2, row = (tile + i/4/NT)*16 + lane/4 + i%4/2*8;
+            if (token < M) sums[token*pitch + row] = acc[i/4/NT][i/4%NT][i%4];
+        }
+    }
+};
+
+// ask for a stage: by one warp, or below 90 by all threads
+DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stage) {
+    const int slot = stage%p.at.slots, first = stage*p.deep, bytes = min(p.deep, s.nk - first)*UNIT, lane = threadIdx.x%32;
+    uint64_t* bar = (uint64_t*)smem + slot;
+    uint8_t* at = smem + p.at.units + slot*p.at.slot_bytes;
+    const uint8_t* from = p.units + ((size_t)s.tile*p.KB + s.k0 + first)*UNIT;
+#if ARCH >= 90
+    if (lane == 0) bar_expect(bar, s.tiles*bytes);
+    warp_sync();
+    for (int j = lane; j < s.tiles; j += 32) bulk_load(at + j*p.deep*UNIT, from + (size_t)j*p.KB*UNIT, bytes, bar);
+#else
+    for (int j = 0; j < s.tiles; j++) copy_run(at + j*p.deep*UNIT, from + (size_t)j*p.KB*UNIT, bytes);
+    arrive_copied(bar);
+#endif
+}
+template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int stage) {
+    const int slot = stage%p.at.x_slots, first = stage*p.deep, boxes = 2*min(p.deep, s.nk - first), column = (s.k0 + first)*128, lane = threadIdx.x%32;
+    uint64_t* bar = (uint64_t*)smem + 32 + slot;
+    uint8_t* at = smem + p.at.x + slot*p.at.x_bytes;
+#if ARCH >= 90
+    if (lane == 0) bar_expect(bar, boxes*NT*1024);
+    warp_sync();
+    for (int i = lane; i < boxes; i += 32) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
+#else
+    (void)map; (void)lane;
+    for (int i = threadIdx.x; i < boxes*p.M*8; i += blockDim.x) {        // 16 bytes each
+        const int token = i/8%p.M, box = i/8/p.M, c = column + 64*box + i%8*8;
+        copy_piece(at + (box*NT*8 + token)*128 + ((i%8 ^ token%8) << 4), (const uint16_t*)p.x + (size_t)token*p.I + (c < p.I ? c : 0), c < p.I);
+    }
+    arrive_copied(bar);
+#endif
+}
+template<int NT> DEV void halve_stage(uint8_t* at, int boxes, int M) {
+    for (int i = threadIdx.x; i < boxes*NT*64; i += blockDim.x) {
+        if (i/8%(8*NT) >= M) continue;
+        const uint4 v = ((const uint4*)at)[i];
+        ((uint4*)at)[i] = make_uint4(bf16_as_half(v.x), bf16_as_half(v.y), bf16_as_half(v.z), bf16_as_half(v.w));
+    }
+    async_fence();                                                       // before the next copy into it
+    __syncthreads();
+}
+DEV void write_8(const FewArgs& p, int token, int row, const float* v) {
+    uint16_t* y = (uint16_t*)p.y + (size_t)token*p.O + row;
+    uint32_t h[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) { const float a = v[2*i]*p.scale, b = v[2*i + 1]*p.scale; h[i] = p.bf16 ? floats_to_bf16(a, b) : floats_to_half2(a, b); }
+    if (p.O%8 == 0) { if (row < p.O) *(uint4*)y = make_uint4(h[0], h[1], h[2], h[3]); return; }
+#pragma unroll
+    for (int i = 0; i < 8; i++) if (row + i < p.O) y[i] = h[i/2] >> i%2*16 & 0xffff;
+}
+DEV void add_8(float* v, const float* from, int count, int stride) {     // v: the sum of 8 floats each
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = 0.f;
+    for (int c = 0; c < count; c++, from += stride)
+#pragma unroll
+        for (int i = 0; i < 2; i++) { const float4 f = ((const float4*)from)[i]; v[4*i] += f.x; v[4*i + 1] += f.y; v[4*i + 2] += f.z; v[4*i + 3] += f.w; }
+}
+// add the warps, and what the cluster's blocks have of the same rows; write
+DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectangle& s, int ranks, int rank) {
+    const int pitch = 16*s.tiles + 4, pieces = 2*s.tiles, bits = p.rank_bits, share = 16*((s.tiles + ranks - 1) >> bits);
+    float v[8];
+    if (ranks > 1) cluster_wait();
+    for (int i = threadIdx.x; i < p.M*pieces; i += blockDim.x) {
+        const int token = i/pieces, o = i%pieces, j = o/2;               // j: of the block's tiles
+        add_8(v, sums + token*pitch + 8*o, p.deep, p.M*pitch);
+        if (ranks == 1) { write_8(p, token, s.tile*16 + 8*o, v); continue; }
+        float* at = parts + (rank*p.M + token)*share + (j >> bits)*16 + o%2*8;
+        store4_in_rank(at, j & (ranks - 1), v); store4_in_rank(at + 4, j & (ranks - 1), v + 4);
+    }
+    if (ranks == 1) return;
+    cluster_arrive(); cluster_wait();
+    for (int i = threadIdx.x; i < p.M*share/8; i += blockDim.x) {
+        const int token = i/(share/8), o = i%(share/8), j = (o/2 << bits) + rank;
+        if (j >= s.tiles) continue;
+        add_8(v, parts + token*share + 8*o, ranks, p.M*share);
+        write_8(p, token, (s.tile + j)*16 + o%2*8, v);
+    }
+}
+
+template<int NT, int TJ> __global__ void __launch_bounds__(NT > 4 ? 256 : 512, 1) few(const FewArgs p, MAP_PARAM x_map) {
+    SHARED_BYTES(raw);
+    uint8_t* smem = align_1024(raw);
+    const int lane = threadIdx.x%32, warp = threadIdx.x/32, ranks = cluster_size(), rank = cluster_rank(), groups = gridDim.x/ranks, group = blockIdx.x/ranks;
+    const int tile = part(p.tiles, group, groups), k0 = part(p.KB, rank, ranks);
+    const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0};
+    const int stages = (s.nk + p.deep - 1)/p.deep, mine = warp/p.wide, wanted = warp%p.wide*TJ, first = min(wanted, s.tiles - TJ);   // an odd tile out goes with one that is done
+    const bool works = wanted < s.tiles && !(p.flags & NO_PRODUCTS), reads = !(p.flags & NO_TOKENS), asks = ARCH < 90 || warp == 0;
+    const Rings& at = p.at;
+    uint64_t* bar = (uint64_t*)smem;
+    if (ranks > 1) cluster_arrive_first();
+    if (warp == 0) {
+        if (lane < at.slots) bar_init(bar + lane, ARCH >= 90 ? 1 : blockDim.x);
+        if (lane < at.x_slots) bar_init(bar + 32 + lane, ARCH >= 90 ? 1 : blockDim.x);
+        warp_sync();
+    }
+    if (ARCH < 90) __syncthreads();
+    if (asks) for (int i = 0; i < min(stages, at.slots); i++) ask_units(p, smem, s, i);
+    grid_launch_next();                                                  // the next kernel may queue its weights behind ours
+    if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
+    if (asks && reads) for (int i = 0; i < min(stages, at.x_slots); i++) ask_tokens<NT>(p, &x_map, smem, s, i);
+    __syncthreads();
+    FewTiles<NT, TJ> t; t.clear();
+    for (int i = 0; i < stages; i++) {
+        uint8_t *x = smem + at.x + i%at.x_slots*at.x_bytes, *units = smem + at.units + i%at.slots*at.slot_bytes;
+        const int blocks = min(p.deep, s.nk - i*p.deep);
+        bar_wait(bar + i%at.slots, i/at.slots & 1);
+        if (reads) {
+            bar_wait(bar + 32 + i%at.x_slots, i/at.x_slots & 1);
+            if (p.bf16) halve_stage<NT>(x, 2*blocks, p.M);
+        }
+        if (works && mine < blocks) t.step(units + (first*p.deep + mine)*UNIT, p.deep*UNIT, x + mine*NT*2048, lane);
+        if (i + min(at.slots, at.x_slots) >= stages) continue;
+        __syncthreads();                                                 // all are done with this stage: its place may be filled
+        if (asks && i + at.slots < stages) ask_units(p, smem, s, i + at.slots);
+        if (asks && reads && i + at.x_slots < stages) ask_tokens<NT>(p, &x_map, smem, s, i + at.x_slots);
+    }
+    __syncthreads();                                                     // the rings have been read: sums take their place
+    float* sums = (float*)(smem + at.x);
+    if (wanted < s.tiles) t.store(sums + mine*p.M*(16*s.tiles + 4), first, 16*s.tiles + 4, p.M, lane);
+    __syncthreads();
+    finish(p, sums, (float*)(smem + at.parts), s, ranks, rank);
+}
