@@ -21,6 +21,7 @@ struct Rings {
     }
 };
 struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Rings at; };
+constexpr int few_warps(int NT, int TJ) { return NT*TJ > 4 ? 8 : 16; }   // of a block, at most: there are registers for so many
 struct Rectangle { int tile, tiles, k0, nk; };   // of the row tiles and column blocks
 
 template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
@@ -80,28 +81,30 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
     }
 };
 
-// ask for a stage: by one warp, or below 90 by all threads
-DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stage) {
-    const int slot = stage%p.at.slots, first = stage*p.deep, bytes = min(p.deep, s.nk - first)*UNIT, lane = threadIdx.x%32;
+// ask for a stage, for a place in the ring: by one warp, or below 90 by all threads
+DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stage, int slot) {
+    const int first = stage*p.deep, bytes = min(p.deep, s.nk - first)*UNIT, lane = threadIdx.x%32;
     uint64_t* bar = (uint64_t*)smem + slot;
     uint8_t* at = smem + p.at.units + slot*p.at.slot_bytes;
     const uint8_t* from = p.units + ((size_t)s.tile*p.KB + s.k0 + first)*UNIT;
 #if ARCH >= 90
     if (lane == 0) bar_expect(bar, s.tiles*bytes);
     warp_sync();
+#pragma unroll 1
     for (int j = lane; j < s.tiles; j += 32) bulk_load(at + j*p.deep*UNIT, from + (size_t)j*p.KB*UNIT, bytes, bar);
 #else
     for (int j = 0; j < s.tiles; j++) copy_run(at + j*p.deep*UNIT, from + (size_t)j*p.KB*UNIT, bytes);
     arrive_copied(bar);
 #endif
 }
-template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int stage) {
-    const int slot = stage%p.at.x_slots, first = stage*p.deep, boxes = 2*min(p.deep, s.nk - first), column = (s.k0 + first)*128, lane = threadIdx.x%32;
+template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int stage, int slot) {
+    const int first = stage*p.deep, boxes = 2*min(p.deep, s.nk - first), column = (s.k0 + first)*128, lane = threadIdx.x%32;
     uint64_t* bar = (uint64_t*)smem + 32 + slot;
     uint8_t* at = smem + p.at.x + slot*p.at.x_bytes;
 #if ARCH >= 90
     if (lane == 0) bar_expect(bar, boxes*NT*1024);
     warp_sync();
+#pragma unroll 1
     for (int i = lane; i < boxes; i += 32) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
 #else
     (void)map; (void)lane;
@@ -159,7 +162,7 @@ DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectang
     }
 }
 
-template<int NT, int TJ> __global__ void __launch_bounds__(NT > 4 ? 256 : 512, 1) few(const FewArgs p, MAP_PARAM x_map) {
+template<int NT, int TJ> __global__ void __launch_bounds__(32*few_warps(NT, TJ), 1) few(const FewArgs p, MAP_PARAM x_map) {
     SHARED_BYTES(raw);
     uint8_t* smem = align_1024(raw);
     const int lane = threadIdx.x%32, warp = threadIdx.x/32, ranks = cluster_size(), rank = cluster_rank(), groups = gridDim.x/ranks, group = blockIdx.x/ranks;
@@ -176,25 +179,33 @@ template<int NT, int TJ> __global__ void __launch_bounds__(NT > 4 ? 256 : 512, 1
         warp_sync();
     }
     if (ARCH < 90) __syncthreads();
-    if (asks) for (int i = 0; i < min(stages, at.slots); i++) ask_units(p, smem, s, i);
+    if (asks)
+#pragma unroll 1
+        for (int i = 0; i < min(stages, at.slots); i++) ask_units(p, smem, s, i, i);
     grid_launch_next();                                                  // the next kernel may queue its weights behind ours
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
-    if (asks && reads) for (int i = 0; i < min(stages, at.x_slots); i++) ask_tokens<NT>(p, &x_map, smem, s, i);
+    if (asks && reads)
+#pragma unroll 1
+        for (int i = 0; i < min(stages, at.x_slots); i++) ask_tokens<NT>(p, &x_map, smem, s, i, i);
     __syncthreads();
     FewTiles<NT, TJ> t; t.clear();
+    int slot = 0, turn = 0, x_slot = 0, x_turn = 0;                      // places in the rings, and how often they were filled before
     for (int i = 0; i < stages; i++) {
-        uint8_t *x = smem + at.x + i%at.x_slots*at.x_bytes, *units = smem + at.units + i%at.slots*at.slot_bytes;
+        uint8_t *x = smem + at.x + x_slot*at.x_bytes, *units = smem + at.units + slot*at.slot_bytes;
         const int blocks = min(p.deep, s.nk - i*p.deep);
-        bar_wait(bar + i%at.slots, i/at.slots & 1);
+        bar_wait(bar + slot, turn & 1);
         if (reads) {
-            bar_wait(bar + 32 + i%at.x_slots, i/at.x_slots & 1);
+            bar_wait(bar + 32 + x_slot, x_turn & 1);
             if (p.bf16) halve_stage<NT>(x, 2*blocks, p.M);
         }
         if (works && mine < blocks) t.step(units + (first*p.deep + mine)*UNIT, p.deep*UNIT, x + mine*NT*2048, lane);
-        if (i + min(at.slots, at.x_slots) >= stages) continue;
-        __syncthreads();                                                 // all are done with this stage: its place may be filled
-        if (asks && i + at.slots < stages) ask_units(p, smem, s, i + at.slots);
-        if (asks && reads && i + at.x_slots < stages) ask_tokens<NT>(p, &x_map, smem, s, i + at.x_slots);
+        if (i + min(at.slots, at.x_slots) < stages) {
+            __syncthreads();                                             // all are done with this stage: its place may be filled
+            if (asks && i + at.slots < stages) ask_units(p, smem, s, i + at.slots, slot);
+            if (asks && reads && i + at.x_slots < stages) ask_tokens<NT>(p, &x_map, smem, s, i + at.x_slots, x_slot);
+        }
+        if (++slot == at.slots) { slot = 0; turn++; }
+        if (++x_slot == at.x_slots) { x_slot = 0; x_turn++; }
     }
     __syncthreads();                                                     // the rings have been read: sums take their place
     float* sums = (float*)(smem + at.x);

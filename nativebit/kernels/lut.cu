@@ -549,7 +549,7 @@ extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, i
     const void* kernel = nullptr;
 #define PICK_FEW(N, T) if (NT == N && tj == T) kernel = (const void*)few<N, T>;
     EACH_FEW(PICK_FEW)
-    if (!kernel || M < 1 || M > 64 || I%8 || wide < 1 || deep < 1 || wide*deep > (NT > 4 ? 8 : 16) || ranks > KB || ranks != 1 << rank_bits || (ranks > 1 && ARCH < 90)
+    if (!kernel || M < 1 || M > 64 || I%8 || wide < 1 || deep < 1 || wide*deep > few_warps(NT, tj) || ranks > KB || ranks != 1 << rank_bits || (ranks > 1 && ARCH < 90)
         || groups < 1 || (tiles + groups - 1)/groups > wide*tj) return -1;
     const int most = min(1024*kb, most_shared());
     const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most);
