@@ -142,7 +142,7 @@ def few(
     p,             # `PackedMatrix` in units
     groups=None,   # of blocks that share row tiles; None: as few as their warps hold
     ranks=1,       # blocks of a group, a cluster: they share the input; 1, 2, 4 or 8
-    wide=4, deep=2,  # warps of a block: side by side along the rows, and along the input; up to 16, or 8 from M = 33
+    wide=4, deep=2,  # warps of a block: side by side along the rows, and along the input; up to 16, or 8 of tj=2 from M = 33
     tj=2,          # tiles of 16 rows that a warp computes: 1 or 2
     kb=None,       # of shared memory that a block may have; None: all there is
     overlap=1,     # as of `decode`

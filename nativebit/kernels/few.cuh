@@ -21,11 +21,11 @@ struct Rings {
     }
 };
 struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Rings at; };
-constexpr int few_warps(int NT, int TJ) { return NT*TJ > 4 ? 8 : 16; }   // of a block, at most: there are registers for so many
+constexpr int few_warps(int NT, int TJ) { return NT*TJ > 8 ? 8 : 16; }   // of a block, at most: there are registers for so many
 struct Rectangle { int tile, tiles, k0, nk; };   // of the row tiles and column blocks
 
 template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
-    static constexpr bool AFTER = !E4M3 && NT <= 4;   // scales multiply a block's sums, or else its weights: fewer instructions, or fewer registers
+    static constexpr bool AFTER = !E4M3 && NT <= 2;   // scales multiply a block's sums, or else its weights: fewer instructions, or fewer registers
     float acc[TJ][NT][4];
     DEV void clear() {
 #pragma unroll
@@ -40,19 +40,24 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
             if (!AFTER) a[i] = half_mul(a[i], scale[i%2]);
         }
     }
-    // one block of 128 columns: units of the TJ tiles, each `stride` bytes behind the other
-    DEV void step(const uint8_t* units, int stride, const uint8_t* x, int lane) {
+    struct Units {                                                       // of the TJ tiles, or the `have` there are; `stride` bytes from one to the next
         Lane u[TJ];
         uint32_t scale[TJ][2];
-        float sum[TJ][NT][4];
+        DEV void read(const uint8_t* units, int stride, int have, int lane) {
 #pragma unroll
-        for (int j = 0; j < TJ; j++) {
-            read_words(u[j], units + j*stride, lane); read_table(u[j], units + j*stride, lane, 0x80808080u);
-            const uint32_t s = AFTER || E4M3 ? 0 : ((const uint32_t*)(units + j*stride + INDEX_BYTES + TABLE_BYTES))[lane/4];
-            scale[j][0] = prmt(s, 0, 0x1010u); scale[j][1] = prmt(s, 0, 0x3232u);
+            for (int j = 0; j < TJ; j++) {
+                const uint8_t* at = units + (j < have ? j : 0)*stride;
+                read_words(u[j], at, lane); read_table(u[j], at, lane, 0x80808080u);
+                const uint32_t s = AFTER || E4M3 ? 0 : ((const uint32_t*)(at + INDEX_BYTES + TABLE_BYTES))[lane/4];
+                scale[j][0] = prmt(s, 0, 0x1010u); scale[j][1] = prmt(s, 0, 0x3232u);
+            }
         }
+    };
+    // N tiles x one block of 128 columns
+    template<int N> DEV void multiply(const Units& u, const uint8_t* x, int lane) {
+        float sum[N][NT][4];
 #pragma unroll
-        for (int i = 0; i < TJ*NT*4; i++) (&sum[0][0][0])[i] = 0.f;
+        for (int i = 0; i < N*NT*4; i++) (&sum[0][0][0])[i] = 0.f;
         const int row = lane%8, near = row*128 + ((lane/8 ^ row) << 4);   // the lane's row of 16 bytes among four matrices of 8 x 8
 #pragma unroll
         for (int q = 0; q < 4; q++) {
@@ -60,23 +65,23 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
 #pragma unroll
             for (int n = 0; n < NT; n++) load_matrices(b[n], x + (q/2*NT + n)*1024 + (near ^ q%2*64));
 #pragma unroll
-            for (int j = 0; j < TJ; j++)
+            for (int j = 0; j < N; j++)
 #pragma unroll
                 for (int s = 0; s < 2; s++) {
-                    uint32_t a[4]; weights(a, u[j], 2*q + s, scale[j]);
+                    uint32_t a[4]; weights(a, u.u[j], 2*q + s, u.scale[j]);
 #pragma unroll
                     for (int n = 0; n < NT; n++) mma_f16(AFTER ? sum[j][n] : acc[j][n], a, b[n][2*s], b[n][2*s + 1]);
                 }
         }
         if (!AFTER) return;
 #pragma unroll
-        for (int i = 0; i < TJ*NT*4; i++) acc[i/4/NT][i/4%NT][i%4] = fmaf(sum[i/4/NT][i/4%NT][i%4], u[i/4/NT].scale[i%4/2], acc[i/4/NT][i/4%NT][i%4]);
+        for (int i = 0; i < N*NT*4; i++) acc[i/4/NT][i/4%NT][i%4] = fmaf(sum[i/4/NT][i/4%NT][i%4], u.u[i/4/NT].scale[i%4/2], acc[i/4/NT][i/4%NT][i%4]);
     }
-    DEV void store(float* sums, int tile, int pitch, int M, int lane) {  // sums: (M, pitch)
+    DEV void store(float* sums, int tile, int have, int pitch, int M, int lane) {   // sums: (M, pitch)
 #pragma unroll
         for (int i = 0; i < TJ*NT*4; i++) {
             const int token = i/4%NT*8 + lane%4*2 + i%2, row = (tile + i/4/NT)*16 + lane/4 + i%4/2*8;
-            if (token < M) sums[token*pitch + row] = acc[i/4/NT][i/4%NT][i%4];
+            if (token < M && i/4/NT < have) sums[token*pitch + row] = acc[i/4/NT][i/4%NT][i%4];
         }
     }
 };
@@ -168,8 +173,8 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*few_warps(NT, TJ),
     const int lane = threadIdx.x%32, warp = threadIdx.x/32, ranks = cluster_size(), rank = cluster_rank(), groups = gridDim.x/ranks, group = blockIdx.x/ranks;
     const int tile = part(p.tiles, group, groups), k0 = part(p.KB, rank, ranks);
     const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0};
-    const int stages = (s.nk + p.deep - 1)/p.deep, mine = warp/p.wide, wanted = warp%p.wide*TJ, first = min(wanted, s.tiles - TJ);   // an odd tile out goes with one that is done
-    const bool works = wanted < s.tiles && !(p.flags & NO_PRODUCTS), reads = !(p.flags & NO_TOKENS), asks = ARCH < 90 || warp == 0;
+    const int stages = (s.nk + p.deep - 1)/p.deep, mine = warp/p.wide, first = (warp + mine)%p.wide*TJ, have = min(s.tiles - first, TJ);   // in turn, so that those who have less are not all one scheduler's
+    const bool works = have > 0 && !(p.flags & NO_PRODUCTS), reads = !(p.flags & NO_TOKENS), asks = ARCH < 90 || warp == 0;
     const Rings& at = p.at;
     uint64_t* bar = (uint64_t*)smem;
     if (ranks > 1) cluster_arrive_first();
@@ -193,12 +198,16 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*few_warps(NT, TJ),
     for (int i = 0; i < stages; i++) {
         uint8_t *x = smem + at.x + x_slot*at.x_bytes, *units = smem + at.units + slot*at.slot_bytes;
         const int blocks = min(p.deep, s.nk - i*p.deep);
+        typename FewTiles<NT, TJ>::Units u;
         bar_wait(bar + slot, turn & 1);
+        if (works && mine < blocks) u.read(units + (first*p.deep + mine)*UNIT, p.deep*UNIT, have, lane);
         if (reads) {
             bar_wait(bar + 32 + x_slot, x_turn & 1);
             if (p.bf16) halve_stage<NT>(x, 2*blocks, p.M);
         }
-        if (works && mine < blocks) t.step(units + (first*p.deep + mine)*UNIT, p.deep*UNIT, x + mine*NT*2048, lane);
+        if (works && mine < blocks) {
+            if (have == TJ) t.template multiply<TJ>(u, x + mine*NT*2048, lane); else t.template multiply<1>(u, x + mine*NT*2048, lane);
+        }
         if (i + min(at.slots, at.x_slots) < stages) {
             __syncthreads();                                             // all are done with this stage: its place may be filled
             if (asks && i + at.slots < stages) ask_units(p, smem, s, i + at.slots, slot);
@@ -209,7 +218,7 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*few_warps(NT, TJ),
     }
     __syncthreads();                                                     // the rings have been read: sums take their place
     float* sums = (float*)(smem + at.x);
-    if (wanted < s.tiles) t.store(sums + mine*p.M*(16*s.tiles + 4), first, 16*s.tiles + 4, p.M, lane);
+    t.store(sums + mine*p.M*(16*s.tiles + 4), first, have, 16*s.tiles + 4, p.M, lane);
     __syncthreads();
     finish(p, sums, (float*)(smem + at.parts), s, ranks, rank);
 }

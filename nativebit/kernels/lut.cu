@@ -545,7 +545,7 @@ extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, i
                              int groups, int ranks, int wide, int deep, int tj, int kb, int overlap, int flags, void* stream) {
     const int tiles = (O + 15)/16, KB = (I + 127)/128, rank_bits = ranks == 2 ? 1 : ranks == 4 ? 2 : ranks == 8 ? 3 : 0;
     const int NT = M <= 8 ? 1 : M <= 16 ? 2 : M <= 32 ? 4 : 8;
-    tj = max(1, min(tj, tiles)); groups = min(groups, tiles/tj);         // each has TJ tiles at least
+    groups = min(groups, tiles);                                         // each has a tile
     const void* kernel = nullptr;
 #define PICK_FEW(N, T) if (NT == N && tj == T) kernel = (const void*)few<N, T>;
     EACH_FEW(PICK_FEW)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'TOKENS', 'config_key', 'tuned', 'decode_bytes', 'prefill_bm', 'Gpu', 'this_gpu', 'few_bytes',
-           'few_eights', 'few_cost', 'few_configs', 'default_config', 'choose', 'run_config', 'lut_linear']
+           'few_eights', 'few_alone', 'few_cost', 'few_configs', 'default_config', 'choose', 'run_config', 'lut_linear']
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #3e4fa0e6
 import json
@@ -76,29 +76,38 @@ def few_eights(M):
     "Groups of 8 tokens that a kernel is compiled for."
     return next(n for n in (1, 2, 4, 8) if M <= 8*n)
 
+def few_alone(M, c, gpu):
+    "Whether a block leaves no room on a processor for the next kernel's: in shared memory, or among 64 K registers."
+    registers = {1: 80, 2: 100, 4: 116, 8: 128, 16: 176}[few_eights(M)*c['tj']]   # of a thread, at most
+    return c['kb'] > _half(gpu) or 64*c['wide']*c['deep']*registers > 65536
+
+def _half(gpu):
+    "Of a processor's shared memory, in KB; a block takes one more."
+    return (gpu.shared + 1024)//2048 - 1
+
 def few_cost(tiles, blocks, M, bits, c, gpu):
-    "A guess at the µs of a product: instructions, products or shared memory of the busiest processor, and activations."
-    NT, wide, deep, tj = few_eights(M), c['wide'], c['deep'], c['tj']
+    "A guess at the µs of a product: what the busiest processor computes, its activations, what can't overlap."
+    n, nk, NT = -(-tiles//c['groups']), -(-blocks//c['ranks']), few_eights(M)
     room = gpu.processors - (gpu.processors % 16 if c['ranks'] > 2 else 0)   # a cluster stays within 16 or 18
-    nk, per = -(-blocks//c['ranks']), -(-c['groups']*c['ranks']//room)
-    stages, one = -(-nk//deep), (100, 115, 190)[bits - 2] + NT*(12 + 4/tj)   # of one unit and warp
-    units = per*wide*tj*deep*stages                                          # of a processor, idle places too
-    cycles = max(units*max(one/4, 10*NT, 8 + 16*NT/tj), stages*(150 + 1.5*tj*one))
-    x = nk*256*M*max(c['groups']*c['ranks']/5.5e6, per/1e5)                  # of all, of one processor
-    return max(cycles/1700, x) + .3*min(cycles/1700, x) + (c['ranks'] > 1)
+    per, stages = -(-c['groups']*c['ranks']//room), -(-nk//c['deep'])        # blocks of a processor, steps of a warp
+    one = (100, 115, 190)[bits - 2] + NT*(12 + 4/c['tj'])                    # instructions of a warp for a unit
+    cycles = max(per*n*c['deep']*stages*max(one/4, 13*NT, 8 + 16*NT/c['tj']),
+                 per*stages*(200 + 1.6*c['tj']*one))
+    x = nk*256*M*max(c['groups']*c['ranks']/5.5e6, per/1e5)                  # from L2: of all, of one processor
+    waits = (per > 1 or few_alone(M, c, gpu))*tiles*blocks*(256*bits + 160)/6e6
+    return max(cycles/1700, x) + .3*min(cycles/1700, x) + (c['ranks'] > 1) + waits
 
 @lru_cache(4096)
 def few_configs(shape, M, bits, gpu):
     "Ways to multiply with `cuda.few`, the likely fastest first."
     tiles, blocks, out = -(-shape[0]//16), -(-shape[1]//128), []
-    for n, ranks, deep, tj in product(range(1, 17), (1, 2, 4, 8), (1, 2, 3, 4, 5, 6, 8), (1, 2)):
+    for n, ranks, deep, tj in product(range(1, 17), (1, 2, 4, 8), (1, 2, 3, 4, 5, 6, 7, 8), (1, 2)):
         c = dict(groups=-(-tiles//n), ranks=ranks, wide=-(-n//tj), deep=deep, tj=tj)
-        if (tj > tiles//c['groups'] or c['wide']*deep > (8 if M > 32 else 16) or deep*ranks > max(blocks, 1)
-            or ranks > 1 and (gpu.arch < 90 or blocks < 2*ranks)): continue
-        need, half = few_bytes(tiles, blocks, M, bits, c), (gpu.shared + 1024)//2048 - 1
-        if need > gpu.shared: continue
-        c['kb'] = half if need <= 1024*half else gpu.shared//1024
-        out.append((few_cost(tiles, blocks, M, bits, c, gpu), len(out), c))
+        most = 8 if few_eights(M)*tj > 8 else 16
+        if tj > n or c['wide']*deep > most or deep*ranks > blocks or ranks > 1 and gpu.arch < 90: continue
+        need = few_bytes(tiles, blocks, M, bits, c)
+        c['kb'] = _half(gpu) if need <= 1024*_half(gpu) else gpu.shared//1024
+        if need <= gpu.shared: out.append((few_cost(tiles, blocks, M, bits, c, gpu), len(out), c))
     return [dict(backend='few', **c) for *_, c in sorted(out)]
 
 def default_config(
