@@ -9,12 +9,13 @@ enum FewFlags { NO_TOKENS = 4 };   // beside NO_PRODUCTS and NO_WAIT: activation
 // Shared memory of a block, at least 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
 struct Rings {
     int stages, x, x_slots, x_bytes, units, slots, slot_bytes, parts, bytes;
-    Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room) {
+    Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room, int ahead) {   // ahead: bytes of activations that should be on their way
         stages = (blocks + deep - 1)/deep; x_bytes = deep*NT*2048; slot_bytes = (tiles*deep*UNIT + 127)/128*128;
         const int least = min(stages, 2), most = min(stages, 32), sums = 4*deep*M*(16*tiles + 4);
         const int sent = ranks > 1 ? 4*ranks*M*16*((tiles + ranks - 1)/ranks) : 0;   // (rank, token, row) of the tiles that this block writes
         room -= 2048 + sent;
-        slots = min(most, (room - least*x_bytes)/slot_bytes);
+        const int wanted = min(most, max(least, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/x_bytes)));
+        slots = min(most, (room - wanted*x_bytes)/slot_bytes);
         x_slots = slots < least ? 0 : min(most, (room - slots*slot_bytes)/x_bytes);
         x = 1024; units = x + x_slots*x_bytes;
         parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent + 1024;   // sums lie where the rings were

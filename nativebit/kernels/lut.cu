@@ -540,9 +540,9 @@ template<int BM> static int launch_prefill(PrefillArgs p, const void* units, con
     return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
 }
 #endif
-// groups: of blocks that share row tiles; kb: of shared memory for a block, at most
+// groups: of blocks that share row tiles; kb: of shared memory for a block, at most; ahead: KB of activations on their way
 extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16,
-                             int groups, int ranks, int wide, int deep, int tj, int kb, int overlap, int flags, void* stream) {
+                             int groups, int ranks, int wide, int deep, int tj, int kb, int ahead, int overlap, int flags, void* stream) {
     const int tiles = (O + 15)/16, KB = (I + 127)/128, rank_bits = ranks == 2 ? 1 : ranks == 4 ? 2 : ranks == 8 ? 3 : 0;
     const int NT = M <= 8 ? 1 : M <= 16 ? 2 : M <= 32 ? 4 : 8;
     groups = min(groups, tiles);                                         // each has a tile
@@ -552,7 +552,7 @@ extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, i
     if (!kernel || M < 1 || M > 64 || I%8 || wide < 1 || deep < 1 || wide*deep > few_warps(NT, tj) || ranks > KB || ranks != 1 << rank_bits || (ranks > 1 && ARCH < 90)
         || groups < 1 || (tiles + groups - 1)/groups > wide*tj) return -1;
     const int most = min(1024*kb, most_shared());
-    const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most);
+    const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most, 1024*ahead);
     if (at.x_slots < min(at.stages, 2) || at.bytes > most) return -2;
     FewArgs p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, scale, bf16, flags, at};
     Map map = {};
