@@ -12,7 +12,8 @@ from bench import header
 from tune import few_configs
 
 TOKENS = (16, 8, 64, 2, 32) if not REHEARSE else (3, 33)
-LEFT_OUT = {'one launch after the other': dict(overlap=0), 'no products': dict(flags=1), 'no activations': dict(flags=4), 'neither': dict(flags=5), 'neither, no waiting': dict(flags=7)}
+OTHERWISE = {'one launch after the other': dict(overlap=0), 'no products': dict(flags=1), 'no activations': dict(flags=4), 'neither': dict(flags=5), 'neither, no waiting': dict(flags=7),
+            'activations copied by threads': dict(copied=1), '64 KB of activations ahead': dict(ahead=64), 'all shared memory': dict(kb=None)}
 
 def before(p, M):
     "What a product took before `few`: what was tuned, or the default."
@@ -71,7 +72,7 @@ class Bench:
         tuned = [self.fastest(layers, i, M, geometry) for i in range(len(SHAPES))]
         one('few, tuned', tuned, configs=tuned)
         if (geometry, M) not in (('int8', 16), ('int8', 64)): return
-        for name, change in LEFT_OUT.items(): one(f'few, {name}', [dict(c, **change) for c in tuned], check=False)
+        for name, change in OTHERWISE.items(): one(f'few, {name}', [dict(c, **change) for c in tuned], check=False)
         self.row('few, bf16 activations', geometry, M, self.bfloats(layers, M, tuned), **self.checked(layers, M, tuned, torch.bfloat16))
 
     def bfloats(self, layers, M, cfgs):

@@ -30,14 +30,16 @@ def decode_configs(shape, M, act='float', most=28):
     return [c for q in out.values() for _, c in sorted(q, key=lambda t: t[0])[:most//len(out)]]
 
 def few_configs(shape, M, geometry, most=16):
-    "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and these with all the shared memory or more activations ahead."
+    "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and of the likeliest with all the shared memory, copies by threads, more activations ahead."
     gpu, out, seen = ops.Gpu(80, 3, 101376) if REHEARSE else ops.this_gpu(), [], {}
     for c in ops.few_configs(tuple(shape), M, GEOMETRIES[geometry][0], gpu):
         key = c['ranks'], -(-shape[0]//16//c['groups'])
         seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= 2: out += [c] if len(out) > most//2 else [c, dict(c, ahead=64)] if c['kb'] == gpu.shared//1024 or len(out)%4 else [c, dict(c, kb=gpu.shared//1024)]
+        if seen[key] > 2: continue
+        others = [dict(c, kb=gpu.shared//1024)]*(c['kb'] < gpu.shared//1024) + [dict(c, copied=1)]*(gpu.arch >= 90) + [dict(c, ahead=64)]
+        out += [c, *others[:max(0, 4 - len(out)//2)]]                    # of the likeliest all variants, of others fewer
         if len(out) >= most: break
-    return out
+    return out[:most]
 
 def prefill_configs(M): return [dict(backend='prefill', bm=bm) for bm in ((64, 96, 128, 160, 192, 256) if not REHEARSE else (64,)) if bm < 2*M and bm*16 >= M]
 

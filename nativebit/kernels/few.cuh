@@ -21,7 +21,7 @@ struct Rings {
         parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent + 1024;   // sums lie where the rings were
     }
 };
-struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Rings at; };
+struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits, copied; float scale; int bf16, flags; Rings at; };
 constexpr int few_warps(int NT, int TJ) { return NT*TJ > 8 ? 8 : 16; }   // of a block, at most: there are registers for so many
 struct Rectangle { int tile, tiles, k0, nk; };   // of the row tiles and column blocks
 
@@ -87,7 +87,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
     }
 };
 
-// ask for a stage, for a place in the ring: by one warp, or below 90 by all threads
+// ask for a stage, for a place in the ring; of weights: by one warp, or below 90 by all threads
 DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stage, int slot) {
     const int first = stage*p.deep, bytes = min(p.deep, s.nk - first)*UNIT, lane = threadIdx.x%32;
     uint64_t* bar = (uint64_t*)smem + slot;
@@ -103,23 +103,24 @@ DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stag
     arrive_copied(bar);
 #endif
 }
+// by tensor copies of one warp, or by all threads
 template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int stage, int slot) {
-    const int first = stage*p.deep, boxes = 2*min(p.deep, s.nk - first), column = (s.k0 + first)*128, lane = threadIdx.x%32;
+    const int first = stage*p.deep, boxes = 2*min(p.deep, s.nk - first), column = (s.k0 + first)*128;
     uint64_t* bar = (uint64_t*)smem + 32 + slot;
     uint8_t* at = smem + p.at.x + slot*p.at.x_bytes;
-#if ARCH >= 90
-    if (lane == 0) bar_expect(bar, boxes*NT*1024);
-    warp_sync();
+    if (ARCH >= 90 && !p.copied) {
+        if (threadIdx.x == 0) bar_expect(bar, boxes*NT*1024);
+        warp_sync();
 #pragma unroll 1
-    for (int i = lane; i < boxes; i += 32) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
-#else
-    (void)map; (void)lane;
-    for (int i = threadIdx.x; i < boxes*p.M*8; i += blockDim.x) {        // 16 bytes each
-        const int token = i/8%p.M, box = i/8/p.M, c = column + 64*box + i%8*8;
-        copy_piece(at + (box*NT*8 + token)*128 + ((i%8 ^ token%8) << 4), (const uint16_t*)p.x + (size_t)token*p.I + (c < p.I ? c : 0), c < p.I);
+        for (int i = threadIdx.x; i < boxes; i += 32) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
+        return;
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < boxes*NT*64; i += blockDim.x) {        // 16 bytes each
+        const int token = i/8%(8*NT), c = column + i/(NT*64)*64 + i%8*8;
+        if (token < p.M) copy_piece(at + ((i - i%8) + (i%8 ^ token%8))*16, (const uint16_t*)p.x + (size_t)token*p.I + (c < p.I ? c : 0), c < p.I);
     }
     arrive_copied(bar);
-#endif
 }
 template<int NT> DEV void halve_stage(uint8_t* at, int boxes, int M) {
     for (int i = threadIdx.x; i < boxes*NT*64; i += blockDim.x) {
@@ -175,22 +176,23 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*few_warps(NT, TJ),
     const int tile = part(p.tiles, group, groups), k0 = part(p.KB, rank, ranks);
     const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0};
     const int stages = (s.nk + p.deep - 1)/p.deep, mine = warp/p.wide, first = (warp + mine)%p.wide*TJ, have = min(s.tiles - first, TJ);   // in turn, so that those who have less are not all one scheduler's
-    const bool works = have > 0 && !(p.flags & NO_PRODUCTS), reads = !(p.flags & NO_TOKENS), asks = ARCH < 90 || warp == 0;
+    const bool works = have > 0 && !(p.flags & NO_PRODUCTS), reads = !(p.flags & NO_TOKENS), asks = ARCH < 90 || warp == 0, asks_x = reads && (p.copied || warp == 0);
     const Rings& at = p.at;
     uint64_t* bar = (uint64_t*)smem;
     if (ranks > 1) cluster_arrive_first();
     if (warp == 0) {
         if (lane < at.slots) bar_init(bar + lane, ARCH >= 90 ? 1 : blockDim.x);
-        if (lane < at.x_slots) bar_init(bar + 32 + lane, ARCH >= 90 ? 1 : blockDim.x);
+        if (lane < at.x_slots) bar_init(bar + 32 + lane, p.copied ? blockDim.x : 1);
+        if (ARCH >= 90 && lane == 0 && !p.copied) fetch_map(&x_map);
         warp_sync();
     }
-    if (ARCH < 90) __syncthreads();
+    if (ARCH < 90 || p.copied) __syncthreads();
     if (asks)
 #pragma unroll 1
         for (int i = 0; i < min(stages, at.slots); i++) ask_units(p, smem, s, i, i);
     grid_launch_next();                                                  // the next kernel may queue its weights behind ours
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
-    if (asks && reads)
+    if (asks_x)
 #pragma unroll 1
         for (int i = 0; i < min(stages, at.x_slots); i++) ask_tokens<NT>(p, &x_map, smem, s, i, i);
     __syncthreads();
@@ -212,7 +214,7 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*few_warps(NT, TJ),
         if (i + min(at.slots, at.x_slots) < stages) {
             __syncthreads();                                             // all are done with this stage: its place may be filled
             if (asks && i + at.slots < stages) ask_units(p, smem, s, i + at.slots, slot);
-            if (asks && reads && i + at.x_slots < stages) ask_tokens<NT>(p, &x_map, smem, s, i + at.x_slots, x_slot);
+            if (asks_x && i + at.x_slots < stages) ask_tokens<NT>(p, &x_map, smem, s, i + at.x_slots, x_slot);
         }
         if (++slot == at.slots) { slot = 0; turn++; }
         if (++x_slot == at.x_slots) { x_slot = 0; x_turn++; }

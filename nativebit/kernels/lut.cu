@@ -540,9 +540,9 @@ template<int BM> static int launch_prefill(PrefillArgs p, const void* units, con
     return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
 }
 #endif
-// groups: of blocks that share row tiles; kb: of shared memory for a block, at most; ahead: KB of activations on their way
+// groups: of blocks that share row tiles; kb: of shared memory for a block, at most; ahead: KB of activations on their way; copied: 1: threads copy them, as below 90 they must
 extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16,
-                             int groups, int ranks, int wide, int deep, int tj, int kb, int ahead, int overlap, int flags, void* stream) {
+                             int groups, int ranks, int wide, int deep, int tj, int kb, int ahead, int copied, int overlap, int flags, void* stream) {
     const int tiles = (O + 15)/16, KB = (I + 127)/128, rank_bits = ranks == 2 ? 1 : ranks == 4 ? 2 : ranks == 8 ? 3 : 0;
     const int NT = M <= 8 ? 1 : M <= 16 ? 2 : M <= 32 ? 4 : 8;
     groups = min(groups, tiles);                                         // each has a tile
@@ -554,10 +554,10 @@ extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, i
     const int most = min(1024*kb, most_shared());
     const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most, 1024*ahead);
     if (at.x_slots < min(at.stages, 2) || at.bytes > most) return -2;
-    FewArgs p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, scale, bf16, flags, at};
+    FewArgs p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, copied || ARCH < 90, scale, bf16, flags, at};
     Map map = {};
     int e = prefer_shared(kernel);
-    if (!e && ARCH >= 90) e = make_map(&map, x, I, M, 8*NT);
+    if (!e && !p.copied) e = make_map(&map, x, I, M, 8*NT);
     if (e) return e;
     void* args[] = {&p, &map};
     return launch(kernel, args, groups*ranks, 32*wide*deep, ranks, at.bytes, overlap, stream);

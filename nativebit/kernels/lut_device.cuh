@@ -169,10 +169,16 @@ DEV uint32_t half_sub(uint32_t a, uint32_t b) { uint32_t d; asm("sub.rn.f16x2 %0
 // a box of 64 columns x rows of a row-major fp16 matrix; beyond its edges come zeros
 typedef CUtensorMap Map;
 #define MAP_PARAM const __grid_constant__ Map
+#if ARCH >= 90
 DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
         :: "r"(saddr(dst)), "l"(map), "r"(saddr(bar)), "r"(column), "r"(row) : "memory");
 }
+DEV void fetch_map(const Map* map) { asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory"); }   // before the first copy needs it
+#else
+DEV void box_load(void*, const Map*, int, int, uint64_t*) {}
+DEV void fetch_map(const Map*) {}
+#endif
 // the units of 8 row tiles x one block of columns, one behind the other; beyond the last tile come zeros
 DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint64_t* bar) { box_load(dst, map, kb*(unit/8), tile, bar); }
 static int encode_map(Map* map, CUtensorMapDataType type, const void* p, uint64_t columns, uint64_t rows, uint64_t row_bytes, uint32_t box_columns, uint32_t box_rows, CUtensorMapSwizzle swizzle) {
