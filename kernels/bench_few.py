@@ -3,7 +3,7 @@
     python kernels/bench_few.py --minutes 1.5     writes data/results/few.jsonl, what is most wanted first
     python kernels/bench_few.py --rehearse        a CPU, tiny shapes, the CUDA source lane by lane
 """
-import argparse, os, sys
+import argparse, sys
 from pathlib import Path
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, say, write
 import torch
@@ -102,13 +102,12 @@ def main():
     if not REHEARSE and not torch.cuda.is_available(): sys.exit('error: this measures an NVIDIA GPU; --rehearse tries the program on a CPU')
     out = Path(ROOT/'logs'/'few_rehearsal.jsonl' if REHEARSE else a.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = out.with_name(f'.{out.name}.tmp'); tmp.unlink(missing_ok=True)
+    out.unlink(missing_ok=True)
     build_libraries(list(GEOMETRIES.values()))
-    try:
-        with torch.inference_mode():
-            write(tmp, dict(header(copy_bandwidth()), command=' '.join(['python', 'kernels/bench_few.py', *sys.argv[1:]])))
-            run(Bench(tmp, Clock(a.minutes)))
-    finally:
-        if tmp.exists(): os.replace(tmp, out); say(f'wrote {out}')
+    clock = Clock(a.minutes)
+    with torch.inference_mode():
+        write(out, dict(header(copy_bandwidth()), command=' '.join(['python', 'kernels/bench_few.py', *sys.argv[1:]])))
+        run(Bench(out, clock))
+    say(f'wrote {out}')
 
 if __name__ == '__main__': main()
