@@ -29,6 +29,18 @@ def decode_configs(shape, M, act='float', most=28):
         out.setdefault((ranks, waves), []).append((decode_cost(tiles, blocks, M, c), c))
     return [c for q in out.values() for _, c in sorted(q, key=lambda t: t[0])[:most//len(out)]]
 
+def few_configs(shape, M, geometry, most=16):
+    "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and of the likeliest with all the shared memory, copies by threads, more activations ahead."
+    gpu, out, seen = ops.Gpu(80, 3, 101376) if REHEARSE else ops.this_gpu(), [], {}
+    for c in ops.few_configs(tuple(shape), M, GEOMETRIES[geometry][0], gpu):
+        key = c['ranks'], -(-shape[0]//16//c['groups'])
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] > 2: continue
+        others = [dict(c, kb=gpu.shared//1024)]*(c['kb'] < gpu.shared//1024) + [dict(c, copied=1)]*(gpu.arch >= 90) + [dict(c, ahead=64)]
+        out += [c, *others[:max(0, 4 - len(out)//2)]]                    # of the likeliest all variants, of others fewer
+        if len(out) >= most: break
+    return out[:most]
+
 def prefill_configs(M): return [dict(backend='prefill', bm=bm) for bm in ((64, 96, 128, 160, 192, 256) if not REHEARSE else (64,)) if bm < 2*M and bm*16 >= M]
 
 def triton_configs(M):
@@ -110,6 +122,7 @@ def bf16_stack(out, M):
 def small(shape, M, cfg):
     "The same, small enough for a rehearsal."
     if 'bm' in cfg: return (131, 256), 70, dict(cfg, bm=64)
+    if cfg.get('backend') == 'few': return (shape[0] % 2560 or 256, 256), M, dict(cfg, groups=None, ranks=1, wide=8, deep=1, tj=2)
     return (48 + shape[0] % 2560, 256 + shape[1] % 2560), M, dict(cfg, clusters=2, ranks=min(cfg.get('ranks', 2), 2), wide=1, deep=min(cfg.get('deep', 1), 2), tj=1)
 
 def stage_smoke(t):
@@ -117,12 +130,13 @@ def stage_smoke(t):
     stage_chain(t)
     for geometry, (bits, kind) in GEOMETRIES.items():
         for shape, M, cfg in [((2560, 2560), 1, {}), ((2568, 2600), 3, dict(clusters=132, ranks=1, wide=2, deep=5)), ((2560, 2560), 16, dict(clusters=33, ranks=4, wide=4, tj=2)),
-                              ((2560, 2560), 1, dict(clusters=33, ranks=4, wide=5, deep=3)), ((2568, 2600), 9, dict(clusters=66, ranks=2, wide=3, deep=2, overlap=0)), ((2560, 2560), 7, dict(activations='int8')),
+                              ((2560, 2560), 1, dict(clusters=33, ranks=4, wide=5, deep=3)), ((2568, 2600), 9, dict(clusters=66, ranks=2, wide=3, deep=2, overlap=0)),
+                              ((2568, 2600), 16, dict(backend='few', ranks=2, wide=4, deep=2, tj=1)), ((2561, 2560), 7, dict(backend='few', wide=3, deep=5, tj=2)), ((2560, 6912), 33, dict(backend='few', wide=4, deep=2, kb=113)), ((2560, 2560), 7, dict(activations='int8')),
                               ((2568, 2600), 70, dict(bm=64)), ((2561, 2560), 300, dict(bm=96)), ((2560, 2560), 300, dict(bm=128)), ((2560, 2560), 600, dict(bm=160)), ((2568, 2560), 600, dict(bm=192)), ((2560, 2560), 600, dict(bm=256))]:
             if kind != 'int8' and 'activations' in cfg: continue
             if REHEARSE and (cfg.get('bm', 0) > 64 or geometry == '4bit'): continue
             if REHEARSE: shape, M, cfg = small(shape, M, cfg)
-            backend, p = 'prefill' if 'bm' in cfg else 'decode', random_packed(shape, bits, kind)
+            backend, p = cfg.get('backend') or ('prefill' if 'bm' in cfg else 'decode'), random_packed(shape, bits, kind)
             for dtype in (torch.float16, torch.bfloat16)[:1 if REHEARSE else 2]:
                 x = activations(M, shape[1], dtype)
                 try: y = ops.run_config(x, p, dict(cfg, backend=backend)); e = error(y, exact_part(x, p)); again = torch.equal(y, ops.run_config(x, p, dict(cfg, backend=backend)))
@@ -135,7 +149,8 @@ def stage_chain(t, n=12):
     "Products that feed each other, in one graph, must be the same bits with and without overlapping launches."
     d, n = (256, 2) if REHEARSE else (2560, n)
     layers = [random_packed((d, d), 3, 'int8') for _ in range(n)]
-    for M, cfg in ((1, dict(backend='decode', clusters=132, ranks=1, wide=1, deep=8)), (1, dict(backend='decode', clusters=33, ranks=4)), (16, dict(backend='decode', wide=4)), (300, dict(backend='prefill', bm=128 if not REHEARSE else 64))):
+    for M, cfg in ((1, dict(backend='decode', clusters=132, ranks=1, wide=1, deep=8)), (1, dict(backend='decode', clusters=33, ranks=4)), (16, dict(backend='decode', wide=4)),
+                   (16, dict(backend='few', groups=80, wide=2, deep=4, tj=1)), (64, dict(backend='few', groups=32, ranks=4, wide=5, deep=1, tj=1)), (300, dict(backend='prefill', bm=128 if not REHEARSE else 64))):
         if REHEARSE: _, M, cfg = small((d, d), M, cfg)
         x = activations(M, d)
         def chain(overlap):
@@ -196,6 +211,13 @@ def stage_layer(t, geometry='int8', context=512, others=5):
     half_x = {s[1]: half(1, s[1]) for s in shapes}
     alone = graph_ms(products, reps=20); write(t.out, dict(stack=geometry, M=1, backend='decode', act='float', change='configurations of whole layers', ms=alone)); say(f'   their products alone: {alone:.4f} ms')
 
+def stage_few(t, Ms=(16, 8, 64, 4, 32, 2)):
+    for M in Ms if not REHEARSE else (3, 33):
+        for geometry in GEOMETRIES if not REHEARSE else ('int8',):
+            if t.clock.left < 1: return say('   time is up')
+            for s in SHAPES: t.shape(s, geometry, M, few_configs(s, M, geometry, 16 if not REHEARSE else 2), layers=LAYERS)
+            t.stack(geometry, M, 'few', others=1, changes=ABLATIONS if (geometry, M) == ('int8', 16) else ())
+
 def stage_prefill(t, Ms=(512, 2048)):
     for M in Ms:
         bf16_stack(t.out, M)
@@ -219,7 +241,7 @@ def stage_bf16(t):
     for M in (1, 16): bf16_stack(t.out, M)
 
 PARTS = dict(bf16=(stage_bf16, 20), floor=(stage_floor, 5), decode=(stage_decode, 70), layer=(stage_layer, 20), lutb=(lambda t: stage_decode(t, 'lut-b'), 45),
-             layer_lutb=(lambda t: stage_layer(t, 'lut-b'), 20), prefill=(stage_prefill, 40), int=(stage_int, 15), rest=(stage_rest, 30))
+             layer_lutb=(lambda t: stage_layer(t, 'lut-b'), 20), prefill=(stage_prefill, 40), int=(stage_int, 15), few=(stage_few, 90), rest=(stage_rest, 30))
 
 def stage_main(t):
     "Everything of CUDA, each part within its seconds."
@@ -241,8 +263,8 @@ def stage_profile(t):
         for _ in range(8):
             for p in matrices: ops.run_config(x, p, cfg)
 
-STAGES = dict(smoke=stage_smoke, main=stage_main, triton=stage_triton, profile=stage_profile)
-LEAVE = dict(smoke=60, main=50, triton=2, profile=0)   # seconds each leaves for those behind it
+STAGES = dict(smoke=stage_smoke, main=stage_main, few=stage_few, triton=stage_triton, profile=stage_profile)
+LEAVE = dict(smoke=60, main=50, few=2, triton=2, profile=0)   # seconds each leaves for those behind it
 
 def table(jsonl, device):
     "The fastest CUDA configuration of each shape, from all timings."
@@ -252,7 +274,7 @@ def table(jsonl, device):
         bits, kind = GEOMETRIES[r['geometry']]
         key = ops.config_key(tuple(r['shape']), bits, kind, r['M'], r.get('activations', 'float'))
         cfg = {k: v for k,v in r.items() if k not in ('shape', 'geometry', 'M', 'error', 'gb_s', 'chosen')}
-        ours, rank = cfg['backend'] in ('decode', 'prefill'), (int(r.get('chosen', 0)), -r['ms'])   # what was best in whole layers goes before what was best in the stack, and that before what was best alone
+        ours, rank = cfg['backend'] in ('decode', 'few', 'prefill'), (int(r.get('chosen', 0)), -r['ms'])   # what was best in whole layers goes before what was best in the stack, and that before what was best alone
         if ours and rank > best.get(key, ((0, -1e9),))[0]: best[key] = rank, dict(cfg, ms=round(r['ms'], 5))
     return dict(device=device, torch=torch.__version__, configs={k: c for k, (_, c) in sorted(best.items())})
 

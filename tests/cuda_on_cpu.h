@@ -106,6 +106,13 @@ DEV void mma_s8(int* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
     }
     meet();
 }
+DEV void load_matrices(uint32_t* d, const void* row) {
+    const uint32_t at = (const uint8_t*)row - here->shared;
+    need(at%16 == 0, "a row of a matrix off its 16-byte boundary");
+    warp().in[lane_id()][0] = at; meet();
+    for (int i = 0; i < 4; i++) memcpy(d + i, here->shared + warp().in[i*8 + lane_id()/4][0] + lane_id()%4*4, 4);
+    meet();
+}
 DEV uint32_t shfl(uint32_t v, int lane) {
     warp().in[lane_id()][0] = v; meet();
     uint32_t got = warp().in[lane][0]; meet();
@@ -184,21 +191,28 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {
     need((const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a bulk copy from outside the matrix");
     memcpy(dst, src, bytes); bar_bytes(bar, bytes);
 }
-DEV void copy_together(void* dst, const void* src, int bytes, uint64_t* bar) {
-    need((uintptr_t)dst%16 == 0 && (uintptr_t)src%16 == 0 && bytes%16 == 0, "a copy off its 16-byte boundary");
-    need((const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a copy from outside the matrix");
-    for (int i = 16*threadIdx.x; i < bytes; i += 16*blockDim.x) memcpy((uint8_t*)dst + i, (const uint8_t*)src + i, 16);
-    bar_arrive(bar);
+DEV void async_fence() {}
+DEV void copy_piece(void* dst, const void* src, bool inside) {
+    need((uintptr_t)dst%16 == 0 && (uintptr_t)src%16 == 0, "a copy off its 16-byte boundary");
+    if (inside) memcpy(dst, src, 16); else memset(dst, 0, 16);
 }
+DEV void copy_run(void* dst, const void* src, int bytes) {
+    need(bytes%16 == 0 && (const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a copy from outside the matrix");
+    for (int i = 16*threadIdx.x; i < bytes; i += 16*blockDim.x) copy_piece((uint8_t*)dst + i, (const uint8_t*)src + i, true);
+}
+DEV void arrive_copied(uint64_t* bar) { bar_arrive(bar); }
+DEV void copy_together(void* dst, const void* src, int bytes, uint64_t* bar) { copy_run(dst, src, bytes); arrive_copied(bar); }
 // boxes of a matrix and products of a warpgroup, in the order of the 128-byte swizzle
 struct Map { const uint16_t* x; int columns, rows, box_rows; };
 #define MAP_PARAM const Map
 static inline int make_map(Map* map, const void* x, int columns, int rows, int box_rows) { *map = {(const uint16_t*)x, columns, rows, box_rows}; return columns%8 ? -4 : 0; }
+static inline int prefer_shared(const void*) { return 0; }
 static inline int processors() { return 3; }
 static inline int most_shared() { return ARCH < 90 ? 101376 : 232448; }   // as an RTX 4090 has, and an H100
 static inline uint8_t* align_1024(uint8_t* p) { return p; }
 static inline uint32_t saddr(const void* p) { return (const uint8_t*)p - here->shared; }
 static inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+DEV void fetch_map(const Map*) {}
 DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
     need(saddr(dst)%1024 == 0, "a box off its 1024-byte boundary");
     for (int r = 0; r < map->box_rows; r++) for (int c = 0; c < 64; c++) {
@@ -258,6 +272,7 @@ DEV void cluster_arrive_first() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() { pthread_barrier_wait(&here->cluster->sync); }
 DEV void store_in_rank(float* p, uint32_t rank, float v) { *(float*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)) = v; }
+DEV void store4_in_rank(float* p, uint32_t rank, const float* v) { need((uintptr_t)p%16 == 0, "a 16-byte store off its boundary"); for (int i = 0; i < 4; i++) store_in_rank(p + i, rank, v[i]); }
 
 // one cluster after the other; shared memory starts full of NaNs and may not be written past its end
 static void call(const void* kernel, void** args);   // defined behind the kernels: knows their parameters

@@ -52,11 +52,20 @@ def test_odd_inputs_go_the_slow_way():
 def test_defaults_fit_shared_memory():
     lib = on_cpu(3, 'int8')
     for o, i, M in ((13824, 2560, 16), (2560, 6912, 16), (32000, 8192, 1), (8192, 28672, 16), (64, 128, 2), (8, 2048, 1)):
-        for bits in (2, 3, 4): assert ops.decode_bytes(-(-o//16), -(-i//128), M, bits, *[ops.default_config((o, i), M, True, bits=bits)[k] for k in ('clusters', 'ranks')]) < 231_000
-    for o, i in ((8, 2048), (40, 136)):
-        p, x = layout.random_matrix(o, i, 3, 'int8'), torch.randn(2, i).half()
-        kw = {k: v for k,v in ops.default_config((o, i), 2, True).items() if k != 'backend'}
-        assert layout.relative_error(cuda.decode(x, p, lib=lib, **kw), x, p) < 5e-4
+        for bits in (2, 3, 4): assert ops.decode_bytes(-(-o//16), -(-i//128), M, bits, *[ops.default_config((o, i), M, True, 'int8', bits)[k] for k in ('clusters', 'ranks')]) < 231_000
+    for (o, i), M, act in (((8, 2048), 2, 'int8'), ((40, 136), 2, 'int8'), ((8, 2048), 2, 'float'), ((72, 1032), 13, 'float')):
+        p, x = layout.random_matrix(o, i, 3, 'int8'), torch.randn(M, i).half()
+        cfg = ops.default_config((o, i), M, True, act)
+        assert layout.relative_error(getattr(cuda, cfg.pop('backend'))(x, p, lib=lib, **cfg), x, p) < (5e-4 if act == 'float' else 1.5e-2)
+
+@settings(max_examples=60, deadline=None)
+@given(o=st.integers(1, 40000), i=st.integers(1, 4000).map(lambda n: 8*n), bits=st.sampled_from([2, 3, 4]), M=st.integers(1, 64), gpu=st.sampled_from([ops.Gpu(), ops.Gpu(80, 108, 166912), ops.Gpu(89, 128, 101376)]))
+def test_every_shape_has_a_default(o, i, bits, M, gpu):
+    c, tiles, blocks = ops.default_config((o, i), M, True, bits=bits, gpu=gpu), -(-o//16), -(-i//128)
+    assert c['backend'] == 'decode' if 'clusters' in c else c['backend'] == 'few'
+    if 'clusters' in c: assert M == 1 and c['clusters']*c['ranks'] >= 1; return
+    assert ops.few_bytes(tiles, blocks, M, bits, c) <= 1024*c['kb'] <= gpu.shared and c['ranks'] <= blocks and (c['ranks'] == 1 or gpu.arch >= 90)
+    assert c['wide']*c['deep'] <= (8 if M > 32 and c['tj'] > 1 else 16) and -(-tiles//c['groups']) <= c['wide']*c['tj']
 
 @pytest.mark.parametrize('o, i, bits, kind', [(24, 264, 3, 'int8'), (40, 200, 3, 'float8_e4m3'), (16, 128, 2, 'int8'), (8, 136, 4, 'float8_e4m3')])
 def test_triton(o, i, bits, kind):
@@ -83,14 +92,15 @@ def test_cuda_source(bits, kind):
 
 @pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (4, 'float8_e4m3')])
 def test_an_older_gpu(bits, kind, monkeypatch):
-    "The source for 8.0: copies by all threads, one block a cluster, e4m3 without an instruction; what it has not is refused, and what does not fit goes to Triton."
+    "The source for 8.0: copies by all threads, one block a cluster, e4m3 without an instruction; what it has not is refused."
     on_cpu(bits, kind)
     lib, gpu = compiled(bits, kind, '-DARCH=80'), ops.Gpu(80, 3, 101376)
     for (o, i), M, dtype in [((16, 128), 1, torch.float16), ((120, 264), 3, torch.bfloat16), ((56, 648), 16, torch.float16), ((136, 2056), 9, torch.float16), ((40, 5000), 1, torch.float16)]:
         p, x = layout.random_matrix(o, i, bits, kind), torch.randn(M, i).to(dtype)
         cfg = ops.default_config((o, i), M, True, bits=bits, gpu=gpu)
-        assert cfg.pop('backend') == 'decode' and layout.relative_error(cuda.decode(x, p, lib=lib, **cfg), x, p) < (5e-4 if dtype == torch.float16 else 2.2e-3), (o, i, M)
-    assert ops.default_config((64, 28672), 1, True, bits=bits, gpu=gpu)['backend'] == 'triton_decode' and ops.default_config((64, 512), 512, True, gpu=gpu)['backend'] == 'dequantized'
+        backend = cfg.pop('backend')
+        assert backend == ('decode' if M == 1 else 'few') and layout.relative_error(getattr(cuda, backend)(x, p, lib=lib, **cfg), x, p) < (5e-4 if dtype == torch.float16 else 2.2e-3), (o, i, M)
+    assert ops.default_config((64, 28672), 1, True, bits=bits, gpu=gpu)['backend'] == 'few' and ops.default_config((64, 512), 512, True, gpu=gpu)['backend'] == 'dequantized'
     for f, how in ((cuda.decode, dict(ranks=2)), (cuda.prefill, {})):
         with pytest.raises(RuntimeError, match='no such kernel'): f(x, p, lib=lib, **how)
     net, [cache] = normed_network('int8' if kind == 'int8' else f'{bits}bit-8x64', torch.float16, dict(n_layers=1, d_model=136, d_ff=264, **HEADED[1]), 5)
@@ -99,6 +109,37 @@ def test_an_older_gpu(bits, kind, monkeypatch):
     want = layer(x, net.cos, net.sin, cache, at)
     layer.fused = decode_layer.layer_args(layer)
     assert distance(layer(x, net.cos, net.sin, other, at), want) < 2e-3
+
+# shapes of `few`: tokens, matrix, and how it is shared out; kb=25 and less: rings that are filled again
+FEW = [(2, (16, 128), torch.float16, dict(wide=1, deep=1, tj=1)), (7, (120, 264), torch.bfloat16, dict(groups=2, wide=2, deep=2)), (16, (56, 648), torch.float16, dict(ranks=2, wide=2, deep=1, kb=25)),
+       (13, (40, 904), torch.bfloat16, dict(wide=3, deep=2, tj=1, kb=42)), (33, (67, 520), torch.float16, dict(ranks=4, wide=3, deep=1)), (64, (40, 136), torch.bfloat16, dict(wide=2, deep=1)), (20, (16, 392), torch.float16, dict(wide=1, deep=3, tj=1)), (11, (40, 904), torch.bfloat16, dict(wide=2, deep=2, copied=1, kb=42))]
+
+def few_error(M, shape, dtype, how, bits, kind, lib):
+    "Relative error of `few`, over the error it may have; the same bits twice, and nothing of a matrix beside it."
+    p, x = layout.random_matrix(*shape, bits, kind), torch.randn(M, shape[1]).to(dtype)
+    y = cuda.few(x, p, lib=lib, **how)
+    assert torch.equal(y, cuda.few(x, p, lib=lib, **how))
+    return layout.relative_error(y, x, p)/(5e-4 if dtype == torch.float16 else 2.2e-3)
+
+@pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (2, 'int8'), (4, 'int8'), (4, 'float8_e4m3')])
+def test_few(bits, kind):
+    lib = on_cpu(bits, kind)
+    for case in FEW if bits == 3 else FEW[1:5:2]: assert few_error(*case, bits, kind, lib) < 1, case
+
+@pytest.mark.parametrize('bits, kind', [(3, 'int8'), (4, 'float8_e4m3')])
+def test_few_on_an_older_gpu(bits, kind):
+    on_cpu(bits, kind)
+    lib = compiled(bits, kind, '-DARCH=80')
+    for M, shape, dtype, how in FEW[:-2]: assert few_error(M, shape, dtype, dict(how, ranks=1, kb=64 if M > 32 else how.get('kb')), bits, kind, lib) < 1, (M, shape, how)
+
+def test_few_refuses_and_saturates():
+    lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(40, 256, 3, 'int8'), torch.randn(3, 256).bfloat16()
+    for how in (dict(ranks=3), dict(ranks=4), dict(wide=9, deep=2), dict(groups=1, wide=1, tj=2)):
+        with pytest.raises(RuntimeError, match='no such kernel'): cuda.few(x, p, lib=lib, **how)
+    with pytest.raises(RuntimeError, match='no such kernel'): cuda.few(torch.randn(65, 256).half(), p, lib=lib)
+    with pytest.raises(RuntimeError, match='too much shared'): cuda.few(x, p, lib=lib, kb=8)
+    x[1, 5] = 1e30
+    assert layout.relative_error(cuda.few(x, p, lib=lib), x.clamp(-65504, 65504), p) < 2.2e-3
 
 HOPPER = [pytest.param((9, 0), kind, marks=pytest.mark.slow) for kind in layout.KINDS]   # half a minute each
 
@@ -295,7 +336,7 @@ for sys.argv in ([path, '--help'], *[[path]]*len(more)):
     except SystemExit as e: print(e.code)
 """
 
-@pytest.mark.parametrize('script', ['bench.py', 'bench_models.py', 'tune.py'])
+@pytest.mark.parametrize('script', ['bench.py', 'bench_few.py', 'bench_models.py', 'tune.py'])
 def test_scripts(script, tmp_path):
     "Its help, and where there is no GPU its refusal: one process, which imports PyTorch once."
     alone = not torch.cuda.is_available()

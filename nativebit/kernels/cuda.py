@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'NVCC_FLAGS', 'LEAST', 'MODES', 'ERRORS', 'HEADS', 'find_nvcc', 'runtime_flags', 'nvcc_flags', 'build',
-           'other_gpu', 'missing', 'library', 'Around', 'around', 'decode_mode', 'decode', 'prefill', 'attend']
+           'other_gpu', 'missing', 'library', 'Around', 'around', 'decode_mode', 'decode', 'prefill', 'attend', 'few']
 
 # %% ../../nbs/09_kernels/04_cuda.ipynb #1d031757
 import ctypes, hashlib, os, shutil, subprocess, warnings
@@ -24,7 +24,7 @@ def find_nvcc()->str|None:
     return (shutil.which('nvcc')
             or next((f'{h}/bin/nvcc' for h in homes if h and Path(f'{h}/bin/nvcc').exists()), None))
 
-SOURCES = 'lut.cu', 'lut_device.cuh', 'attend.cuh', 'head.cuh', 'token.cuh'
+SOURCES = 'lut.cu', 'lut_device.cuh', 'few.cuh', 'attend.cuh', 'head.cuh', 'token.cuh'
 
 def runtime_flags(nvcc)->list:
     "With wheels CUDA's runtime is a shared library, PyTorch's; other compilers bring one to link with."
@@ -186,3 +186,29 @@ def attend(
                                   int(qkv.dtype == torch.bfloat16), ranks, overlap, _p(stream)),
              f'attend ranks={ranks}')
     return y
+
+# %% ../../nbs/09_kernels/04_cuda.ipynb #f3e0a002
+def few(
+    x,             # (M, in) float16 or bfloat16, M ≤ 64
+    p,             # `PackedMatrix` in units
+    groups=None,   # of blocks that share row tiles; None: as few as their warps hold
+    ranks=1,       # blocks of a group, a cluster: they share the input; 1, 2, 4 or 8
+    # warps of a block: side by side along the rows, and along the input; up to 16, or 8 of tj=2 from M = 33
+    wide=4, deep=2,
+    tj=2,          # tiles of 16 rows that a warp computes: 1 or 2
+    kb=None,       # of shared memory that a block may have; None: all there is
+    ahead=32,      # KB of activations that are on their way, if they fit beside two stages of weights
+    copied=0,      # 1: threads copy the activations, as before Hopper, and no tensor copies
+    overlap=1,     # as of `decode`
+    flags=0,       # as of `decode`; 4 reads no activations
+    lib=None,      # as of `decode`
+)->torch.Tensor:   # (M, out)
+    "Multiply some tokens. Raises RuntimeError where a launch is refused."
+    y, lib, stream = _prepare(x, p, lib)
+    groups = groups or -(--(-p.shape[0]//16)//(wide*tj))
+    _checked(lib.nativebit_few(_p(p.data), _p(x), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
+                               int(x.dtype == torch.bfloat16), groups, ranks, wide, deep, tj, kb or 1024,
+                               ahead, copied, overlap, flags, _p(stream)),
+             f'few groups={groups} ranks={ranks} wide={wide} deep={deep} tj={tj}')
+    return y
+

@@ -476,6 +476,7 @@ __global__ void halve(const HalveArgs p) {
         *(uint4*)((uint16_t*)p.y + i) = make_uint4(bf16_as_half(v.x), bf16_as_half(v.y), bf16_as_half(v.z), bf16_as_half(v.w));
     }
 }
+#include "few.cuh"
 #include "attend.cuh"
 #include "head.cuh"
 #if ARCH == 90
@@ -484,6 +485,7 @@ __global__ void halve(const HalveArgs p) {
 
 // launching ----------------------------------------------------------------------------------------------------------
 typedef void (*Kernel)(const Args);
+#define EACH_FEW(F) F(1, 1) F(1, 2) F(2, 1) F(2, 2) F(4, 1) F(4, 2) F(8, 1) F(8, 2)   // groups of 8 tokens, tiles of a warp
 #define EACH_BM(F) F(64) F(96) F(128) F(160) F(192) F(256)   // tokens of a tile of prefill
 #ifdef ON_CPU
 static void call(const void* kernel, void** args) {
@@ -496,6 +498,8 @@ static void call(const void* kernel, void** args) {
 #endif
 #define ATTENDS(H) if (kernel == (const void*)attend<H>) return attend<H>(*(AttendArgs*)args[0]);
     EACH_H(ATTENDS)
+#define IS_FEW(NT, TJ) if (kernel == (const void*)few<NT, TJ>) return few<NT, TJ>(*(FewArgs*)args[0], *(Map*)args[1]);
+    EACH_FEW(IS_FEW)
     if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
     else if (kernel == (const void*)head) head(*(HeadArgs*)args[0]);
     else ((Kernel)kernel)(*(Args*)args[0]);
@@ -536,6 +540,28 @@ template<int BM> static int launch_prefill(PrefillArgs p, const void* units, con
     return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
 }
 #endif
+// groups: of blocks that share row tiles; kb: of shared memory for a block, at most; ahead: KB of activations on their way; copied: 1: threads copy them, as below 90 they must
+extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16,
+                             int groups, int ranks, int wide, int deep, int tj, int kb, int ahead, int copied, int overlap, int flags, void* stream) {
+    const int tiles = (O + 15)/16, KB = (I + 127)/128, rank_bits = ranks == 2 ? 1 : ranks == 4 ? 2 : ranks == 8 ? 3 : 0;
+    const int NT = M <= 8 ? 1 : M <= 16 ? 2 : M <= 32 ? 4 : 8;
+    groups = min(groups, tiles);                                         // each has a tile
+    const void* kernel = nullptr;
+#define PICK_FEW(N, T) if (NT == N && tj == T) kernel = (const void*)few<N, T>;
+    EACH_FEW(PICK_FEW)
+    if (!kernel || M < 1 || M > 64 || I%8 || wide < 1 || deep < 1 || wide*deep > few_warps(NT, tj) || ranks > KB || ranks != 1 << rank_bits || (ranks > 1 && ARCH < 90)
+        || groups < 1 || (tiles + groups - 1)/groups > wide*tj) return -1;
+    const int most = min(1024*kb, most_shared());
+    const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most, 1024*ahead);
+    if (at.x_slots < min(at.stages, 2) || at.bytes > most) return -2;
+    FewArgs p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, copied || ARCH < 90, scale, bf16, flags, at};
+    Map map = {};
+    int e = prefer_shared(kernel);
+    if (!e && !p.copied) e = make_map(&map, x, I, M, 8*NT);
+    if (e) return e;
+    void* args[] = {&p, &map};
+    return launch(kernel, args, groups*ranks, 32*wide*deep, ranks, at.bytes, overlap, stream);
+}
 extern "C" int nativebit_halve(const void* x, void* y, int n, int overlap, void* stream) {
     HalveArgs p = {x, y, n};
     void* args[] = {&p};

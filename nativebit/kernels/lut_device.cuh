@@ -39,6 +39,9 @@ DEV void mma_s8(int* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+DEV void load_matrices(uint32_t* d, const void* row) {   // four 8 x 8 matrices of 16-bit numbers, a pair of each a lane; lane i has the address of row i%8 of matrix i/8
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
+}
 DEV uint32_t shfl(uint32_t v, int lane) { return __shfl_sync(~0u, v, lane); }
 DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
@@ -76,11 +79,20 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) { 
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
         :: "r"(saddr(dst)), "l"(src), "r"(bytes), "r"(saddr(bar)), "l"(policy) : "memory");
 }
-// by all threads of a block, each of which arrives when its part is there
-DEV void copy_together(void* dst, const void* src, int bytes, uint64_t* bar) {
-    for (int i = 16*threadIdx.x; i < bytes; i += 16*blockDim.x) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(saddr(dst) + i), "l"((const uint8_t*)src + i) : "memory");
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(saddr(bar)) : "memory");
+DEV void async_fence() {   // what this thread has stored is there before a bulk copy that follows
+#if ARCH >= 90
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
+// by all threads of a block, each of which arrives when its parts are there
+DEV void copy_piece(void* dst, const void* src, bool inside) {   // 16 bytes, or zeros
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(saddr(dst)), "l"(src), "r"(inside ? 16 : 0) : "memory");
+}
+DEV void copy_run(void* dst, const void* src, int bytes) {
+    for (int i = 16*threadIdx.x; i < bytes; i += 16*blockDim.x) copy_piece((uint8_t*)dst + i, (const uint8_t*)src + i, true);
+}
+DEV void arrive_copied(uint64_t* bar) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(saddr(bar)) : "memory"); }
+DEV void copy_together(void* dst, const void* src, int bytes, uint64_t* bar) { copy_run(dst, src, bytes); arrive_copied(bar); }
 #if ARCH >= 90
 #define TRY_WAIT "try_wait"   // sleeps for a while
 #else
@@ -104,6 +116,10 @@ DEV void store_in_rank(float* p, uint32_t rank, float v) {
     uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
     asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(a), "f"(v) : "memory");
 }
+DEV void store4_in_rank(float* p, uint32_t rank, const float* v) {
+    uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(a), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
+}
 #else   // a kernel begins when the one before has ended, and a block is alone
 DEV void grid_wait() {}
 DEV void grid_launch_next() {}
@@ -113,6 +129,7 @@ DEV void cluster_arrive_first() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() {}
 DEV void store_in_rank(float* p, uint32_t, float v) { *p = v; }
+DEV void store4_in_rank(float* p, uint32_t, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
 #endif
 
 // a warpgroup's tensor cores: d (64 x N) += a (64 x 16, registers) b (16 x N, shared memory, rows of 128 bytes in swizzled order)
@@ -152,10 +169,16 @@ DEV uint32_t half_sub(uint32_t a, uint32_t b) { uint32_t d; asm("sub.rn.f16x2 %0
 // a box of 64 columns x rows of a row-major fp16 matrix; beyond its edges come zeros
 typedef CUtensorMap Map;
 #define MAP_PARAM const __grid_constant__ Map
+#if ARCH >= 90
 DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
         :: "r"(saddr(dst)), "l"(map), "r"(saddr(bar)), "r"(column), "r"(row) : "memory");
 }
+DEV void fetch_map(const Map* map) { asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory"); }   // before the first copy needs it
+#else
+DEV void box_load(void*, const Map*, int, int, uint64_t*) {}
+DEV void fetch_map(const Map*) {}
+#endif
 // the units of 8 row tiles x one block of columns, one behind the other; beyond the last tile come zeros
 DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint64_t* bar) { box_load(dst, map, kb*(unit/8), tile, bar); }
 static int encode_map(Map* map, CUtensorMapDataType type, const void* p, uint64_t columns, uint64_t rows, uint64_t row_bytes, uint32_t box_columns, uint32_t box_rows, CUtensorMapSwizzle swizzle) {
@@ -178,6 +201,12 @@ static int make_units_map(Map* map, const void* units, int unit, int blocks, int
 static int attribute(cudaDeviceAttr a) { int d = 0, n = 0; cudaGetDevice(&d); cudaDeviceGetAttribute(&n, a, d); return n; }
 static int processors() { return attribute(cudaDevAttrMultiProcessorCount); }
 static int most_shared() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }   // bytes of a block
+
+static int prefer_shared(const void* kernel) {   // an SM need not wait until it is empty to change how much of its memory is shared
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    if (e) cudaGetLastError();
+    return e;
+}
 
 #define SHARED_BYTES(name) extern __shared__ __align__(128) uint8_t name[]
 
