@@ -76,7 +76,7 @@ class Bench:
         one('few, default', first, configs=first)
         tuned = [self.fastest(layers, i, M, geometry) for i in range(len(SHAPES))]
         one('few, tuned', tuned, configs=tuned)
-        if (geometry, M) not in (('int8', 16), ('int8', 64)): return
+        if geometry != 'int8' or M not in (TOKENS[0], 64): return
         for name, change in OTHERWISE.items(): one(f'few, {name}', [changed(c, change) for c in first], check=False)
         self.row('few, bf16 activations', geometry, M, self.bfloats(layers, M, tuned), **self.checked(layers, M, tuned, torch.bfloat16))
 
