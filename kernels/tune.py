@@ -29,7 +29,7 @@ def decode_configs(shape, M, act='float', most=28):
         out.setdefault((ranks, waves), []).append((decode_cost(tiles, blocks, M, c), c))
     return [c for q in out.values() for _, c in sorted(q, key=lambda t: t[0])[:most//len(out)]]
 
-def few_configs(shape, M, geometry, most=18):
+def few_configs(shape, M, geometry, most=24):
     "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and of the likeliest with all the shared memory, activations read together or copied by threads or more of them ahead."
     gpu, out, seen = ops.Gpu(80, 3, 101376) if REHEARSE else ops.this_gpu(), [], {}
     for c in ops.few_configs(tuple(shape), M, GEOMETRIES[geometry][0], gpu):
@@ -215,7 +215,7 @@ def stage_few(t, Ms=(16, 8, 64, 4, 32, 2)):
     for M in Ms if not REHEARSE else (3, 33):
         for geometry in GEOMETRIES if not REHEARSE else ('int8',):
             if t.clock.left < 1: return say('   time is up')
-            for s in SHAPES: t.shape(s, geometry, M, few_configs(s, M, geometry, 18 if not REHEARSE else 2), layers=LAYERS)
+            for s in SHAPES: t.shape(s, geometry, M, few_configs(s, M, geometry, 24 if not REHEARSE else 2), layers=LAYERS)
             t.stack(geometry, M, 'few', others=1, changes=ABLATIONS if (geometry, M) == ('int8', 16) else ())
 
 def stage_prefill(t, Ms=(512, 2048)):
