@@ -17,9 +17,9 @@ OTHERWISE = {'one launch after the other': dict(overlap=0), 'no products': dict(
 
 def before(p, M):
     "What a product took before `few`: what was tuned, or the default."
-    table = {} if REHEARSE else ops.tuned(torch.cuda.get_device_name()) or ops.tuned('h100')   # an H200 computes like an H100
-    cfg = table.get(ops.config_key(p.shape, p.bits, p.kind, M if M <= 16 else 64), {})
-    if cfg.get('backend') in ('decode', 'prefill'): return cfg
+    key = ops.config_key(p.shape, p.bits, p.kind, M if M <= 16 else 64)
+    for name in () if REHEARSE else (torch.cuda.get_device_name(), 'h100'):   # an H200 computes like an H100
+        if ops.tuned(name).get(key, {}).get('backend') in ('decode', 'prefill'): return ops.tuned(name)[key]
     if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_bm(p.shape, M))
     return dict(ops.default_config(p.shape, M, True, 'int8', p.bits), activations='float')
 
