@@ -29,15 +29,15 @@ def decode_configs(shape, M, act='float', most=28):
         out.setdefault((ranks, waves), []).append((decode_cost(tiles, blocks, M, c), c))
     return [c for q in out.values() for _, c in sorted(q, key=lambda t: t[0])[:most//len(out)]]
 
-def few_configs(shape, M, geometry, most=16):
-    "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and of the likeliest with all the shared memory, copies by threads, more activations ahead."
+def few_configs(shape, M, geometry, most=24):
+    "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and of the likeliest with all the shared memory, activations read together or copied by threads or more of them ahead."
     gpu, out, seen = ops.Gpu(80, 3, 101376) if REHEARSE else ops.this_gpu(), [], {}
     for c in ops.few_configs(tuple(shape), M, GEOMETRIES[geometry][0], gpu):
         key = c['ranks'], -(-shape[0]//16//c['groups'])
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 2: continue
-        others = [dict(c, kb=gpu.shared//1024)]*(c['kb'] < gpu.shared//1024) + [dict(c, copied=1)]*(gpu.arch >= 90) + [dict(c, ahead=64)]
-        out += [c, *others[:max(0, 4 - len(out)//2)]]                    # of the likeliest all variants, of others fewer
+        others = [dict(c, kb=gpu.shared//1024)]*(c['kb'] < gpu.shared//1024) + [dict(c, share=2)]*(c['ranks'] <= 4) + [dict(c, share=4)]*(c['ranks'] == 1) + [dict(c, copied=1), dict(c, ahead=64)]
+        out += [c, *(others if gpu.arch >= 90 else others[-1:])[:max(0, 5 - len(out)//2)]]   # of the likeliest all variants, of others fewer
         if len(out) >= most: break
     return out[:most]
 
@@ -215,7 +215,7 @@ def stage_few(t, Ms=(16, 8, 64, 4, 32, 2)):
     for M in Ms if not REHEARSE else (3, 33):
         for geometry in GEOMETRIES if not REHEARSE else ('int8',):
             if t.clock.left < 1: return say('   time is up')
-            for s in SHAPES: t.shape(s, geometry, M, few_configs(s, M, geometry, 16 if not REHEARSE else 2), layers=LAYERS)
+            for s in SHAPES: t.shape(s, geometry, M, few_configs(s, M, geometry, 24 if not REHEARSE else 2), layers=LAYERS)
             t.stack(geometry, M, 'few', others=1, changes=ABLATIONS if (geometry, M) == ('int8', 16) else ())
 
 def stage_prefill(t, Ms=(512, 2048)):

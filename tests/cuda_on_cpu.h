@@ -213,6 +213,8 @@ static inline uint8_t* align_1024(uint8_t* p) { return p; }
 static inline uint32_t saddr(const void* p) { return (const uint8_t*)p - here->shared; }
 static inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 DEV void fetch_map(const Map*) {}
+template<class T> static inline T* in_rank(T* p, uint32_t rank) { return (T*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)); }
+DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t rank) { bar_arrive(in_rank(bar, rank)); }
 DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
     need(saddr(dst)%1024 == 0, "a box off its 1024-byte boundary");
     for (int r = 0; r < map->box_rows; r++) for (int c = 0; c < 64; c++) {
@@ -220,6 +222,13 @@ DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar)
         *(uint16_t*)(here->shared + swizzled(saddr(dst) + r*128 + c*2)) = inside ? map->x[(size_t)(row + r)*map->columns + column + c] : 0;
     }
     bar_bytes(bar, map->box_rows*128);
+}
+DEV void box_load_all(void* dst, const Map* map, int column, int row, uint64_t* bar, uint32_t blocks) {
+    Block* mine = here;
+    for (uint32_t r = 0; r < mine->cluster->blocks.size(); r++) if (blocks >> r & 1) {
+        void* d = in_rank(dst, r); uint64_t* b = in_rank(bar, r);
+        here = &mine->cluster->blocks[r]; box_load(d, map, column, row, b); here = mine;
+    }
 }
 static inline int make_units_map(Map* map, const void* units, int unit, int blocks, int tiles) { *map = {(const uint16_t*)units, blocks*unit, tiles, 8}; return unit%16 ? -4 : 0; }
 DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint64_t* bar) {

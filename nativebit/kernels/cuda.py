@@ -199,6 +199,7 @@ def few(
     kb=None,       # of shared memory that a block may have; None: all there is
     ahead=32,      # KB of activations that are on their way, if they fit beside two stages of weights
     copied=0,      # 1: threads copy the activations, as before Hopper, and no tensor copies
+    share=1,       # groups whose blocks, a cluster, read activations together; share × ranks up to 8
     overlap=1,     # as of `decode`
     flags=0,       # as of `decode`; 4 reads no activations
     lib=None,      # as of `decode`
@@ -208,7 +209,7 @@ def few(
     groups = groups or -(--(-p.shape[0]//16)//(wide*tj))
     _checked(lib.nativebit_few(_p(p.data), _p(x), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
                                int(x.dtype == torch.bfloat16), groups, ranks, wide, deep, tj, kb or 1024,
-                               ahead, copied, overlap, flags, _p(stream)),
+                               ahead, copied, share, overlap, flags, _p(stream)),
              f'few groups={groups} ranks={ranks} wide={wide} deep={deep} tj={tj}')
     return y
 

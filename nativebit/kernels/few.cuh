@@ -9,21 +9,21 @@ enum FewFlags { NO_TOKENS = 4 };   // beside NO_PRODUCTS and NO_WAIT: activation
 // Shared memory of a block, at least 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
 struct Rings {
     int stages, x, x_slots, x_bytes, units, slots, slot_bytes, parts, bytes;
-    Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room, int ahead) {   // ahead: bytes of activations that should be on their way
+    Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room, int ahead, int share) {   // ahead: bytes of activations that should be on their way
         stages = (blocks + deep - 1)/deep; x_bytes = deep*NT*2048; slot_bytes = (tiles*deep*UNIT + 127)/128*128;
-        const int least = min(stages, 2), most = min(stages, 32), sums = 4*deep*M*(16*tiles + 4);
+        const int least = min(stages, 2), least_x = min(stages, share > 1 ? 3 : 2), most = min(stages, 32), sums = 4*deep*M*(16*tiles + 4);
         const int sent = ranks > 1 ? 4*ranks*M*16*((tiles + ranks - 1)/ranks) : 0;   // (rank, token, row) of the tiles that this block writes
         room -= 2048 + sent;
-        const int wanted = min(most, max(least, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/x_bytes)));
+        const int wanted = min(most, max(least_x, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/x_bytes)));
         slots = min(most, (room - wanted*x_bytes)/slot_bytes);
         x_slots = slots < least ? 0 : min(most, (room - slots*slot_bytes)/x_bytes);
         x = 1024; units = x + x_slots*x_bytes;
         parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent + 1024;   // sums lie where the rings were
     }
 };
-struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits, copied; float scale; int bf16, flags; Rings at; };
+struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits, share, copied; float scale; int bf16, flags; Rings at; };
 constexpr int few_warps(int NT, int TJ) { return NT*TJ > 8 ? 8 : 16; }   // of a block, at most: there are registers for so many
-struct Rectangle { int tile, tiles, k0, nk; };   // of the row tiles and column blocks
+struct Rectangle { int tile, tiles, k0, nk, rank, sharer; };   // of the row tiles and column blocks; which part of the input, and which of the blocks that read it together
 
 template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
     static constexpr bool AFTER = !E4M3 && NT <= 2;   // scales multiply a block's sums, or else its weights: fewer instructions, or fewer registers
@@ -103,7 +103,7 @@ DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stag
     arrive_copied(bar);
 #endif
 }
-// by tensor copies of one warp, or by all threads
+// by tensor copies of one warp, each of the blocks that share them asking for some; or by all threads
 template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int stage, int slot) {
     const int first = stage*p.deep, boxes = 2*min(p.deep, s.nk - first), column = (s.k0 + first)*128;
     uint64_t* bar = (uint64_t*)smem + 32 + slot;
@@ -112,7 +112,10 @@ template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* 
         if (threadIdx.x == 0) bar_expect(bar, boxes*NT*1024);
         warp_sync();
 #pragma unroll 1
-        for (int i = threadIdx.x; i < boxes; i += 32) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
+        for (int i = threadIdx.x*p.share + s.sharer; i < boxes; i += 32*p.share) {
+            if (p.share == 1) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
+            else box_load_all(at + i*NT*1024, map, column + 64*i, 0, bar, ((1 << p.share) - 1) << s.rank*p.share);
+        }
         return;
     }
 #pragma unroll 1
@@ -148,21 +151,22 @@ DEV void add_8(float* v, const float* from, int count, int stride) {     // v: t
         for (int i = 0; i < 2; i++) { const float4 f = ((const float4*)from)[i]; v[4*i] += f.x; v[4*i + 1] += f.y; v[4*i + 2] += f.z; v[4*i + 3] += f.w; }
 }
 // add the warps, and what the cluster's blocks have of the same rows; write
-DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectangle& s, int ranks, int rank) {
+DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectangle& s, int ranks) {
     const int pitch = 16*s.tiles + 4, pieces = 2*s.tiles, bits = p.rank_bits, share = 16*((s.tiles + ranks - 1) >> bits);
     float v[8];
-    if (ranks > 1) cluster_wait();
+    if (ranks > 1 && p.share == 1) cluster_wait();                       // the others have started
     for (int i = threadIdx.x; i < p.M*pieces; i += blockDim.x) {
         const int token = i/pieces, o = i%pieces, j = o/2;               // j: of the block's tiles
         add_8(v, sums + token*pitch + 8*o, p.deep, p.M*pitch);
         if (ranks == 1) { write_8(p, token, s.tile*16 + 8*o, v); continue; }
-        float* at = parts + (rank*p.M + token)*share + (j >> bits)*16 + o%2*8;
-        store4_in_rank(at, j & (ranks - 1), v); store4_in_rank(at + 4, j & (ranks - 1), v + 4);
+        float* at = parts + (s.rank*p.M + token)*share + (j >> bits)*16 + o%2*8;
+        const int to = (j & (ranks - 1))*p.share + s.sharer;
+        store4_in_rank(at, to, v); store4_in_rank(at + 4, to, v + 4);
     }
     if (ranks == 1) return;
     cluster_arrive(); cluster_wait();
     for (int i = threadIdx.x; i < p.M*share/8; i += blockDim.x) {
-        const int token = i/(share/8), o = i%(share/8), j = (o/2 << bits) + rank;
+        const int token = i/(share/8), o = i%(share/8), j = (o/2 << bits) + s.rank;
         if (j >= s.tiles) continue;
         add_8(v, parts + token*share + 8*o, ranks, p.M*share);
         write_8(p, token, (s.tile + j)*16 + o%2*8, v);
@@ -172,31 +176,35 @@ DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectang
 template<int NT, int TJ> __global__ void __launch_bounds__(32*few_warps(NT, TJ), 1) few(const FewArgs p, MAP_PARAM x_map) {
     SHARED_BYTES(raw);
     uint8_t* smem = align_1024(raw);
-    const int lane = threadIdx.x%32, warp = threadIdx.x/32, ranks = cluster_size(), rank = cluster_rank(), groups = gridDim.x/ranks, group = blockIdx.x/ranks;
+    const int lane = threadIdx.x%32, warp = threadIdx.x/32, ranks = 1 << p.rank_bits, rank = cluster_rank()/p.share, sharer = cluster_rank()%p.share;
+    const int groups = gridDim.x/ranks, group = blockIdx.x/cluster_size()*p.share + sharer;   // a cluster: ranks x share blocks
     const int tile = part(p.tiles, group, groups), k0 = part(p.KB, rank, ranks);
-    const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0};
+    const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0, rank, sharer};
     const int stages = (s.nk + p.deep - 1)/p.deep, mine = warp/p.wide, first = (warp + mine)%p.wide*TJ, have = min(s.tiles - first, TJ);   // in turn, so that those who have less are not all one scheduler's
     const bool works = have > 0 && !(p.flags & NO_PRODUCTS), reads = !(p.flags & NO_TOKENS), asks = ARCH < 90 || warp == 0, asks_x = reads && (p.copied || warp == 0);
     const Rings& at = p.at;
-    uint64_t* bar = (uint64_t*)smem;
-    if (ranks > 1) cluster_arrive_first();
+    uint64_t* bar = (uint64_t*)smem;                                     // 32 for weights, for activations, and for places that all blocks are done with
     if (warp == 0) {
         if (lane < at.slots) bar_init(bar + lane, ARCH >= 90 ? 1 : blockDim.x);
         if (lane < at.x_slots) bar_init(bar + 32 + lane, p.copied ? blockDim.x : 1);
+        if (lane < at.x_slots) bar_init(bar + 64 + lane, p.share);
         if (ARCH >= 90 && lane == 0 && !p.copied) fetch_map(&x_map);
         warp_sync();
     }
+    if (ranks*p.share > 1) cluster_arrive();
     if (ARCH < 90 || p.copied) __syncthreads();
     if (asks)
 #pragma unroll 1
         for (int i = 0; i < min(stages, at.slots); i++) ask_units(p, smem, s, i, i);
     grid_launch_next();                                                  // the next kernel may queue its weights behind ours
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
+    if (p.share > 1) cluster_wait();                                     // the others' barriers are there
     if (asks_x)
 #pragma unroll 1
         for (int i = 0; i < min(stages, at.x_slots); i++) ask_tokens<NT>(p, &x_map, smem, s, i, i);
     __syncthreads();
     FewTiles<NT, TJ> t; t.clear();
+    const int lag = p.share > 1, first_refill = min(at.slots, at.x_slots);   // blocks that share wait for each other: a stage later, it costs no time
     int slot = 0, turn = 0, x_slot = 0, x_turn = 0;                      // places in the rings, and how often they were filled before
     for (int i = 0; i < stages; i++) {
         uint8_t *x = smem + at.x + x_slot*at.x_bytes, *units = smem + at.units + slot*at.slot_bytes;
@@ -211,17 +219,24 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*few_warps(NT, TJ),
         if (works && mine < blocks) {
             if (have == TJ) t.template multiply<TJ>(u, x + mine*NT*2048, lane); else t.template multiply<1>(u, x + mine*NT*2048, lane);
         }
-        if (i + min(at.slots, at.x_slots) < stages) {
+        if (i + first_refill - lag < stages) {
             __syncthreads();                                             // all are done with this stage: its place may be filled
             if (asks && i + at.slots < stages) ask_units(p, smem, s, i + at.slots, slot);
-            if (asks_x && i + at.x_slots < stages) ask_tokens<NT>(p, &x_map, smem, s, i + at.x_slots, x_slot);
+            if (lag && warp == 0 && lane < p.share && i + at.x_slots < stages) bar_arrive_in_rank(bar + 64 + x_slot, rank*p.share + lane);
+            const int next = i + at.x_slots - lag, at_slot = lag ? (x_slot ? x_slot : at.x_slots) - 1 : x_slot;
+            if (asks_x && i >= lag && next < stages) {
+                if (lag) bar_wait(bar + 64 + at_slot, (x_slot ? x_turn : x_turn - 1) & 1);
+                ask_tokens<NT>(p, &x_map, smem, s, next, at_slot);
+            }
         }
         if (++slot == at.slots) { slot = 0; turn++; }
         if (++x_slot == at.x_slots) { x_slot = 0; x_turn++; }
     }
+    if (lag && ranks == 1) cluster_arrive();
     __syncthreads();                                                     // the rings have been read: sums take their place
     float* sums = (float*)(smem + at.x);
     t.store(sums + mine*p.M*(16*s.tiles + 4), first, have, 16*s.tiles + 4, p.M, lane);
     __syncthreads();
-    finish(p, sums, (float*)(smem + at.parts), s, ranks, rank);
+    finish(p, sums, (float*)(smem + at.parts), s, ranks);
+    if (lag && ranks == 1) cluster_wait();                               // nobody leaves before the others have all that it sent
 }

@@ -120,6 +120,10 @@ DEV void store4_in_rank(float* p, uint32_t rank, const float* v) {
     uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(a), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
 }
+DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t rank) {
+    uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(bar)), "r"(rank));
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(a) : "memory");
+}
 #else   // a kernel begins when the one before has ended, and a block is alone
 DEV void grid_wait() {}
 DEV void grid_launch_next() {}
@@ -129,6 +133,7 @@ DEV void cluster_arrive_first() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() {}
 DEV void store_in_rank(float* p, uint32_t, float v) { *p = v; }
+DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t) { bar_arrive(bar); }
 DEV void store4_in_rank(float* p, uint32_t, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
 #endif
 
@@ -174,9 +179,14 @@ DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar)
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
         :: "r"(saddr(dst)), "l"(map), "r"(saddr(bar)), "r"(column), "r"(row) : "memory");
 }
+DEV void box_load_all(void* dst, const Map* map, int column, int row, uint64_t* bar, uint32_t blocks) {   // to the same place in several blocks of the cluster, a bit each
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;"
+        :: "r"(saddr(dst)), "l"(map), "r"(saddr(bar)), "r"(column), "r"(row), "h"((uint16_t)blocks) : "memory");
+}
 DEV void fetch_map(const Map* map) { asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory"); }   // before the first copy needs it
 #else
 DEV void box_load(void*, const Map*, int, int, uint64_t*) {}
+DEV void box_load_all(void*, const Map*, int, int, uint64_t*, uint32_t) {}
 DEV void fetch_map(const Map*) {}
 #endif
 // the units of 8 row tiles x one block of columns, one behind the other; beyond the last tile come zeros

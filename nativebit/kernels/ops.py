@@ -84,7 +84,7 @@ def _half(gpu):
 
 def few_alone(M, c, gpu):
     "Whether a block leaves the next kernel no room on a processor: shared memory, or 65,536 registers."
-    registers = {1: 80, 2: 100, 4: 116, 8: 128, 16: 176}[few_eights(M)*c['tj']]   # of a thread, at most
+    registers = {1: 80, 2: 104, 4: 128, 8: 128, 16: 176}[few_eights(M)*c['tj']]   # of a thread, at most
     return c['kb'] > _half(gpu) or 64*c['wide']*c['deep']*registers > 65536
 
 def few_cycles(n, nk, M, bits, c):
