@@ -20,11 +20,11 @@ from ..formats.hf_folder import (SCALE, SHARD, folded_codes, open_folder, save_f
 from ..formats.kinds import kind_of
 from ..formats.nbpack import Pack, write_pack
 from ..formats.size import ROWS
+from ..data.gguf_vocab import not_said
 from ..data.tokenizers import pack_notes
 from ..interop.convert import open_model
 from ..interop.export import FLOAT, export_lut_b, export_nbpack, export_safetensors, held_in
 from ..interop.families import hf_names
-from ..interop.gguf_vocab import not_said
 from ..interop.ours import hub_files
 from ..interop.to_coreml import export_coreml
 from ..interop.to_gguf import GGUF_TYPES, write_gguf
