@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MODEL', 'DATA', 'OPSET', 'IR', 'ALIGNED', 'ROWS', 'onnx', 'type_of', 'Nodes', 'ints', 'octets', 'number',
            'selector_nodes', 'index_nodes', 'entry_nodes', 'matrix_nodes', 'smallest', 'float_nodes', 'row_arrays',
-           'product_node', 'normed', 'rotated', 'Decoder', 'typed', 'cache_types', 'onnx_model', 'genai_config',
-           'check_extents', 'read_onnx', 'options', 'OnnxNetwork', 'check_onnx', 'export_onnx']
+           'product_node', 'normed', 'rotated', 'windows', 'Decoder', 'typed', 'cache_types', 'onnx_model',
+           'genai_config', 'check_extents', 'read_onnx', 'options', 'OnnxNetwork', 'check_onnx', 'export_onnx']
 
 # %% ../../nbs/12_interop/14_to_onnx.ipynb #4be9efe0
-import json
+import json, math
 from functools import cached_property, partial
 from pathlib import Path
 import ml_dtypes, numpy as np
@@ -20,10 +20,11 @@ from ..formats.bitpacking import QuantizedTensor
 from ..formats.nbpack import Pack
 from ..formats.size import param_shapes
 from ..models.rope import frequencies
+from .families import FAMILIES, family_of
 
 # %% ../../nbs/12_interop/14_to_onnx.ipynb #254b92f8
 MODEL, DATA = 'model.onnx', 'model.onnx.data'
-OPSET, IR, ALIGNED = 19, 9, 64   # the first versions with float8; where arrays may begin, in bytes
+OPSET, IR, ALIGNED = 21, 10, 64   # the first versions with UINT4; where arrays may begin, in bytes
 
 def onnx():
     "The package. Raises `UserError` where it, or the runtime, is not installed."
@@ -41,10 +42,14 @@ class Nodes:
     ):
         self.file, self.nodes, self.arrays, self.small = file, [], [], {}
 
-    def stored(self, x:np.ndarray, name:str)->str:
+    def stored(self,
+        x:np.ndarray, name:str,
+        shape=None, dtype=None,  # what its bytes mean, if something else
+    )->str:
         "An array in the file."
         self.file.write(bytes(-self.file.tell() % ALIGNED))
-        t = onnx().TensorProto(name=name, dims=x.shape, data_type=type_of(x.dtype), data_location=1)
+        t = onnx().TensorProto(name=name, dims=shape or x.shape, data_type=type_of(dtype or x.dtype),
+                               data_location=1)
         for k,v in dict(location=DATA, offset=self.file.tell(), length=x.nbytes).items():
             t.external_data.add(key=k, value=str(v))
         self.file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
@@ -78,14 +83,13 @@ def number(x)->np.ndarray: return np.array(x, np.float32)
 def selector_nodes(
     op:Nodes,
     w:str,     # (n, bits, 4) bytes of the words of each group
-    bits:int,  # of an index: 2, 3 or 4
+    bits:int,  # of an index: 2 or 3
 )->str:        # (n, 4, 4)
     "The selectors of each group, as of `formats.bitpacking.selectors`."
     right = partial(op.BitShift, direction='RIGHT')
     if bits == 2:
         pairs = right(op.Unsqueeze(w, ints(2)), octets(0, 2)[:, None])
         return op.Reshape(op.BitwiseAnd(pairs, octets(0x33)), ints(-1, 4, 4))
-    if bits == 4: return w
     high = op.BitwiseAnd(right(w, octets(3, 2, 1)[:, None]), octets(0x11, 0x22, 0x44)[:, None])
     a, b, c = (op.Slice(high, ints(i), ints(i+1), ints(1)) for i in range(3))
     return op.Concat(op.BitwiseAnd(w, octets(0x77)), op.BitwiseOr(a, op.BitwiseOr(b, c)), axis=1)
@@ -95,11 +99,12 @@ def index_nodes(
     q:QuantizedTensor,
     name:str,     # of the matrix
     shape:tuple,  # as which they are wanted
-)->str:           # uint8
+)->str:           # uint8 or uint4
     "Indices, block after block, from packed ones in the file."
-    n = len(q.codebook)*q.block_shape[0]*q.block_shape[1]
+    n, raw = math.prod(shape), q.words.astype('<u4').view(np.uint8)
     if q.bits == 8: return op.stored(q.indices().reshape(shape), f'{name}.indices')
-    w = op.stored(q.words.astype('<u4').view(np.uint8).reshape(-1, q.bits, 4), f'{name}.words')
+    if q.bits == 4: return op.stored(raw[:-(-n//2)], f'{name}.words', shape, ml_dtypes.uint4)
+    w = op.stored(raw.reshape(-1, q.bits, 4), f'{name}.words')
     pairs = op.BitShift(op.Unsqueeze(selector_nodes(op, w, q.bits), ints(3)), octets(0, 4), direction='RIGHT')
     idx = op.BitwiseAnd(pairs, octets(15))
     if n % 32: idx = op.Slice(op.Reshape(idx, ints(-1)), ints(0), ints(n))
@@ -168,9 +173,25 @@ def rotated(op:Nodes, x, turn, half:int)->str:
     (cos, sin), (a, b) = turn, (op.Slice(x, ints(i), ints(i+half), ints(3)) for i in (0, half))
     return op.Concat(op.Sub(op.Mul(a, cos), op.Mul(b, sin)), op.Add(op.Mul(b, cos), op.Mul(a, sin)), axis=3)
 
+def windows(
+    config:dict,  # config.json, or nothing
+    layers:int,
+)->list:          # of each layer: how many tokens one attends to, itself among them; None: to all before it
+    "Sliding windows as transformers reads them."
+    family = FAMILIES[family_of(config)] if config else None
+    c = family.defaults | config if config else {}
+    if not (family and c.get(family.window)): return [None]*layers
+    first = 0 if family.window == 'sliding_window' else c.get('max_window_layers', 28)
+    kinds = c.get('layer_types') or ['sliding_attention' if i >= first else '' for i in range(layers)]
+    return [c['sliding_window'] if k == 'sliding_attention' else None for k in kinds]
+
 class Decoder:
     "The decoder of a packed network, node by node."
-    def __init__(self, pack:Pack, op:Nodes): self.pack, self.m, self.op = pack, pack.config.model, op
+    def __init__(self, pack:Pack, op:Nodes,
+        config:dict={},  # config.json, for its windows
+    ):
+        self.pack, self.m, self.op = pack, pack.config.model, op
+        self.windows = windows(config, self.m.n_layers)
 
     def has(self, name)->bool: return name in self.pack.tensors
     def shaped(self, x, *sizes)->str:
@@ -203,25 +224,29 @@ class Decoder:
         angle = op.cast(op.Mod(angle, whole, fmod=1), np.float32)
         return [op.Cos(angle), op.Sin(angle)]
 
-    def seen(self)->str:
+    def seen(self,
+        window=None,  # of how many tokens; None: all before it
+    )->str:
         "Which tokens each one sees, (B, 1, T, S)."
         op, at = self.op, lambda x: np.array(x, np.int64)
         new, past = (op.Gather(op.Shape(x), at(i)) for x,i in (('input_ids', 1), ('past_key_values.0.key', 2)))
         total = op.Add(past, new)
         places = lambda begin: op.Range(begin, total, at(1))
-        before = op.LessOrEqual(places(at(0)), op.Unsqueeze(places(past), ints(1)))
+        there, here = places(at(0)), op.Unsqueeze(places(past), ints(1))
+        before = op.LessOrEqual(there, here)
+        if window: before = op.And(before, op.Greater(there, op.Sub(here, at(window))))
         return op.And(before, op.cast(op.Unsqueeze('attention_mask', ints(1, 2)), bool))
 
     def remembered(self, new, name:str)->str:
         "All keys or values there are, the new ones behind."
         return self.op.Concat(f'past_key_values.{name}', new, axis=2, name=f'present.{name}')
 
-    def scores(self, q, k)->str:
+    def scores(self, q, k, mask)->str:
         "How much each token attends to each, (B, N, T, S)."
         op, m = self.op, self.m
         q = op.Reshape(op.Mul(q, number(m.head_dim**-.5)), ints(0, m.kv_heads, -1, m.head_dim))
         both = op.Reshape(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), ints(0, m.n_heads, -1, 0))
-        return op.Softmax(op.Where(self.mask, both, number(-3e38)), axis=-1)
+        return op.Softmax(op.Where(mask, both, number(-3e38)), axis=-1)
 
     def attention(self, x, i:int)->str:
         "One layer's attention."
@@ -230,7 +255,7 @@ class Decoder:
                                                             ('v', m.kv_heads)))
         k = self.remembered(rotated(op, k, self.turns, half), f'{i}.key')
         v = self.remembered(v, f'{i}.value')
-        seen = self.scores(rotated(op, q, self.turns, half), k)
+        seen = self.scores(rotated(op, q, self.turns, half), k, self.masks[self.windows[i]])
         groups = op.Reshape(seen, op.Concat(ints(0, m.kv_heads, -1), op.Shape(seen, start=3), axis=0))
         y = op.Reshape(op.MatMul(groups, v), ints(0, m.n_heads, -1, m.head_dim))
         return self.linear(op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), ints(-1, m.n_heads*m.head_dim)),
@@ -248,7 +273,8 @@ class Decoder:
     def logits(self)->str:
         "From the inputs to the logits, (B, T, V)."
         op, m = self.op, self.m
-        self.batch, self.turns, self.mask = op.Shape('input_ids'), self.turn(), self.seen()
+        self.batch, self.turns = op.Shape('input_ids'), self.turn()
+        self.masks = {w: self.seen(w) for w in dict.fromkeys(self.windows)}
         table, ids = row_arrays(op, self.pack, 'embed'), op.Reshape('input_ids', ints(-1))
         x = product_node(op, [op.Gather(t, ids) for t in table], ROWS)
         for i in progress(range(m.n_layers), unit=' layers', disable=None): x = self.layer(x, i)
@@ -268,11 +294,12 @@ def cache_types(m, name:str, length:str)->list:
 
 def onnx_model(
     pack:Pack,
-    file,  # that its arrays are written to
-):         # `onnx.ModelProto`
+    file,            # that its arrays are written to
+    config:dict={},  # config.json, for its windows
+):                   # `onnx.ModelProto`
     "A network as an ONNX model."
     h, m, op = onnx().helper, pack.config.model, Nodes(file)
-    Decoder(pack, op).logits()
+    Decoder(pack, op, config).logits()
     token = lambda n, length: typed(n, np.int64, 'batch_size', length)
     inputs = [token('input_ids', 'sequence_length'), token('attention_mask', 'total_sequence_length'),
               token('position_ids', 'sequence_length'),
@@ -283,7 +310,7 @@ def onnx_model(
     return h.make_model(graph, opset_imports=[h.make_opsetid('', OPSET)], ir_version=IR,
                         producer_name='nativebit')
 
-# %% ../../nbs/12_interop/14_to_onnx.ipynb #f1de4e44
+# %% ../../nbs/12_interop/14_to_onnx.ipynb #b67d9f2f
 def genai_config(
     m,            # `ModelConfig`
     config:dict,  # config.json
@@ -302,7 +329,7 @@ def genai_config(
     return dict(model=model | ends,
                 search=dict(do_sample=False, max_length=length, past_present_share_buffer=False))
 
-# %% ../../nbs/12_interop/14_to_onnx.ipynb #cb2d484f
+# %% ../../nbs/12_interop/14_to_onnx.ipynb #9bd63ae0
 def check_extents(
     model,   # `onnx.ModelProto`
     folder,  # where its arrays are
@@ -368,7 +395,7 @@ class OnnxNetwork:
         pick = lambda xs: [x for x in xs if x.name in needed]
         part = h.make_graph([self.made[n] for n in self.made if n in needed], name, pick(g.input),
                             [h.make_tensor_value_info(name, 1, None)], pick(g.initializer))
-        model = h.make_model(part, opset_imports=self.model.opset_import, ir_version=IR)
+        model = h.make_model(part, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         o.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         o.add_session_config_entry('session.model_external_initializers_file_folder_path', str(self.folder))
         net = onnxruntime.InferenceSession(model.SerializeToString(), o, ['CPUExecutionProvider'])
@@ -406,7 +433,7 @@ class OnnxNetwork:
         "Put tokens behind those of one text that were read; the logits of each."
         return self.step(np.asarray(tokens)[None])[0]
 
-# %% ../../nbs/12_interop/14_to_onnx.ipynb #9bd63ae0
+# %% ../../nbs/12_interop/14_to_onnx.ipynb #8eb953fb
 def check_onnx(pack:Pack, folder)->int:
     """Read a folder again and compare each parameter, bit for bit; how many there are.
 
@@ -425,12 +452,13 @@ def export_onnx(
 )->Path:
     "A folder with model.onnx, model.onnx.data and the small files, read again before it is there."
     onnx()
+    small = small or {}
+    config = json.loads(small.get('config.json', b'{}'))
     with whole_folder(out, sum(x.nbytes for x in pack.tensors.values())) as tmp:
-        with open(tmp/DATA, 'wb') as f: model = onnx_model(pack, f)
+        with open(tmp/DATA, 'wb') as f: model = onnx_model(pack, f, config)
         (tmp/MODEL).write_bytes(model.SerializeToString())
         check_onnx(pack, tmp)
-        for n,x in (small or {}).items(): (tmp/n).write_bytes(x)
-        if 'config.json' in (small or {}):
-            genai = genai_config(pack.config.model, json.loads(small['config.json']))
-            (tmp/'genai_config.json').write_text(json.dumps(genai, indent=2) + '\n')
+        for n,x in small.items(): (tmp/n).write_bytes(x)
+        genai = json.dumps(genai_config(pack.config.model, config), indent=2)
+        (tmp/'genai_config.json').write_text(genai + '\n')
     return Path(out)
