@@ -4,7 +4,7 @@
   python kernels/check_onnx.py --model DIR --programs --out data/results/exports.jsonl
 
 DIR is any model that `nativebit export` takes. Each way to open the file has a process of its own: with constants folded, as onnxruntime does by itself, and without;
-and so has the same network with its indices as ONNX's UINT4, which is no part of the package. `--programs` asks optimum and onnxruntime-genai, where they are
+and so has the same network with its indices of three bits in ONNX's UINT4, which the package does for four alone. `--programs` asks optimum and onnxruntime-genai, where they are
 installed, for the greedy continuation of two texts, in optimum side by side and filled up on the left, and compares it with our CPU library's."""
 import argparse, ctypes, json, subprocess, sys, tempfile, time
 from importlib.metadata import PackageNotFoundError, version
@@ -36,17 +36,13 @@ def opened_once(folder, ids, fold):
                         peak_mb=round(after['VmHWM']), tokens_per_s=float(np.median(rounds)), rounds=rounds)
 
 def in_uint4():
-    "Let the export write indices of four bits as ONNX's own type."
+    "Let the export write indices of three bits as ONNX's UINT4, as it writes those of four."
+    import ml_dtypes
     from nativebit.interop import to_onnx
     def index_nodes(op, q, name, shape):
         idx = q.indices().reshape(-1)
-        op.arrays.append(to_onnx.onnx().TensorProto(name=f'{name}.words', dims=shape, data_type=to_onnx.onnx().TensorProto.UINT4, data_location=1))
-        op.file.write(bytes(-op.file.tell() % to_onnx.ALIGNED))
-        raw = idx[::2] | idx[1::2] << 4
-        for k,v in dict(location=to_onnx.DATA, offset=op.file.tell(), length=raw.nbytes).items(): op.arrays[-1].external_data.add(key=k, value=str(v))
-        op.file.write(raw)
-        return f'{name}.words'
-    to_onnx.index_nodes, to_onnx.OPSET, to_onnx.IR = index_nodes, 21, 10
+        return op.stored(idx[::2] | idx[1::2] << 4, f'{name}.words', shape, ml_dtypes.uint4)
+    to_onnx.index_nodes = index_nodes
 
 def greedy(o, text):
     "Our own continuation: the prompt's tokens and the new ones."
