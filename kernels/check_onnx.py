@@ -6,7 +6,7 @@
 DIR is any model that `nativebit export` takes. Each way to open the file has a process of its own: with constants folded, as onnxruntime does by itself, and without;
 and so has the same network with its indices of three bits in ONNX's UINT4, which the package does for four alone. `--programs` asks optimum and onnxruntime-genai, where they are
 installed, for the greedy continuation of two texts, in optimum side by side and filled up on the left, and compares it with our CPU library's."""
-import argparse, ctypes, json, subprocess, sys, tempfile, time
+import argparse, ctypes, json, os, subprocess, sys, tempfile, time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import numpy as np
@@ -87,7 +87,7 @@ def programs(o, folder):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--model', required=True); ap.add_argument('--tokens', type=int, default=64); ap.add_argument('--programs', action='store_true')
+    ap.add_argument('--model', required=True); ap.add_argument('--tokens', type=int, default=64); ap.add_argument('--name', help='what the rows call it'); ap.add_argument('--programs', action='store_true')
     ap.add_argument('--out', default=str(ROOT/'data'/'results'/'exports.jsonl'))
     ap.add_argument('--one', help="of a process that this one starts: words or uint4, and whether constants are folded"); ap.add_argument('--folder')
     a = ap.parse_args()
@@ -103,8 +103,8 @@ def main():
         return print(json.dumps(found))
     o = opened(a.model)
     ids = [int(i) for i in o.tokens_by().encode(text[:16*a.tokens])][:a.tokens]
-    about = dict(kind='onnx', model=Path(a.model).name, geometry=geometry_words(o.pack.config.quant) if o.pack.quantized else 'float', embed=str(o.pack.tensors['embed'].dtype))
-    versions = dict(library=f"onnxruntime {version('onnxruntime')}, onnx {version('onnx')}", threads=threads(), cpu=cpu_name(), commit=commit())
+    about = dict(kind='onnx', model=a.name or Path(a.model).name, geometry=geometry_words(o.pack.config.quant) if o.pack.quantized else 'float', embed=str(o.pack.tensors['embed'].dtype))
+    versions = dict(library=f"onnxruntime {version('onnxruntime')}, onnx {version('onnx')}", threads=threads(), busy=round(os.getloadavg()[0], 1), cpu=cpu_name(), commit=commit())
     records = []
     with tempfile.TemporaryDirectory() as tmp:
         if a.programs:
