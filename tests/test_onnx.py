@@ -7,8 +7,7 @@ from nativebit.pipelines.opening import opened
 from nativebit.utils.cli import UserError
 from processes import run
 
-for n in ('torch', 'transformers', 'onnxruntime', 'onnx'): pytest.importorskip(n)
-import torch, transformers
+torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
 from nativebit.interop.to_onnx import DATA, MODEL, OnnxNetwork, onnx
 from test_convert import random_transformer
 
@@ -21,6 +20,7 @@ TOKENS = np.random.default_rng(0).integers(0, 80, (2, 24))
 
 def exported(tmp_path, kind='Llama', **settings):
     "A random model of transformers, and the folder it was exported to."
+    for n in ('onnx', 'onnxruntime'): pytest.importorskip(n)
     folder = random_transformer(kind, tmp_path/'theirs', **settings)
     return folder, export_onnx_folder(opened(folder), tmp_path/'onnx')
 

@@ -30,7 +30,8 @@ def onnx():
     "The package. Raises `UserError` where it, or the runtime, is not installed."
     try: import onnx, onnxruntime
     except ImportError as e:
-        raise UserError("--to onnx needs packages that are not installed: pip install onnx onnxruntime") from e
+        raise UserError("--to onnx needs packages that are not installed: "
+                        "pip install onnx onnxruntime") from e
     return onnx
 
 def type_of(dtype)->int: return onnx().helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -229,8 +230,9 @@ class Decoder:
     )->str:
         "Which tokens each one sees, (B, 1, T, S)."
         op, at = self.op, lambda x: np.array(x, np.int64)
-        new, past = (op.Gather(op.Shape(x), at(i)) for x,i in (('input_ids', 1), ('past_key_values.0.key', 2)))
-        total = op.Add(past, new)
+        size = lambda x, axis: op.Gather(op.Shape(x), at(axis))
+        past = size('past_key_values.0.key', 2)
+        total = op.Add(past, size('input_ids', 1))
         places = lambda begin: op.Range(begin, total, at(1))
         there, here = places(at(0)), op.Unsqueeze(places(past), ints(1))
         before = op.LessOrEqual(there, here)
