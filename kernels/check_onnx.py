@@ -2,11 +2,14 @@
 
   python kernels/check_onnx.py --model DIR --out data/results/exports.jsonl
   python kernels/check_onnx.py --model DIR --programs --out data/results/exports.jsonl
+  python kernels/check_onnx.py --model DIR --programs --js FOLDER --out data/results/exports.jsonl
 
 DIR is any model that `nativebit export` takes. Each way to open the file has a process of its own: with constants folded, as onnxruntime does by itself, and without;
 and so has the same network with its indices of three bits in ONNX's UINT4, which the package does for four alone. `--programs` asks optimum and onnxruntime-genai, where they are
-installed, for the greedy continuation of two texts, in optimum side by side and filled up on the left, and compares it with our CPU library's."""
+installed, for the greedy continuation of two texts, in optimum side by side and filled up on the left, and compares it with our CPU library's;
+with --js transformers.js as well, where FOLDER is one that `npm i --ignore-scripts @huggingface/transformers` was run in."""
 import argparse, ctypes, json, os, subprocess, sys, tempfile, time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import numpy as np
@@ -72,22 +75,40 @@ def by_genai(folder, prompts):
         out.append([int(i) for i in g.get_sequence(0)][len(p):])
     return out
 
+JS = """import { AutoModelForCausalLM, Tensor, env } from '@huggingface/transformers';
+const [parent, name, prompts, n] = JSON.parse(process.argv[1]), out = [];
+env.localModelPath = parent; env.allowRemoteModels = false;
+const model = await AutoModelForCausalLM.from_pretrained(name, {dtype: 'fp32', subfolder: '', use_external_data_format: true});
+const tensor = (x) => new Tensor('int64', BigInt64Array.from(x.map(BigInt)), [1, x.length]);
+for (const p of prompts) {
+    const got = await model.generate({input_ids: tensor(p), attention_mask: tensor(p.map(() => 1)), max_new_tokens: n, min_new_tokens: n, do_sample: false});
+    out.push(Array.from(got.data).map(Number).slice(p.length));
+}
+console.log(JSON.stringify(out));"""
+
+def by_js(folder, prompts, js):
+    "By transformers.js in node."
+    words = json.dumps([str(folder.parent), folder.name, prompts, NEW])
+    return json.loads(subprocess.run(['node', '--input-type=module', '-e', JS, words], cwd=js, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+def js_version(js, name): return f"{name} {json.loads((Path(js)/'node_modules'/name/'package.json').read_text())['version']}"
+
 def installed(name):
     try: return f'{name} {version(name)}'
     except PackageNotFoundError: return ''
 
-def programs(o, folder):
+def programs(o, folder, js):
     "What other people's programs make of the folder: tokens that are ours, of all."
     prompts, want = zip(*(greedy(o, t) for t in TEXTS))
-    for name,run in (('optimum-onnx', by_optimum), ('onnxruntime-genai', by_genai)):
-        if not installed(name): continue
+    ways = {' '.join(filter(None, map(installed, names))): run for run,names in ((by_optimum, ('optimum-onnx', 'transformers')), (by_genai, ('onnxruntime-genai',))) if installed(names[0])}
+    if js: ways[f"{js_version(js, '@huggingface/transformers')} {js_version(js, 'onnxruntime-node')}"] = partial(by_js, js=js)
+    for name,run in ways.items():
         got = run(folder, list(map(list, prompts)))
-        yield dict(program=' '.join(filter(None, (installed(name), installed('transformers') if 'optimum' in name else ''))), tokens=NEW*len(TEXTS),
-                   same_tokens=sum(a == b for x,y in zip(got, want) for a,b in zip(x, y)))
+        yield dict(program=name, tokens=NEW*len(TEXTS), same_tokens=sum(a == b for x,y in zip(got, want) for a,b in zip(x, y)))
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--model', required=True); ap.add_argument('--tokens', type=int, default=64); ap.add_argument('--name', help='what the rows call it'); ap.add_argument('--programs', action='store_true')
+    ap.add_argument('--model', required=True); ap.add_argument('--tokens', type=int, default=64); ap.add_argument('--name', help='what the rows call it'); ap.add_argument('--js', help='where transformers.js is installed'); ap.add_argument('--programs', action='store_true')
     ap.add_argument('--out', default=str(ROOT/'data'/'results'/'exports.jsonl'))
     ap.add_argument('--one', help="of a process that this one starts: words or uint4, and whether constants are folded"); ap.add_argument('--folder')
     a = ap.parse_args()
@@ -109,7 +130,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         if a.programs:
             out = export_onnx_folder(o, Path(tmp)/'onnx')
-            records = [about | r | versions | dict(command='python kernels/check_onnx.py --model DIR --programs') for r in programs(o, out)]
+            records = [about | r | versions | dict(command='python kernels/check_onnx.py --model DIR --programs' + ' --js FOLDER'*bool(a.js)) for r in programs(o, out, a.js)]
         else:
             ours = CpuNetwork(o.pack, 'float').logits(ids)
             for indices in ('words', 'uint4'):
@@ -123,7 +144,7 @@ def main():
                 for way in ('folded', 'unfolded') if indices == 'words' else ('folded',):
                     r = subprocess.run([sys.executable, __file__, '--model', a.model, '--one', f'{indices}-{way}', '--folder', str(folder)], capture_output=True, text=True, check=True)
                     logits = np.load(folder/'logits.npy')
-                    records.append(about | dict(indices=indices, constants=way, bytes=sum((out/n).stat().st_size for n in ('model.onnx', 'model.onnx.data')), export_s=round(seconds, 1),
+                    records.append(about | dict(indices=indices, constants=way, bytes=sum((out/n).stat().st_size for n in ('model.onnx', 'model.onnx_data')), export_s=round(seconds, 1),
                                                 parameters_bit_for_bit=len(o.pack.weights()), tokens=len(ids)) | json.loads(r.stdout.splitlines()[-1])
                                    | dict(max_difference_over_largest_logit=float(abs(logits - ours).max()/abs(ours).max()), against_ours=compared(ours, logits)) | versions
                                    | dict(command='python kernels/check_onnx.py --model DIR'))

@@ -23,7 +23,7 @@ from ..models.rope import frequencies
 from .families import FAMILIES, family_of
 
 # %% ../../nbs/12_interop/14_to_onnx.ipynb #254b92f8
-MODEL, DATA = 'model.onnx', 'model.onnx.data'
+MODEL, DATA = 'model.onnx', 'model.onnx_data'
 OPSET, IR, ALIGNED = 21, 10, 64   # the first versions with UINT4; where arrays may begin, in bytes
 
 def onnx():
@@ -452,7 +452,7 @@ def export_onnx(
     pack:Pack, out,
     small=None,      # {name: bytes} of the files that go along
 )->Path:
-    "A folder with model.onnx, model.onnx.data and the small files, read again before it is there."
+    "A folder with model.onnx, model.onnx_data and the small files, read again before it is there."
     onnx()
     small = small or {}
     config = json.loads(small.get('config.json', b'{}'))
