@@ -19,7 +19,7 @@ from ..formats.gguf_reader import gguf_package
 from ..formats.size import param_shapes
 from .families import hub_family, number, their_name
 from .gguf import LLAMA3, llama3_divisors
-from .gguf_vocab import gguf_vocab
+from ..data.gguf_vocab import gguf_vocab
 
 # %% ../../nbs/12_interop/11_to_gguf.ipynb #95c60581
 def gguf_arch(model:ModelConfig)->str:
