@@ -7,7 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken'.split()
+PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken torch'.split()
 
 # what compiles fastest (Makefile) runs up to three times slower than XLA's level 1: these compute more than they compile
 COMPUTING = '''models/attention evaluation/perplexity ptq/baselines train/distillation inference/generate
@@ -29,6 +29,7 @@ def notebooks(paths):
     return sorted((p for p in found if '.ipynb_checkpoints' not in p.parts), key=lambda p: (not computes(p), -p.stat().st_size))
 
 if __name__ == '__main__':
+    os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1')   # read where PyTorch and NumPy are imported, before a process has its core
     server, failed, begun, available = get_context('forkserver'), [], time.time(), sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
     server.set_forkserver_preload(PRELOAD)
     with server.Manager() as manager, ProcessPoolExecutor(len(available), server, max_tasks_per_child=1) as pool:
