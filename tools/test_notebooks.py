@@ -11,14 +11,14 @@ PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.tes
 
 # what compiles fastest (Makefile) runs up to three times slower than XLA's level 1: these compute more than they compile
 COMPUTING = '''models/attention evaluation/perplexity ptq/baselines train/distillation inference/generate
-               pipelines/compare quant/ste quant/ema tutorials/quickstart'''.split()   # their numbers left out
+               pipelines/compare pipelines/mixed_bits quant/ste quant/ema tutorials/quickstart'''.split()   # their numbers left out
 
 def computes(path): return re.sub(r'[0-9]+_', '', f'{path.parent.name}/{path.stem}') in COMPUTING
 
 def test(path, cores):
     from nbdev.test import get_config, test_nb
     core = cores.get()
-    if computes(path): os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=1'   # read when the first program is compiled
+    if computes(path): os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '').replace('level=0', 'level=1')   # read when the first program is compiled
     if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {core})   # threads that wait for each other cost a fifth more; macOS has none
     try: return path, *test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
     finally: cores.put(core)
