@@ -19,7 +19,7 @@ def pytest_configure(config):
     import compiled   # before any test has a cache of its own
     config.addinivalue_line('markers', 'slow: too long for every run; make test-slow')
 
-LONGEST = 'resume kernels cli serve overrides torch hf lora fuzz reliability imports noun quantize api objective verdict wheel qat wrong chat plots'.split()   # the rest is short
+LONGEST = 'kernels resume overrides torch cli fuzz bench quantize wheel objective noun api imports hf qat reliability cpu mixed_bits fsdp codebook serve pack verdict self plots habits lora wrong chat'.split()   # the rest is short
 
 def pytest_collection_modifyitems(config, items):
     "Files that take longest are begun first: a process runs whole files, so that it makes what their tests share once."
