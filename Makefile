@@ -56,6 +56,8 @@ test-notebooks: .venv/torch
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/test_notebooks.py
 
 test-python test-notebooks: export XLA_FLAGS = --xla_backend_optimization_level=0 $(QUICK)
+# NumPy is imported before a worker has its core, and threads on one core wait for each other
+test-python: export OPENBLAS_NUM_THREADS = 1
 test-python: .venv/torch
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder tests
 

@@ -1,5 +1,6 @@
 "What tune.py and bench.py share: shapes, random matrices, timing, and stages that can fail alone."
 import ctypes, json, math, os, subprocess, sys, time
+from contextlib import chdir
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,9 +17,12 @@ LAYERS = 2 if REHEARSE else 26
 GEOMETRIES = {'int8': (3, 'int8'), 'lut-b': (3, 'float8_e4m3'), '2bit': (2, 'int8'), '4bit': (4, 'int8')}
 
 if REHEARSE:   # the CUDA source runs on the CPU, lane by lane
-    GXX = ['g++', '-std=c++17', '-O1', '-DON_CPU', f'-I{ROOT/"tests"}', '-x', 'c++', '-shared', '-fPIC', '-pthread']
+    GXX = ['g++', '-std=c++17', '-O1', '-DON_CPU', '-I../../tests', '-x', 'c++', '-shared', '-fPIC', '-pthread']
+    def _on_cpu(bits, kind, *more):
+        "The same words in the same folder as in the notebooks and tests: what they have compiled is found."
+        with chdir(ROOT/'nbs'/'09_kernels'): return ctypes.CDLL(str(cuda.build(bits, kind, [*GXX, *more])))
     def _library(bits, kind, libs={}):
-        if (bits, kind) not in libs: libs[bits, kind] = ctypes.CDLL(str(cuda.build(bits, kind, GXX)))
+        if (bits, kind) not in libs: libs[bits, kind] = _on_cpu(bits, kind)
         return libs[bits, kind]
     cuda.library = _library
 
@@ -42,8 +46,9 @@ def random_packed(shape, bits, kind):
 
 def library_for_80(bits, kind):
     "The kernels for GPUs before Hopper, as PTX, which later ones compile for themselves; in a rehearsal for this CPU."
+    if REHEARSE: return _on_cpu(bits, kind, '-DARCH=80')
     flags = [f.replace('code=sm_80', 'code=compute_80') for f in cuda.nvcc_flags((8, 0))]
-    return ctypes.CDLL(str(cuda.build(bits, kind, [*GXX, '-DARCH=80'] if REHEARSE else [cuda.find_nvcc(), *flags])))
+    return ctypes.CDLL(str(cuda.build(bits, kind, [cuda.find_nvcc(), *flags])))
 
 def activations(M, i, dtype=torch.float16): return torch.randn(M, i, device=DEVICE).to(dtype)
 

@@ -5,6 +5,12 @@ import pytest
 
 os.environ['HF_HUB_OFFLINE'] = '1'   # where there is no network, asking means to ask five times and to wait in between
 
+worker = os.environ.get('PYTEST_XDIST_WORKER', '')
+if worker and hasattr(os, 'sched_setaffinity'):   # macOS has none
+    # before PyTorch is imported, which starts a thread a core: threads that wait for each other on one core cost up to ten times more
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+
 if find_spec('torch') is not None:
     import torch
     if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')
@@ -12,12 +18,8 @@ if find_spec('torch') is not None:
 def pytest_configure(config):
     import compiled   # before any test has a cache of its own
     config.addinivalue_line('markers', 'slow: too long for every run; make test-slow')
-    worker = os.environ.get('PYTEST_XDIST_WORKER', '')
-    if not (worker and hasattr(os, 'sched_setaffinity')): return   # macOS has none
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})   # threads that wait for each other cost a fifth more
 
-LONGEST = 'resume kernels cli serve overrides torch hf lora fuzz reliability imports noun quantize api objective verdict wheel qat wrong chat plots'.split()   # the rest is short
+LONGEST = 'kernels resume overrides torch cli fuzz bench quantize wheel objective noun api imports hf qat reliability cpu mixed_bits fsdp codebook serve pack verdict self plots habits lora wrong chat'.split()   # the rest is short
 
 def pytest_collection_modifyitems(config, items):
     "Files that take longest are begun first: a process runs whole files, so that it makes what their tests share once."

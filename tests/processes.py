@@ -7,7 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
-PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain tokenizers safetensors.numpy fastcore.script jaxtyping ml_dtypes compiled'.split()
+PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.figure tokenizers safetensors.numpy fastcore.script jaxtyping ml_dtypes compiled'.split()
 SERVER = get_context('forkserver')
 
 def run_words(words):

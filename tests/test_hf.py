@@ -17,7 +17,7 @@ from nativebit.interop import hf_generate
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(2)
+torch.set_num_threads(1)   # the arrays here are small
 SHAPE = dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
              initializer_range=.1, eos_token_id=None, bos_token_id=None)
 FAMILIES = dict(llama=LlamaConfig(**SHAPE), tied=LlamaConfig(**SHAPE, tie_word_embeddings=True), biased=LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),

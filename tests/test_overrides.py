@@ -174,7 +174,7 @@ def test_a_run_trains_evaluates_and_packs_one_mixture(tmp_path, geometry, recipe
 
 def test_each_matrix_learns_as_in_a_network_of_its_geometry():
     "One step: what is not an exception moves as without exceptions, an exception as where all are like it."
-    cfg = get_config('tiny', geometry='int8', n_layers=1)
+    cfg = get_config('tiny', geometry='int8', n_layers=1, d_ff=32)   # all matrices of one shape: each operation is compiled once
     params = init_model(cfg, seed=0)[0]
     def moved(cfg):
         new = make_quant_ops(cfg.quant)['requantize'](first_state(cfg, params, start_codebooks(cfg, params)))
@@ -214,7 +214,7 @@ def test_training_on_the_command_line(tmp_path, monkeypatch):
 def test_qat_of_a_mixture(home, tmp_path):
     text = tmp_path/'some.txt'
     text.write_text('\n\n'.join(f'line {i} of a small text that repeats itself' for i in range(300)))
-    rows, *_ = quantize(home/'model', tmp_path/'qat', 'qat', 'lut-b', data=f'text:{text}', context_len=32, overrides=MIXED, max_steps=3, batch_size=2, warmup_steps=1, val_batches=1, test_tokens=64, lr=1e-2)
+    rows, *_ = quantize(home/'model', tmp_path/'qat', 'qat', 'lut-b', data=f'text:{text}', context_len=32, overrides=MIXED, max_steps=3, batch_size=2, calibration_tokens=256, warmup_steps=1, val_batches=1, test_tokens=64, lr=1e-2)
     assert '5 float' in rows[1]['matrices']
     got, start = nb.load(tmp_path/'qat'), nb.load(home/'mixed')
     assert {n: got.config.quant.override_of(n) for n in SAYS} == SAYS and got.bits_per_weight == pytest.approx(start.bits_per_weight)

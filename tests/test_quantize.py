@@ -35,7 +35,7 @@ def home(tmp_path_factory):
 def start(home, *args): return test_cli.start(home, 'nativebit', 'quantize', 'model', *args)
 def run(home, *args): return start(home, *args).wait()
 
-QAT = ['--method', 'qat', '--geometry', 'lut-b', '--data', 'text:some.txt', '--max-steps', '30', '--batch-size', '4', '--warmup-steps', '1', '--val-batches', '1', '--test-tokens', '1024', '--lr', '3e-3']
+QAT = ['--method', 'qat', '--geometry', 'lut-b', '--data', 'text:some.txt', '--max-steps', '30', '--batch-size', '4', '--warmup-steps', '1', '--val-batches', '1', '--test-tokens', '1024', '--calibration-tokens', '1024', '--lr', '3e-3']
 
 def table(folder): return json.loads((folder/'quantize.json').read_text())['rows']
 

@@ -7,18 +7,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken'.split()
+PRELOAD = 'jax flax.nnx optax orbax.checkpoint grain matplotlib.pyplot nbdev.test execnb.shell tokenizers tiktoken torch'.split()
 
 # what compiles fastest (Makefile) runs up to three times slower than XLA's level 1: these compute more than they compile
 COMPUTING = '''models/attention evaluation/perplexity ptq/baselines train/distillation inference/generate
-               pipelines/compare quant/ste quant/ema tutorials/quickstart'''.split()   # their numbers left out
+               pipelines/compare pipelines/mixed_bits quant/ste quant/ema tutorials/quickstart'''.split()   # their numbers left out
 
 def computes(path): return re.sub(r'[0-9]+_', '', f'{path.parent.name}/{path.stem}') in COMPUTING
 
 def test(path, cores):
     from nbdev.test import get_config, test_nb
     core = cores.get()
-    if computes(path): os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=1'   # read when the first program is compiled
+    if computes(path): os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '').replace('level=0', 'level=1')   # read when the first program is compiled
     if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {core})   # threads that wait for each other cost a fifth more; macOS has none
     try: return path, *test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
     finally: cores.put(core)
@@ -29,6 +29,7 @@ def notebooks(paths):
     return sorted((p for p in found if '.ipynb_checkpoints' not in p.parts), key=lambda p: (not computes(p), -p.stat().st_size))
 
 if __name__ == '__main__':
+    os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1')   # read where PyTorch and NumPy are imported, before a process has its core
     server, failed, begun, available = get_context('forkserver'), [], time.time(), sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
     server.set_forkserver_preload(PRELOAD)
     with server.Manager() as manager, ProcessPoolExecutor(len(available), server, max_tasks_per_child=1) as pool:
