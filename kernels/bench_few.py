@@ -1,39 +1,78 @@
 """Linear layers of the 2.2B network for 2 to 64 tokens: cuBLAS bf16, what there was before `few`, and `few`; fresh weights for every layer, one CUDA graph a case, medians.
 
     python kernels/bench_few.py --minutes 1.5     writes data/results/few.jsonl, what is most wanted first
+    python kernels/bench_few.py --explore         the same with configurations of every kind, of which the fastest are taken; half an hour
+    python kernels/bench_few.py --keep h200       no measuring: makes nativebit/kernels/configs/h200.json of data/results/few.jsonl
     python kernels/bench_few.py --rehearse        a CPU, tiny shapes, the CUDA source lane by lane
 """
-import argparse, sys
+import argparse, json, random, sys
 from pathlib import Path
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, say, write
 import torch
 from nativebit.kernels import ops
 from bench import header
 from tune import few_configs
+from nativebit.utils.files import atomic_path
 
-TOKENS = (16, 8, 64, 2, 32) if not REHEARSE else (3, 33)
+TOKENS = (16, 8, 64, 2, 32, 4) if not REHEARSE else (3, 33)
 OTHERWISE = {'one launch after the other': dict(overlap=0), 'no products': dict(flags=1), 'no activations': dict(flags=4), 'neither': dict(flags=5), 'neither, no waiting': dict(flags=7),
             'activations read by two blocks together': dict(share=2), 'by four': dict(share=4), 'activations copied by threads': dict(copied=1), '64 KB of activations ahead': dict(ahead=64), 'all shared memory': dict(kb=None)}
 
-def before(p, M):
+def this_gpu(): return ops.Gpu(80, 3, 101376) if REHEARSE else ops.this_gpu()
+
+def before(shape, bits, kind, M):
     "What a product took before `few`: what was tuned, or the default."
-    key = ops.config_key(p.shape, p.bits, p.kind, M if M <= 16 else 64)
-    for name in () if REHEARSE else (torch.cuda.get_device_name(), 'h100'):   # an H200 computes like an H100
+    key = ops.config_key(shape, bits, kind, M if M <= 16 else 64)
+    for name in () if REHEARSE else ('h100',):   # an H200 computes like an H100
         if ops.tuned(name).get(key, {}).get('backend') in ('decode', 'prefill'): return ops.tuned(name)[key]
-    if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_bm(p.shape, M))
-    return dict(ops.default_config(p.shape, M, True, 'int8', p.bits), activations='float')
+    if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_bm(shape, M))
+    return dict(ops.default_config(shape, M, True, 'int8', bits), activations='float')
 
 def changed(c, change):
     "A configuration with something else; a cluster has 8 blocks at most."
     return {**c, **change, **(dict(share=min(change['share'], 8//c['ranks'])) if 'share' in change else {})}
 
+def spread(shape, M, geometry, most):
+    "Configurations of `few` of every kind: the likeliest of each number of warps and tiles of a warp, with clusters and without, some with all the memory."
+    gpu, found = this_gpu(), {}
+    full = gpu.shared//1024
+    for c in ops.few_configs(tuple(shape), M, GEOMETRIES[geometry][0], gpu):
+        some = found.setdefault((min(c['wide']*c['deep']//4, 4), c['tj'], c['ranks'] > 1), [])
+        if len(some) < 3: some.append(c)
+    ways = [d for some in found.values() for c in some for d in ([c, dict(c, kb=full)] if c['kb'] < full else [c])]
+    return random.Random(0).sample(ways, min(most, len(ways)))
+
+def stacks(rows):
+    "Milliseconds of what was there before and of the best explored; of 4 tokens, where they were not timed, a third of the way from 2 to 8."
+    ms = {(r['kernel'], r['geometry'], r['M']): r['ms'] for r in rows if r.get('run') == 2 and 'ms' in r}
+    for name, g, M in list(ms):
+        if M == 2 and (name, g, 8) in ms: ms.setdefault((name, g, 4), ms[name, g, 2] + (ms[name, g, 8] - ms[name, g, 2])/3)
+    return ms
+
+def table(rows):
+    "The fastest explored configuration of each key, or what was there before where its stack was faster."
+    ms, best = stacks(rows), {}
+    for r in sorted((r for r in rows if 'groups' in r and 'ms' in r and 'run' not in r), key=lambda r: r['ms']):
+        g, M, matrix = r['geometry'], r['M'], (tuple(r['shape']), *GEOMETRIES[r['geometry']])
+        old = {k: v for k,v in before(*matrix, M).items() if k != 'ms'}
+        new = dict({k: r[k] for k in ('backend', 'groups', 'ranks', 'wide', 'deep', 'tj', 'kb')}, ms=round(r['ms'], 5))
+        best.setdefault(ops.config_key(*matrix, M), old if ms['before', g, M] < ms['few, explored', g, M] else new)
+    return dict(sorted(best.items()))
+
+def keep(path, slug):
+    "Write the table of a file's GPU into the package."
+    head, *rows = [json.loads(l) for l in path.read_text().splitlines()]
+    out = ROOT/'nativebit'/'kernels'/'configs'/f'{slug}.json'
+    with atomic_path(out) as tmp: tmp.write_text(json.dumps(dict(device=head['device'], torch=head['torch'], configs=table(rows)), indent=0) + '\n')
+    say(f'wrote {out.relative_to(ROOT)}')
+
 class Bench:
     "Cases of one set of weights at a time; a row is in the file as soon as it is known."
-    def __init__(self, path, clock): self.path, self.clock, self.bf16, self.best = path, clock, {}, {}
+    def __init__(self, path, clock, explore=False): self.path, self.clock, self.explore, self.bf16, self.best = path, clock, explore, {}, {}
 
     def row(self, kernel, geometry, M, ms, **more):
         self.bf16.setdefault(M, ms)                              # cuBLAS is first
-        r = dict(kernel=kernel, geometry=geometry, M=M, ms=round(ms, 5), ratio_to_bf16=round(self.bf16[M]/ms, 3), **more)
+        r = dict(kernel=kernel, geometry=geometry, M=M, ms=round(ms, 5), ratio_to_bf16=round(self.bf16[M]/ms, 3), **more, **(dict(run=2) if self.explore else {}))
         write(self.path, r)
         say(f'{geometry:6} M={M:<3} {kernel:34} {ms:8.4f} ms {r["ratio_to_bf16"]:6.2f}x', *(f'{k} {v}' for k,v in more.items() if k != 'configs'))
 
@@ -44,7 +83,8 @@ class Bench:
     def fastest(self, layers, i, M, geometry, most=8):
         "Of the likely configurations of a shape, alone."
         x, times = activations(M, SHAPES[i][1]), []
-        for c in few_configs(SHAPES[i], M, geometry, most if not REHEARSE else 1):
+        ways = spread(SHAPES[i], M, geometry, 22 if not REHEARSE else 2) if self.explore else few_configs(SHAPES[i], M, geometry, most if not REHEARSE else 1)
+        for c in ways:
             try: ms = graph_ms(lambda: [ops.run_config(x, layer[i], c) for layer in layers], reps=7)/len(layers)
             except RuntimeError as e: write(self.path, dict(shape=SHAPES[i], geometry=geometry, M=M, **c, failed=str(e)[:200])); continue
             write(self.path, dict(shape=SHAPES[i], geometry=geometry, M=M, **c, ms=ms)); times.append((ms, len(times), c))
@@ -70,14 +110,16 @@ class Bench:
             except RuntimeError as e:
                 say(f'{geometry} M={M} {name}: FAILED {str(e)[:200]}'); write(self.path, dict(kernel=name, geometry=geometry, M=M, failed=str(e)[:300]))
                 if 'illegal' in str(e): raise
-        gpu = ops.Gpu(80, 3, 101376) if REHEARSE else ops.this_gpu()
-        first = [ops.few_configs(p.shape, M, p.bits, gpu)[0] for p in packed]
-        one('before', [before(p, M) for p in packed])
+        first = [ops.few_configs(p.shape, M, p.bits, this_gpu())[0] for p in packed]
+        one('before', [before(p.shape, p.bits, p.kind, M) for p in packed])
         one('few, default', first, configs=first)
         tuned = [self.fastest(layers, i, M, geometry) for i in range(len(SHAPES))]
-        one('few, tuned', tuned, configs=tuned)
-        if geometry != 'int8' or M not in (TOKENS[0], 64): return
-        for name, change in OTHERWISE.items(): one(f'few, {name}', [changed(c, change) for c in first], check=False)
+        name = 'few, explored' if self.explore else 'few, tuned'
+        one(name, tuned, configs=tuned)
+        if M not in (TOKENS[0], 64): return
+        for what, change in OTHERWISE.items():
+            if geometry == 'int8' or what in ('no products', 'no activations'): one(f'{name if self.explore else "few"}, {what}', [changed(c, change) for c in tuned], check=False)
+        if geometry != 'int8': return
         self.row('few, bf16 activations', geometry, M, self.bfloats(layers, M, tuned), **self.checked(layers, M, tuned, torch.bfloat16))
 
     def bfloats(self, layers, M, cfgs):
@@ -102,8 +144,11 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--minutes', type=float, default=1.5, help='time budget, without compiling')
     ap.add_argument('--out', default=str(ROOT/'data'/'results'/'few.jsonl'), help='where the rows go')
+    ap.add_argument('--explore', action='store_true', help='configurations of every kind, not only likely ones')
+    ap.add_argument('--keep', metavar='GPU', help='make the table of this name from the file, and measure nothing')
     ap.add_argument('--rehearse', action='store_true', help='on a CPU, tiny')
     a = ap.parse_args()
+    if a.keep: return keep(Path(a.out), a.keep)
     if not REHEARSE and not torch.cuda.is_available(): sys.exit('error: this measures an NVIDIA GPU; --rehearse tries the program on a CPU')
     out = Path(ROOT/'logs'/'few_rehearsal.jsonl' if REHEARSE else a.out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +157,7 @@ def main():
     clock = Clock(a.minutes)
     with torch.inference_mode():
         write(out, dict(header(copy_bandwidth()), command=' '.join(['python', 'kernels/bench_few.py', *sys.argv[1:]])))
-        run(Bench(out, clock))
+        run(Bench(out, clock, a.explore))
     say(f'wrote {out}')
 
 if __name__ == '__main__': main()

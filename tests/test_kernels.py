@@ -62,10 +62,32 @@ def test_defaults_fit_shared_memory():
 @given(o=st.integers(1, 40000), i=st.integers(1, 4000).map(lambda n: 8*n), bits=st.sampled_from([2, 3, 4]), M=st.integers(1, 64), gpu=st.sampled_from([ops.Gpu(), ops.Gpu(80, 108, 166912), ops.Gpu(89, 128, 101376)]))
 def test_every_shape_has_a_default(o, i, bits, M, gpu):
     c, tiles, blocks = ops.default_config((o, i), M, True, bits=bits, gpu=gpu), -(-o//16), -(-i//128)
+    if c['backend'] == 'prefill': assert M > 32 and bits < 4 and gpu.arch == 90; return
     assert c['backend'] == 'decode' if 'clusters' in c else c['backend'] == 'few'
-    if 'clusters' in c: assert M == 1 and c['clusters']*c['ranks'] >= 1; return
+    if 'clusters' in c: assert M <= (2 if bits < 4 else 1) and c['clusters']*c['ranks'] >= 1; return
     assert ops.few_bytes(tiles, blocks, M, bits, c) <= 1024*c['kb'] <= gpu.shared and c['ranks'] <= blocks and (c['ranks'] == 1 or gpu.arch >= 90)
     assert c['wide']*c['deep'] <= (8 if M > 32 and c['tj'] > 1 else 16) and -(-tiles//c['groups']) <= c['wide']*c['tj']
+
+def test_what_was_tuned_fits():
+    "Every entry of the tables is one that its kernel takes."
+    for device in ('NVIDIA H100 80GB HBM3', 'NVIDIA H200'):
+        for key, c in ops.tuned(device).items():
+            shape, kind, M = key.split('/')[:3]; bits, M, (o, i) = int(kind[-1]), int(M), map(int, shape.split('x'))
+            assert c['backend'] in ('decode', 'prefill', 'few') and c.get('ms', 1) > 0 and ('H200' not in device or 1 < M <= 64), key
+            if c['backend'] != 'few': continue
+            assert ops.few_bytes(-(-o//16), -(-i//128), M, bits, c) <= 1024*c['kb'] <= ops.Gpu().shared and -(-(-(-o//16))//c['groups']) <= c['wide']*c['tj'], key
+            assert c['wide']*c['deep'] <= (8 if M > 32 and c['tj'] > 1 else 16) and c['deep']*c['ranks'] <= -(-i//128), key
+
+SAME_TABLE = """
+import json, bench_few
+head, *rows = map(json.loads, (bench_few.ROOT/'data'/'results'/'few.jsonl').read_text().splitlines())
+assert bench_few.table(rows) == bench_few.ops.tuned(head['device']) != {}
+"""
+
+def test_the_table_is_the_files():
+    "What `bench_few.py --keep` makes of the measurements is what the package has."
+    r = subprocess.run([sys.executable, '-c', SAME_TABLE], capture_output=True, text=True, cwd=ROOT/'kernels')
+    assert r.returncode == 0, r.stderr
 
 @pytest.mark.parametrize('o, i, bits, kind', [(24, 264, 3, 'int8'), (40, 200, 3, 'float8_e4m3'), (16, 128, 2, 'int8'), (8, 136, 4, 'float8_e4m3')])
 def test_triton(o, i, bits, kind):

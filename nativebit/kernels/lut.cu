@@ -325,6 +325,7 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512, NT == 
     const int begin = part(tiles, warp%wide, wide), end = part(tiles, warp%wide + 1, wide), b0 = part(nk, warp/wide, deep), b1 = part(nk, warp/wide + 1, deep);
     if (ranks > 1) cluster_arrive_first();
 #if ARCH >= 90
+    // compute-sanitizer's racecheck warns of the next line (init against expect): it is one thread and its own barrier, and others wait for it behind __syncthreads
     if (threadIdx.x < tiles) {                                           // ask for all weights
         bar_init(bar + threadIdx.x, 1); bar_expect(bar + threadIdx.x, nk*UNIT);
         bulk_load(smem + at.units + threadIdx.x*nk*UNIT, p.units + ((size_t)(tile + threadIdx.x)*p.KB + k0)*UNIT, nk*UNIT, bar + threadIdx.x);

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'TOKENS', 'config_key', 'tuned', 'decode_bytes', 'prefill_bm', 'Gpu', 'this_gpu', 'few_eights',
-           'few_bytes', 'few_alone', 'few_cycles', 'few_cost', 'few_configs', 'default_config', 'choose', 'run_config',
-           'lut_linear']
+           'few_bytes', 'few_cost', 'few_configs', 'default_config', 'choose', 'run_config', 'lut_linear']
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #3e4fa0e6
 import json
@@ -78,42 +77,25 @@ def few_bytes(tiles, blocks, M, bits, c):
     sent = 64*M*(n + c['ranks'])*(c['ranks'] > 1)
     return 2304 + sent + max(min(2, -(-nk//c['deep']))*stage, 4*c['deep']*M*(16*n + 4))
 
-def _half(gpu):
-    "Of a processor's shared memory, in KB; a block takes one more."
-    return (gpu.shared + 1024)//2048 - 1
-
-def few_alone(M, c, gpu):
-    "Whether a block leaves the next kernel no room on a processor: shared memory, or 65,536 registers."
-    registers = {1: 80, 2: 104, 4: 128, 8: 128, 16: 176}[few_eights(M)*c['tj']]   # of a thread, at most
-    return c['kb'] > _half(gpu) or 64*c['wide']*c['deep']*registers > 65536
-
-def few_cycles(n, nk, M, bits, c):
-    "Of a block: instructions, products or shared memory of all its warps, or one warp's steps in turn."
-    NT, tj, stages = few_eights(M), c['tj'], -(-nk//c['deep'])
-    one = (100, 115, 190)[bits - 2] + NT*(12 + 4/tj)   # instructions of a warp for a unit
-    return max(n*c['deep']*stages*max(one/4, 13*NT, 8 + 16*NT/tj), stages*(200 + 1.6*tj*one))
-
-def few_cost(tiles, blocks, M, bits, c, gpu):
-    "A guess at the µs of a product: the busiest processor, reading activations, what can't overlap."
+def few_cost(tiles, blocks, M, c, gpu):
+    "A guess at the time of a product, counted in stages: those and the sums of the busiest processor."
     n, nk = -(-tiles//c['groups']), -(-blocks//c['ranks'])
-    room = gpu.processors - (gpu.processors % 16 if c['ranks'] > 2 else 0)   # a cluster stays within 16 or 18
-    per = -(-c['groups']*c['ranks']//room)                                   # blocks of a processor
-    computes = per*few_cycles(n, nk, M, bits, c)/1700
-    reads = nk*256*M*max(c['groups']*c['ranks']/5.5e6, per/1e5)              # all from L2; one processor
-    waits = (per > 1 or few_alone(M, c, gpu))*tiles*blocks*(256*bits + 160)/6e6
-    return max(computes, reads) + .3*min(computes, reads) + waits + (c['ranks'] > 1)*(1 + .1*c['ranks'])
+    room = gpu.processors*(10 if c['ranks'] > 2 else 11)//11    # large clusters don't fit everywhere
+    per = -(-c['groups']*c['ranks']//room)                      # blocks of a processor
+    return per*(-(-nk//c['deep']) + M*n/72) + c['ranks']/10
 
 @lru_cache(4096)
 def few_configs(shape, M, bits, gpu):
     "Ways to multiply with `cuda.few`, the likely fastest first."
     tiles, blocks, out = -(-shape[0]//16), -(-shape[1]//128), []
-    for n, ranks, deep, tj in product(range(1, 17), (1, 2, 4, 8), (1, 2, 3, 4, 5, 6, 7, 8), (1, 2)):
+    half = (gpu.shared + 1024)//2048 - 1   # of a processor's memory, in KB; a block takes one more
+    for n, ranks, deep, tj in product(range(1, 17), (1, 2, 4, 8), (1, 2, 3, 4, 5, 6, 7, 8, 10), (1, 2)):
         c = dict(groups=-(-tiles//n), ranks=ranks, wide=-(-n//tj), deep=deep, tj=tj)
         most = 8 if few_eights(M)*tj > 8 else 16
         if tj > n or c['wide']*deep > most or deep*ranks > blocks or ranks > 1 and gpu.arch < 90: continue
         need = few_bytes(tiles, blocks, M, bits, c)
-        c['kb'] = _half(gpu) if need <= 1024*_half(gpu) else gpu.shared//1024
-        if need <= gpu.shared: out.append((few_cost(tiles, blocks, M, bits, c, gpu), len(out), c))
+        c['kb'] = half if need <= 1024*half else gpu.shared//1024
+        if need <= gpu.shared: out.append((few_cost(tiles, blocks, M, c, gpu), len(out), c))
     return [dict(backend='few', **c) for *_, c in sorted(out)]
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #f3e0b004
@@ -126,14 +108,14 @@ def default_config(
     gpu:Gpu=Gpu(),
 )->dict:
     "A fair configuration for a shape that was not tuned."
-    if M > 64 or M > 16 and not compiled:
-        return (dict(backend='prefill', bm=prefill_bm(shape, M)) if compiled and gpu.arch == 90
-                else dict(backend='dequantized'))
+    hopper = compiled and gpu.arch == 90
+    if M > 64 or M > 16 and not compiled or M > 32 and bits < 4 and hopper:
+        return dict(backend='prefill', bm=prefill_bm(shape, M)) if hopper else dict(backend='dequantized')
     if not compiled:
         return (dict(backend='triton_decode') if M <= 4
                 else dict(backend='triton_matmul', bm=16, bn=64, warps=4, stages=3))
     few = dict(few_configs(tuple(shape), M, bits, gpu)[0])
-    if M > 16 or M > 1 and activations == 'float': return few
+    if M > (16 if activations == 'int8' else 2 if bits < 4 else 1): return few
     tiles, blocks = -(-shape[0]//16), -(-shape[1]//128)
     ranks = 1 if blocks < 16 or gpu.arch < 90 else 4 if blocks < 128 else 8
     room = lambda clusters: decode_bytes(tiles, blocks, M, bits, clusters, ranks) < gpu.shared - 12_448
