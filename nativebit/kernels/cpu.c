@@ -46,7 +46,7 @@ typedef struct {
 typedef struct {
     int64_t n, ld, groups; int32_t planes;
     float *x;                                        // (n, ld), zeros beyond the columns
-    int8_t *q; float *scale; int32_t *sum;           // (n·planes, groups·64), (n·planes, groups) both
+    int8_t *q; float *scale; int32_t *sum;           // of n·planes rows, a number (scale, sum) or 64 (q) a group: where `acts_at` says
     int8_t *r; float *rscale; int32_t *rsum;         // (n, 2, ld), (n, 2) both: whole tokens in two planes, for rows of bytes
 } acts;
 
@@ -86,6 +86,18 @@ static inline float e4m3_float(uint8_t b) {
     return b & 128 ? -f : f;
 }
 static inline float scale_float(const matrix *m, uint16_t s) { return m->half ? half_float(s) : bf16_float(s); }
+
+// Rows of activations are multiplied in chunks of 16, then 4, 2 and 1. A chunk's rows lie side by side, group after group: 16 rows that are
+// 8,192 numbers apart would all want the same few lines of the cache.
+static inline int64_t chunk_of(int64_t left) { return left >= 16 ? 16 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+static inline int64_t acts_at(const acts *a, int64_t row, int64_t g) {
+    for (int64_t first = 0, count = a->n*a->planes, M;; first += (count - first)/M*M) {
+        M = chunk_of(count - first);
+        int64_t begin = first + (row - first)/M*M;
+        if (begin + M <= count) return begin*a->groups + g*M + row - begin;
+    }
+}
 
 static inline int64_t block_groups(const matrix *m, int64_t j) {   // groups of 64 columns in block column j
     int64_t width = MIN((int64_t)m->block_cols, m->cols - j*m->block_cols);

@@ -85,10 +85,11 @@ static void NAME(prepare_segments)(acts *a, const matrix *m, int64_t t) {
             float x[SEG] = {0}, scale[2];
             int32_t sum[2];
             int8_t *q[2];
+            int64_t at[2];
             memcpy(x, a->x + t*a->ld + j*m->block_cols + c, 4*MIN((int64_t)SEG, width - c));
-            for (int p = 0; p < P; p++) q[p] = a->q + ((t*P + p)*a->groups + g)*SEG;
+            for (int p = 0; p < P; p++) { at[p] = acts_at(a, t*P + p, g); q[p] = a->q + at[p]*SEG; }
             NAME(round8)(x, SEG, (int)P, q, scale, sum);
-            for (int p = 0; p < P; p++) { a->scale[(t*P + p)*a->groups + g] = scale[p]; a->sum[(t*P + p)*a->groups + g] = sum[p]; }
+            for (int p = 0; p < P; p++) { a->scale[at[p]] = scale[p]; a->sum[at[p]] = sum[p]; }
         }
     }
 }
@@ -247,10 +248,11 @@ static void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, 
                 e[c] = table[idx];
             }
             for (int64_t n = 0; n < count; n++) {
-                const int8_t *q = a->q + ((t + n)*a->groups + g)*SEG;
+                const int64_t own = t*a->groups + g*count + n;
+                const int8_t *q = a->q + own*SEG;
                 int32_t s = 0;
                 for (int c = 0; c < SEG; c++) s += e[c]*q[c];
-                total[n][r] += s*(scale*a->scale[(t + n)*a->groups + g]);
+                total[n][r] += s*(scale*a->scale[own]);
             }
         }
     }
@@ -307,23 +309,24 @@ INLINE void NAME(tile)(const matrix *m, int64_t tile, const acts *a, int64_t t, 
             const VI table = TABLE(shared ? NAME(repeat)(m->tables + at*K, K) : LOAD(m->tables + at*SEG + part*WIDE));
             const VF scale = shared ? SET_F(scale_float(m, m->scales[at])) : NAME(scales)(m->scales + at*R + part*(R/parts), m->half, C);
             for (int64_t end = g + block_groups(m, j); g < end; g++, w += group_bytes(bits)) {
-                const int8_t *q = a->q + (t*G + g)*SEG;
+                const int64_t own = t*G + g*M;
+                const int8_t *q = a->q + own*SEG;
                 VI i[16], acc[16];
 #if defined(__x86_64__)
                 for (int b = 0; b < vectors_of(bits) && part == 0 && M <= 4; b++) _mm_prefetch((const char *)w + 3072 + b*64, _MM_HINT_T0);
 #endif
                 NAME(unfold)(w, bits, row, i, shared);
                 UNROLL
-                for (int k = 0; k < M; k++) acc[k] = BEGIN(C, a->sum[(t + k)*G + g]);
+                for (int k = 0; k < M; k++) acc[k] = BEGIN(C, a->sum[own + k]);
                 UNROLL
                 for (int v = 0; v < n; v++) {
                     VI e = shared ? LOOK_UP(table, i[v]) : SHUFFLE(table, i[v]);
                     UNROLL
-                    for (int k = 0; k < M; k++) acc[k] = DOT(acc[k], e, NAME(repeat)(q + k*G*SEG + v*C, C));
+                    for (int k = 0; k < M; k++) acc[k] = DOT(acc[k], e, NAME(repeat)(q + k*SEG + v*C, C));
                 }
                 UNROLL
                 for (int k = 0; k < M; k++)
-                    total[k] = FMA(TO_FLOAT(acc[k]), MUL_F(scale, SET_F(a->scale[(t + k)*G + g])), total[k]);
+                    total[k] = FMA(TO_FLOAT(acc[k]), MUL_F(scale, SET_F(a->scale[own + k])), total[k]);
             }
         }
         const int64_t first = tile*R + part*(R/parts), rows = MIN((int64_t)(R/parts), m->rows - first);
@@ -351,7 +354,7 @@ static void NAME(packed)(const matrix *m, const acts *a, int64_t begin, int64_t 
     int R = rows_of(m->bits);
     int64_t count = a->n*a->planes;
     for (int64_t tile = begin/R; tile*R < end; tile++) for (int64_t t = 0; t < count;) {
-        int M = count - t >= 16 ? 16 : count - t >= 4 ? 4 : count - t >= 2 ? 2 : 1;
+        int M = chunk_of(count - t);
 #if ISA_SCALAR
         NAME(tile)(m, tile, a, t, M, y, ldy);
 #else
