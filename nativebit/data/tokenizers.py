@@ -12,9 +12,7 @@ __all__ = ['ENDS', 'GAPS', 'PACKAGE', 'DATA', 'TOKENIZERS', 'ByteTokenizer', 'be
 import hashlib, json, os, re
 from contextlib import contextmanager
 from pathlib import Path
-import numpy as np, tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-from tiktoken_ext import openai_public
+import numpy as np
 from tokenizers import AddedToken, ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers
 from ..config import NO_TOKENIZER, Config, end_notes, override
 from ..utils.cli import UserError
@@ -125,6 +123,8 @@ class GPT2Tokenizer(ByteTokenizer):
     def __init__(self,
         ranks:dict,  # the bytes of a token → its number, as of `gpt2_ranks`
     ):
+        import tiktoken   # here and below, for few models need it
+        from tiktoken_ext import openai_public
         self.ranks, self.eot = ranks, len(ranks)
         self.enc = tiktoken.Encoding('gpt2', pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks,
                                      special_tokens={EOT: self.eot})
@@ -137,6 +137,8 @@ def gpt2_ranks(
     folder=None,  # with `encoder.json` and `vocab.bpe`; None: download them
 )->dict:          # the bytes of a token → its number
     "GPT-2's tokens. Raises `UserError` where they can't be had."
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext import openai_public
     hint = "set NATIVEBIT_TOKENIZER to a folder with GPT-2's encoder.json and vocab.bpe"
     try:
         if not folder: return openai_public.gpt2()['mergeable_ranks']

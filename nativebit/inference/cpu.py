@@ -40,7 +40,8 @@ def matrix_of(
     if f'{p}.words' not in t: return dense(t[name], t.get(f'{name}.scale'))
     if not fits(q := pack.tensor(p)): return dense(q.dequantize())
     m = packed(q)
-    released(q.words)
+    for x in (q.words, q.codebook, q.scale):
+        if x is not None: released(x)   # the library has its own order; exact products read them again
     return m
 
 def layer_of(pack:Pack, i:int)->tuple:
