@@ -1,6 +1,6 @@
 """Texts decoded together, and transformers' generate by the decoder, on a random packed folder of Llama-3.2-1B's shape: checks, and times beside transformers in bfloat16 and our own program.
 
-    python kernels/bench_generate.py               JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl is one run
+    python kernels/bench_generate.py               JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl has two runs
     python kernels/bench_generate.py --rehearse    a CPU, tiny shapes
 """
 import argparse, os, sys

@@ -106,13 +106,32 @@ def programs(o, folder, js):
         got = run(folder, list(map(list, prompts)))
         yield dict(program=name, tokens=NEW*len(TEXTS), same_tokens=sum(a == b for x,y in zip(got, want) for a,b in zip(x, y)))
 
+def measured(o, model, ids, tmp):
+    "Each way to open the file, in a process of its own: what it takes, and its logits beside ours."
+    from nativebit.inference.cpu import CpuNetwork
+    from nativebit.pipelines.exporting import export_onnx_folder
+    ours = CpuNetwork(o.pack, 'float').logits(ids)
+    for indices in ('words', 'uint4'):
+        folder = tmp/indices
+        folder.mkdir()
+        (folder/'ids.json').write_text(json.dumps(ids))
+        if indices == 'uint4': in_uint4()
+        begin = time.perf_counter()
+        out = export_onnx_folder(o, folder/'onnx')
+        seconds = time.perf_counter() - begin
+        for way in ('folded', 'unfolded') if indices == 'words' else ('folded',):
+            r = subprocess.run([sys.executable, __file__, '--model', model, '--one', f'{indices}-{way}', '--folder', str(folder)], capture_output=True, text=True, check=True)
+            logits = np.load(folder/'logits.npy')
+            yield dict(indices=indices, constants=way, bytes=sum((out/n).stat().st_size for n in ('model.onnx', 'model.onnx_data')), export_s=round(seconds, 1),
+                       parameters_bit_for_bit=len(o.pack.weights()), tokens=len(ids)) | json.loads(r.stdout.splitlines()[-1]) \
+                | dict(max_difference_over_largest_logit=float(abs(logits - ours).max()/abs(ours).max()), against_ours=compared(ours, logits))
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--model', required=True); ap.add_argument('--tokens', type=int, default=64); ap.add_argument('--name', help='what the rows call it'); ap.add_argument('--js', help='where transformers.js is installed'); ap.add_argument('--programs', action='store_true')
     ap.add_argument('--out', default=str(ROOT/'data'/'results'/'exports.jsonl'))
     ap.add_argument('--one', help="of a process that this one starts: words or uint4, and whether constants are folded"); ap.add_argument('--folder')
     a = ap.parse_args()
-    from nativebit.inference.cpu import CpuNetwork
     from nativebit.pipelines.exporting import export_onnx_folder
     from nativebit.pipelines.opening import opened
     from nativebit.config import geometry_words
@@ -132,22 +151,7 @@ def main():
             out = export_onnx_folder(o, Path(tmp)/'onnx')
             records = [about | r | versions | dict(command='python kernels/check_onnx.py --model DIR --programs' + ' --js FOLDER'*bool(a.js)) for r in programs(o, out, a.js)]
         else:
-            ours = CpuNetwork(o.pack, 'float').logits(ids)
-            for indices in ('words', 'uint4'):
-                folder = Path(tmp)/indices
-                folder.mkdir()
-                (folder/'ids.json').write_text(json.dumps(ids))
-                if indices == 'uint4': in_uint4()
-                begin = time.perf_counter()
-                out = export_onnx_folder(o, folder/'onnx')
-                seconds = time.perf_counter() - begin
-                for way in ('folded', 'unfolded') if indices == 'words' else ('folded',):
-                    r = subprocess.run([sys.executable, __file__, '--model', a.model, '--one', f'{indices}-{way}', '--folder', str(folder)], capture_output=True, text=True, check=True)
-                    logits = np.load(folder/'logits.npy')
-                    records.append(about | dict(indices=indices, constants=way, bytes=sum((out/n).stat().st_size for n in ('model.onnx', 'model.onnx_data')), export_s=round(seconds, 1),
-                                                parameters_bit_for_bit=len(o.pack.weights()), tokens=len(ids)) | json.loads(r.stdout.splitlines()[-1])
-                                   | dict(max_difference_over_largest_logit=float(abs(logits - ours).max()/abs(ours).max()), against_ours=compared(ours, logits)) | versions
-                                   | dict(command='python kernels/check_onnx.py --model DIR'))
+            records = [about | r | versions | dict(command='python kernels/check_onnx.py --model DIR') for r in measured(o, a.model, ids, Path(tmp))]
     with open(a.out, 'a') as f: f.writelines(json.dumps(r) + '\n' for r in records)
     for r in records: print(json.dumps(r, indent=1), flush=True)
 
