@@ -7,13 +7,14 @@ vllm_gpu.py serve DIR RANKS [OUT]     by vLLM: tokens a second of 1, 16 and 64 t
 vllm_gpu.py race SECONDS DIR...       serve of several folders: they start side by side and are timed in turns, 16 texts first, then what a step's kernels take; all end after SECONDS
 vllm_gpu.py heads                     the last product, of int8 rows and of bfloat16, by themselves
 
-Each says what it found in lines of JSON, as soon as it knows, and appends them to the file that RESULTS names. EAGER=1 runs vLLM without CUDA graphs, NEW sets how many tokens a text gets, DTYPE=float16 multiplies in fp16, ASKED=1 times what is asked for, a line each.
+Each says what it found in lines of JSON, as soon as it knows, and appends them to the file that RESULTS names. EAGER=1 runs vLLM without CUDA graphs, NEW sets how many tokens a text gets, DTYPE=float16 multiplies in fp16, LEVEL=2 lets vLLM compile as it does by default, ASKED=1 times what is asked for, a line each.
 (`python3 tests/vllm_gpu.py …`; vLLM and this package have to be importable, and the package installed, so that vLLM sees its entry point.)"""
 import gzip, json, os, queue, signal, subprocess, sys, threading, time
 # no network; NVLink multicast stays off: neither vLLM's symmetric memory nor NCCL's may use it
 os.environ.update(HF_HUB_OFFLINE='1', VLLM_NO_USAGE_STATS='1', VLLM_ALLREDUCE_USE_SYMM_MEM='0', VLLM_ALLREDUCE_USE_FLASHINFER='0', VLLM_USE_NCCL_SYMM_MEM='0', NCCL_NVLS_ENABLE='0', TORCH_SYMM_MEM_DISABLE_MULTICAST='1')
-# every process is a fresh one; nothing is handed to torch.compile; of the plugins only ours
-for k, v in dict(VLLM_WORKER_MULTIPROC_METHOD='spawn', TORCH_COMPILE_DISABLE='1', VLLM_PLUGINS='nativebit').items(): os.environ.setdefault(k, v)
+# every process is a fresh one; of the plugins only ours
+LEVEL = int(os.environ.get('LEVEL', 0))   # vLLM's optimization level: 2 is what users have, and compiles
+for k, v in dict(VLLM_WORKER_MULTIPROC_METHOD='spawn', TORCH_COMPILE_DISABLE='0' if LEVEL else '1', VLLM_PLUGINS='nativebit').items(): os.environ.setdefault(k, v)
 from pathlib import Path
 import ml_dtypes, numpy as np
 
@@ -108,16 +109,16 @@ def reference(folder, out):
     say(texts=len(rows), types=sorted({type(x).__name__ for x in m.modules() if 'NativeBit' in type(x).__name__}))
 
 def engine(folder, ranks):
-    "vLLM as both contenders have it: CUDA graphs of the three batches, vLLM's own kernels, nothing compiled."
+    "vLLM as both contenders have it: CUDA graphs of the three batches, vLLM's own kernels, at level 0 nothing compiled."
     from vllm import LLM
-    graphs = dict(enforce_eager=True) if os.environ.get('EAGER') == '1' else dict(compilation_config=dict(cudagraph_mode='FULL_DECODE_ONLY', cudagraph_capture_sizes=list(BATCHES)))
+    graphs = dict(enforce_eager=True) if os.environ.get('EAGER') == '1' else dict(compilation_config=dict(cudagraph_capture_sizes=list(BATCHES), **({} if LEVEL else dict(cudagraph_mode='FULL_DECODE_ONLY'))))
     dummy = dict(load_format='dummy') if str(folder).endswith('-float') else {}
     # the room for keys and values is said, so that nothing has to be measured first
     watched = dict(profiler='torch', torch_profiler_dir=str(traces(folder)), torch_profiler_with_stack=False, torch_profiler_dump_cuda_time_total=False,
                    ignore_frontend=True, delay_iterations=3)
     return LLM(str(folder), skip_tokenizer_init=True, dtype=os.environ.get('DTYPE', 'bfloat16'), max_model_len=1024, max_num_seqs=max(BATCHES), max_num_batched_tokens=2048,
                kv_cache_memory_bytes=4 << 30, gpu_memory_utilization=.2, profiler_config=watched,
-               tensor_parallel_size=ranks, disable_custom_all_reduce=True, enable_prefix_caching=False, optimization_level=0, **graphs, **dummy)
+               tensor_parallel_size=ranks, disable_custom_all_reduce=True, enable_prefix_caching=False, optimization_level=LEVEL, **graphs, **dummy)
 
 def asked(llm, texts, **kw):
     from vllm import SamplingParams
@@ -179,7 +180,7 @@ def serve(folder, ranks=1, out=None):
     "What one engine does: its start, its speed, its text."
     ranks, begun = int(ranks), time.perf_counter()
     import vllm
-    row, imported = dict(folder=Path(folder).name, ranks=ranks) | ({'dtype': os.environ['DTYPE']} if 'DTYPE' in os.environ else {}), time.perf_counter()
+    row, imported = dict(folder=Path(folder).name, ranks=ranks) | {k.lower(): os.environ[k] for k in ('DTYPE', 'LEVEL') if k in os.environ}, time.perf_counter()
     llm = engine(folder, ranks)
     cfg = llm.llm_engine.vllm_config
     say(**row, seconds_to_import=round(imported - begun, 1), seconds_to_start=round(time.perf_counter() - imported, 1), graphs=str(cfg.compilation_config.cudagraph_mode), method=cfg.model_config.quantization, second_runner=cfg.use_v2_model_runner, vllm=vllm.__version__)
