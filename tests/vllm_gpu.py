@@ -30,9 +30,9 @@ BEGUN = time.perf_counter()
 def say(**row):
     "A line of what is known, on the screen and in the file."
     line = json.dumps(dict(what=sys.argv[1], at=round(time.perf_counter() - BEGUN, 1)) | row)
-    print(line, flush=True)
     if path := os.environ.get('RESULTS'):
         with open(path, 'a') as f: f.write(line + '\n')
+    print(line, flush=True)   # last: who listens may end this process then
 
 def kernels():
     "Compile, or find compiled."
