@@ -140,3 +140,36 @@ def test_vllm_refuses(tmp_path, ranks, change, says):
                 data[8 + n + head[name]['data_offsets'][0]] ^= 1
                 p.write_bytes(data); break
     with pytest.raises(RuntimeError, match=says): start(packed, tmp_path, ranks)
+
+FAKE = '''
+import json
+from pathlib import Path
+from types import SimpleNamespace as Some
+__version__ = 'fake'
+SamplingParams = Some
+class LLM:
+    def __init__(self, folder, profiler_config, **kw):
+        assert 'broken' not in folder, 'a broken engine'
+        self.traces = Path(profiler_config['torch_profiler_dir'])
+        self.llm_engine = Some(vllm_config=Some(compilation_config=Some(cudagraph_mode=''), model_config=Some(quantization=None), use_v2_model_runner=True))
+    def generate(self, texts, params, use_tqdm): return [Some(outputs=[Some(token_ids=[0]*params.max_tokens)]) for _ in texts]
+    def start_profile(self): self.traces.mkdir(parents=True)
+    def stop_profile(self):
+        events = [dict(cat='kernel', name=n, dur=500) for n in 'aab'*2] + [dict(cat='cuda_runtime', name='cudaGraphLaunch', dur=1)]*2
+        (self.traces/'t.json').write_text(json.dumps(dict(traceEvents=events)))
+'''
+
+def test_a_race_of_engines(tmp_path):
+    "The program for a GPU, with an engine that does nothing: in turns, 16 texts first, and one that fails stops nobody."
+    (tmp_path/'vllm.py').write_text(FAKE)
+    for n in 'one', 'broken', 'two':
+        (tmp_path/n).mkdir(); (tmp_path/n/'config.json').write_text('{"vocab_size": 99}')
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)]), 'RESULTS': str(tmp_path/'rows')}
+    r = subprocess.run([sys.executable, ROOT/'tests'/'vllm_gpu.py', 'race', '40', *(str(tmp_path/n) for n in ('one', 'broken', 'two'))], env=env, capture_output=True, text=True, timeout=60)
+    assert r.returncode == 0 and 'a broken engine' in r.stderr, r.stderr
+    rows = [json.loads(line) for line in (tmp_path/'rows').read_text().splitlines()]
+    timed = [(r['folder'], r.get('batch', 'kernels')) for r in rows if 'batch' in r or 'kernels' in r]
+    assert timed == [(n, b) for b in (16, 1, 64, 'kernels') for n in ('one', 'two')]
+    assert [Path(f).name for f in rows[-1]['in time']] == ['one', 'two']
+    last = rows[-2]
+    assert (last['steps'], last['ms'], last['launches'], last['most']) == (2, 1.5, 3., [['a', 1., 2.], ['b', .5, 1.]])

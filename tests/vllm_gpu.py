@@ -4,14 +4,17 @@ vllm_gpu.py kernels                   compile the CUDA kernels of both geometrie
 vllm_gpu.py build DIR [1b|8b] [GEOMETRY]  a random packed folder of Llama-3.2-1B's or Llama-3.1-8B's shape, and DIR-float: its config.json alone
 vllm_gpu.py reference DIR OUT         greedy tokens and their log probabilities by transformers (nativebit.hf)
 vllm_gpu.py serve DIR RANKS [OUT]     by vLLM: tokens a second of 1, 16 and 64 texts, and the text compared with OUT and with one GPU's; of DIR-float vLLM draws random weights
+vllm_gpu.py race SECONDS DIR...       serve of several folders: they start side by side and are timed in turns, 16 texts first, then what a step's kernels take; all end after SECONDS
+vllm_gpu.py heads                     the last product, of int8 rows and of bfloat16, by themselves
 
-Each says what it found in lines of JSON, as soon as it knows, and appends them to the file that RESULTS names. EAGER=1 runs vLLM without CUDA graphs, NEW sets how many tokens a text gets.
+Each says what it found in lines of JSON, as soon as it knows, and appends them to the file that RESULTS names. EAGER=1 runs vLLM without CUDA graphs, NEW sets how many tokens a text gets, DTYPE=float16 multiplies in fp16, LEVEL=2 lets vLLM compile as it does by default, ASKED=1 times what is asked for, a line each.
 (`python3 tests/vllm_gpu.py …`; vLLM and this package have to be importable, and the package installed, so that vLLM sees its entry point.)"""
-import json, os, sys, time
+import gzip, json, os, queue, signal, subprocess, sys, threading, time
 # no network; NVLink multicast stays off: neither vLLM's symmetric memory nor NCCL's may use it
 os.environ.update(HF_HUB_OFFLINE='1', VLLM_NO_USAGE_STATS='1', VLLM_ALLREDUCE_USE_SYMM_MEM='0', VLLM_ALLREDUCE_USE_FLASHINFER='0', VLLM_USE_NCCL_SYMM_MEM='0', NCCL_NVLS_ENABLE='0', TORCH_SYMM_MEM_DISABLE_MULTICAST='1')
-# every process is a fresh one; nothing is handed to torch.compile; of the plugins only ours
-for k, v in dict(VLLM_WORKER_MULTIPROC_METHOD='spawn', TORCH_COMPILE_DISABLE='1', VLLM_PLUGINS='nativebit').items(): os.environ.setdefault(k, v)
+# every process is a fresh one; of the plugins only ours
+LEVEL = int(os.environ.get('LEVEL', 0))   # vLLM's optimization level: 2 is what users have, and compiles
+for k, v in dict(VLLM_WORKER_MULTIPROC_METHOD='spawn', TORCH_COMPILE_DISABLE='0' if LEVEL else '1', VLLM_PLUGINS='nativebit').items(): os.environ.setdefault(k, v)
 from pathlib import Path
 import ml_dtypes, numpy as np
 
@@ -20,15 +23,16 @@ SHAPES = {'1b': dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192
           'tiny': dict(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True)}   # to try this program
 COMMON = dict(architectures=['LlamaForCausalLM'], model_type='llama', rms_norm_eps=1e-5, rope_theta=500000., max_position_embeddings=8192, hidden_act='silu', attention_bias=False, mlp_bias=False, bos_token_id=1, eos_token_id=2)
 BATCHES, REPEATS = (1, 16, 64), 2
+TURNS = '16', '1', '64', 'kernels'   # of a race
 NEW, SHORT = int(os.environ.get('NEW', 256)), 32   # tokens of a timed text; of the first ones, which are compared
 BEGUN = time.perf_counter()
 
 def say(**row):
     "A line of what is known, on the screen and in the file."
     line = json.dumps(dict(what=sys.argv[1], at=round(time.perf_counter() - BEGUN, 1)) | row)
-    print(line, flush=True)
     if path := os.environ.get('RESULTS'):
         with open(path, 'a') as f: f.write(line + '\n')
+    print(line, flush=True)   # last: who listens may end this process then
 
 def kernels():
     "Compile, or find compiled."
@@ -105,13 +109,16 @@ def reference(folder, out):
     say(texts=len(rows), types=sorted({type(x).__name__ for x in m.modules() if 'NativeBit' in type(x).__name__}))
 
 def engine(folder, ranks):
-    "vLLM as both contenders have it: CUDA graphs of the three batches, vLLM's own kernels, nothing compiled."
+    "vLLM as both contenders have it: CUDA graphs of the three batches, vLLM's own kernels, at level 0 nothing compiled."
     from vllm import LLM
-    graphs = dict(enforce_eager=True) if os.environ.get('EAGER') == '1' else dict(compilation_config=dict(cudagraph_mode='FULL_DECODE_ONLY', cudagraph_capture_sizes=list(BATCHES)))
+    graphs = dict(enforce_eager=True) if os.environ.get('EAGER') == '1' else dict(compilation_config=dict(cudagraph_capture_sizes=list(BATCHES), **({} if LEVEL else dict(cudagraph_mode='FULL_DECODE_ONLY'))))
     dummy = dict(load_format='dummy') if str(folder).endswith('-float') else {}
     # the room for keys and values is said, so that nothing has to be measured first
-    return LLM(str(folder), skip_tokenizer_init=True, dtype='bfloat16', max_model_len=1024, max_num_seqs=max(BATCHES), max_num_batched_tokens=2048, kv_cache_memory_bytes=10 << 30, gpu_memory_utilization=.4,
-               tensor_parallel_size=ranks, disable_custom_all_reduce=True, enable_prefix_caching=False, optimization_level=0, **graphs, **dummy)
+    watched = dict(profiler='torch', torch_profiler_dir=str(traces(folder)), torch_profiler_with_stack=False, torch_profiler_dump_cuda_time_total=False,
+                   ignore_frontend=True, delay_iterations=3)
+    return LLM(str(folder), skip_tokenizer_init=True, dtype=os.environ.get('DTYPE', 'bfloat16'), max_model_len=1024, max_num_seqs=max(BATCHES), max_num_batched_tokens=2048,
+               kv_cache_memory_bytes=4 << 30, gpu_memory_utilization=.2, profiler_config=watched,
+               tensor_parallel_size=ranks, disable_custom_all_reduce=True, enable_prefix_caching=False, optimization_level=LEVEL, **graphs, **dummy)
 
 def asked(llm, texts, **kw):
     from vllm import SamplingParams
@@ -127,13 +134,34 @@ def timed(llm, texts, new):
         assert sum(len(x.outputs[0].token_ids) for x in r) == len(texts)*new
     return min(seconds)
 
-def speed(llm, folder, row):
+def speed(llm, folder, row, n):
     "Tokens a second with the prompt's part, and milliseconds of a step without it."
-    for n in BATCHES:
-        texts = prompts(folder)[:n]
-        asked(llm, texts, max_tokens=8)
-        short, long = timed(llm, texts, SHORT), timed(llm, texts, NEW)
-        say(**row, batch=n, tokens_per_second=round(n*NEW/long, 1), ms_per_step=round(1e3*(long - short)/(NEW - SHORT), 3))
+    texts = prompts(folder)[:n]
+    asked(llm, texts, max_tokens=8)
+    short, long = timed(llm, texts, SHORT), timed(llm, texts, NEW)
+    say(**row, batch=n, tokens_per_second=round(n*NEW/long, 1), ms_per_step=round(1e3*(long - short)/(NEW - SHORT), 3))
+
+def traces(folder): return Path(f'{folder}-traces-{os.getpid()}').absolute()
+
+def times_of(trace):
+    "(steps, {kernel: [milliseconds, launches]}) of a trace; a step is a graph's replay."
+    with (gzip.open if trace.suffix == '.gz' else open)(trace) as f: events = json.load(f)['traceEvents']
+    found = {}
+    for e in events:
+        if e.get('cat') in ('kernel', 'gpu_memcpy', 'gpu_memset'):
+            row = found.setdefault(e['name'], [0., 0])
+            row[0] += e['dur']/1e3; row[1] += 1
+    return sum(e.get('name') == 'cudaGraphLaunch' for e in events) or 1, found
+
+def kernels_of(llm, folder, row, n=16):
+    "What the kernels of a step take; the prompts are read before the profiler begins (see `engine`)."
+    llm.start_profile()
+    asked(llm, prompts(folder)[:n], max_tokens=12)
+    llm.stop_profile()
+    steps, found = times_of(max(traces(folder).rglob('*.json*'), key=lambda p: p.stat().st_size))
+    most = sorted(found.items(), key=lambda t: -t[1][0])[:20]
+    say(**row, kernels=n, steps=steps, ms=round(sum(ms for ms, _ in found.values())/steps, 3), launches=round(sum(k for _, k in found.values())/steps, 1),
+        most=[[name[:90], round(ms/steps, 4), round(k/steps, 1)] for name, (ms, k) in most])
 
 def agreed(got, want): return [next((k for k, (a, b) in enumerate(zip(g, w)) if a != b), len(w)) for g, w in zip(got, want)]
 
@@ -152,12 +180,69 @@ def serve(folder, ranks=1, out=None):
     "What one engine does: its start, its speed, its text."
     ranks, begun = int(ranks), time.perf_counter()
     import vllm
-    row, imported = dict(folder=Path(folder).name, ranks=ranks), time.perf_counter()
+    row, imported = dict(folder=Path(folder).name, ranks=ranks) | {k.lower(): os.environ[k] for k in ('DTYPE', 'LEVEL') if k in os.environ}, time.perf_counter()
     llm = engine(folder, ranks)
     cfg = llm.llm_engine.vllm_config
     say(**row, seconds_to_import=round(imported - begun, 1), seconds_to_start=round(time.perf_counter() - imported, 1), graphs=str(cfg.compilation_config.cudagraph_mode), method=cfg.model_config.quantization, second_runner=cfg.use_v2_model_runner, vllm=vllm.__version__)
-    speed(llm, folder, row)
+    for line in (sys.stdin if os.environ.get('ASKED') == '1' else BATCHES):
+        if str(line).strip() == 'kernels': kernels_of(llm, folder, row)
+        else: speed(llm, folder, row, int(line))
     if out and Path(out).exists(): text(llm, folder, out, row)
     say(**row, phase='done')
 
-if __name__ == '__main__': dict(kernels=kernels, build=build, reference=reference, serve=serve)[sys.argv[1]](*sys.argv[2:])
+class Contender:
+    "An engine of its own process, and what it has said."
+    def __init__(self, folder):
+        self.folder, self.said = folder, queue.Queue()
+        self.job = subprocess.Popen([sys.executable, __file__, 'serve', folder, '1'], env={**os.environ, 'ASKED': '1'}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self):
+        for line in self.job.stdout:
+            print(line, end='', flush=True)
+            if line.startswith('{"what"'): self.said.put(json.loads(line))
+        self.said.put(None)   # it has ended
+
+    def hears(self, key, end):
+        "Has a line with this key come in time?"
+        try:
+            while row := self.said.get(timeout=max(end - time.perf_counter(), .01)):
+                if key in row: return True
+        except queue.Empty: pass
+        return self.stop()
+
+    def ask(self, what, end):
+        try: print(what, file=self.job.stdin, flush=True)
+        except OSError: return self.stop()
+        return self.hears('kernels' if what == 'kernels' else 'batch', end)
+
+    def stop(self):
+        if self.job.poll() is None: os.killpg(self.job.pid, signal.SIGKILL)
+        return False
+
+def race(seconds, *folders):
+    "Nothing starts while something is timed; an engine that fails or is late ends, and the others go on."
+    end, all_of_them = BEGUN + float(seconds), [Contender(f) for f in folders]
+    running = [c for c in all_of_them if c.hears('seconds_to_start', BEGUN + .7*float(seconds))]
+    say(started=[c.folder for c in running])
+    try:
+        for what in TURNS: running = [c for c in running if c.ask(what, min(end, time.perf_counter() + 30))]
+    finally:
+        for c in all_of_them: c.stop()
+    say(**{'in time': [c.folder for c in running]})
+
+def heads():
+    "Microseconds of a product with 128,256 rows."
+    import torch
+    from nativebit.kernels.cuda import library
+    from nativebit.kernels.lm_head import rows_logits, table_logits
+    from triton.testing import do_bench
+    for D in (2048, 4096):
+        table, scale = torch.randint(-127, 128, (128256, D), dtype=torch.int8, device='cuda'), torch.rand(128256, device='cuda')
+        w = (table*scale[:, None]).bfloat16()
+        for M in (1, 16, 64):
+            x = torch.randn(M, D, device='cuda', dtype=torch.bfloat16)
+            ours = (lambda: table_logits(x[0], table, scale, lib=library(3, 'int8'))) if M == 1 else (lambda: rows_logits(x, table, scale))
+            say(width=D, tokens=M, us_rows=round(1e3*do_bench(ours, 10, 50)), us_bfloat16=round(1e3*do_bench(lambda: torch.nn.functional.linear(x, w), 10, 50)))
+
+if __name__ == '__main__': dict(kernels=kernels, build=build, reference=reference, serve=serve, race=race, heads=heads)[sys.argv[1]](*sys.argv[2:])

@@ -81,7 +81,9 @@ def exact_constant(
     node = owned(bits(small[kind]), x.shape, 'f16' if kind is np.float16 else 'bf16')
     return openvino().opset15.convert(node, 'f32')
 
-def reshaped(x, *shape): return openvino().opset15.reshape(x, np.array(shape, np.int64), False)
+def reshaped(x, *shape):
+    "-1 is what is left, 0 what there was."
+    return openvino().opset15.reshape(x, np.array(shape, np.int64), True)
 def turned(x, *order): return openvino().opset15.transpose(x, np.array(order, np.int64))
 
 def cut(x, axis:int, stop:int, start:int=0):
@@ -149,44 +151,57 @@ class Graph:
 
     def heads(self, x, name:str, n:int):
         "Queries, keys or values, one head after the other; normed where the network does."
-        y = turned(reshaped(self.linear(x, name), 1, -1, n, self.m.head_dim), 0, 2, 1, 3)
+        y = turned(reshaped(self.linear(x, name), 0, 0, n, self.m.head_dim), 0, 2, 1, 3)
         norm = f'{name}_norm.weight'
         return normed(y, weight_node(self.pack, norm), self.m.norm_eps) if self.has(norm) else y
 
+    def inputs(self):
+        "What the graph is told: the new tokens and, of each text, where they stand and what is no padding."
+        ov, shapes = openvino(), dict(input_ids=[-1, -1], attention_mask=[-1, -1], position_ids=[-1, -1],
+                                      beam_idx=[-1])
+        for n,s in shapes.items():
+            x = self.op.parameter(s, ov.Type.i32 if n == 'beam_idx' else ov.Type.i64, name=n)
+            x.output(0).get_tensor().set_names({n})
+            setattr(self, n, x)
+        return [getattr(self, n) for n in shapes]
+
     def remembered(self, new, name:str):
-        "All keys or values there are, with the new ones behind."
-        shape = [1, self.m.kv_heads, -1, self.m.head_dim]
-        empty = self.op.constant(np.zeros((1, self.m.kv_heads, 0, self.m.head_dim), np.float32))
-        both = self.op.concat([self.op.read_value(empty, name, openvino().Type.f32, shape), new], 2)
-        self.sinks.append(self.op.assign(both, name))
+        "All keys or values there are, each text's where `beam_idx` has it, with the new ones behind."
+        op, rest = self.op, [self.m.kv_heads, 0, self.m.head_dim]
+        texts = reshaped(self.length(self.input_ids, 0), 1)
+        empty = op.broadcast(np.float32(0), op.concat([texts, np.array(rest, np.int64)], 0))
+        before = op.read_value(empty, name, openvino().Type.f32, [-1, rest[0], -1, rest[2]])
+        both = op.concat([op.gather(before, self.beam_idx, np.int64(0)), new], 2)
+        self.sinks.append(op.assign(both, name))
         return both
 
     def length(self, x, axis:int): return self.op.gather(self.op.shape_of(x), np.int64(axis), np.int64(0))
 
-    def places(self, ids, keys):
-        "Cosines, sines of the new places, and which ones they may not see."
-        op, total = self.op, self.length(keys, 2)
+    def places(self):
+        "Cosines, sines of the new places (B, 1, T, H/2), and what they may not see (B, 1, 1, T, S)."
+        op, total = self.op, self.length(self.attention_mask, 1)
         span = lambda a, b: op.range(a, b, np.int64(1), 'i64')
-        new = span(op.subtract(total, self.length(ids, 1)), total)
-        angle = op.multiply(reshaped(op.convert(new, 'f32'), -1, 1),
+        new = span(op.subtract(total, self.length(self.input_ids, 1)), total)
+        angle = op.multiply(reshaped(op.convert(self.position_ids, 'f32'), 0, 1, -1, 1),
                             frequencies(self.m).astype(np.float32)[None])
         later = op.greater(reshaped(span(np.int64(0), total), 1, -1), reshaped(new, -1, 1))
-        return op.cos(angle), op.sin(angle), op.select(later, np.float32(-3e38), np.float32(0))
+        padding = op.equal(reshaped(self.attention_mask, 0, 1, 1, 1, -1), np.int64(0))
+        hidden = op.logical_or(padding, later)
+        return op.cos(angle), op.sin(angle), op.select(hidden, np.float32(-3e38), np.float32(0))
 
-    def attention(self, x, i:int, ids):
+    def attention(self, x, i:int):
         "One layer's attention."
         op, m, p = self.op, self.m, f'layers.{i}.attn'
         q, k, v = (self.heads(x, f'{p}.{n}', c) for n,c in (('q', m.n_heads), ('k', m.kv_heads),
                                                             ('v', m.kv_heads)))
-        v = self.remembered(v, f'{i}.v')
-        cos, sin, mask = self.places(ids, v)
+        v, (cos, sin, mask) = self.remembered(v, f'{i}.v'), self.seen
         q, k = rotated(q, cos, sin, m.head_dim//2), self.remembered(rotated(k, cos, sin, m.head_dim//2),
                                                                     f'{i}.k')
-        group = lambda y, n: reshaped(y, 1, m.kv_heads, n, -1, m.head_dim)
+        group = lambda y, n: reshaped(y, 0, m.kv_heads, n, -1, m.head_dim)
         scores = op.matmul(group(q, m.n_heads//m.kv_heads), group(k, 1), False, True)
         seen = op.softmax(op.add(op.multiply(scores, np.float32(m.head_dim**-.5)), mask), 4)
-        y = reshaped(op.matmul(seen, group(v, 1), False, False), 1, m.n_heads, -1, m.head_dim)
-        return self.linear(reshaped(turned(y, 0, 2, 1, 3), 1, -1, m.n_heads*m.head_dim), f'{p}.o')
+        y = reshaped(op.matmul(seen, group(v, 1), False, False), 0, m.n_heads, -1, m.head_dim)
+        return self.linear(reshaped(turned(y, 0, 2, 1, 3), 0, 0, m.n_heads*m.head_dim), f'{p}.o')
 
     def mlp(self, x, i:int):
         "One layer's SwiGLU."
@@ -194,23 +209,21 @@ class Graph:
         silu = self.op.multiply(gate, self.op.sigmoid(gate))
         return self.linear(self.op.multiply(silu, up), f'layers.{i}.mlp.down')
 
-    def layer(self, x, i:int, ids):
+    def layer(self, x, i:int):
         norm = lambda x, n: normed(x, weight_node(self.pack, f'layers.{i}.{n}.weight'), self.m.norm_eps)
-        x = self.op.add(x, self.attention(norm(x, 'attn_norm'), i, ids))
+        x = self.op.add(x, self.attention(norm(x, 'attn_norm'), i))
         return self.op.add(x, self.mlp(norm(x, 'mlp_norm'), i))
 
     def model(self):
         "The whole of it, as an OpenVINO model."
-        ov, op = openvino(), self.op
-        ids = op.parameter([1, -1], ov.Type.i64, name='input_ids')
-        ids.output(0).get_tensor().set_names({'input_ids'})
-        embed = weight_node(self.pack, 'embed')
-        x = op.gather(embed, ids, np.int64(0))
-        for i in progress(range(self.m.n_layers), unit=' layers', disable=None): x = self.layer(x, i, ids)
+        ov, op, inputs = openvino(), self.op, self.inputs()
+        self.seen, embed = self.places(), weight_node(self.pack, 'embed')
+        x = op.gather(embed, self.input_ids, np.int64(0))
+        for i in progress(range(self.m.n_layers), unit=' layers', disable=None): x = self.layer(x, i)
         x = normed(x, weight_node(self.pack, 'norm.weight'), self.m.norm_eps)
         out = op.matmul(x, embed if self.m.tied else weight_node(self.pack, 'head'), False, True)
         out.output(0).get_tensor().set_names({'logits'})
-        return ov.Model([op.result(out)], self.sinks, [ids], 'nativebit')
+        return ov.Model([op.result(out)], self.sinks, inputs, 'nativebit')
 
 # %% ../../nbs/12_interop/12_to_openvino.ipynb #d24a3532
 # float32 throughout: some CPUs would take bfloat16, or round activations to bytes
@@ -224,11 +237,24 @@ class OpenVinoNetwork:
                             "nativebit export MODEL --to openvino makes one")
         self.compiled = openvino().Core().compile_model(str(path), 'CPU', dict(settings))
         self.reset()
-    def reset(self): self.request = self.compiled.create_infer_request()
+    def reset(self): self.request, self.read = self.compiled.create_infer_request(), 0
+    def step(self,
+        ids:np.ndarray,       # (B, T) tokens to put behind those that were read
+        mask=None,            # (B, S) of all tokens, 0 where a text is filled up; None: no text is
+        beams=None,           # (B,) for each text the one whose past it goes on from; None: its own
+    )->np.ndarray:            # (B, T, V) logits
+        "Read more of some texts."
+        self.read += ids.shape[1]
+        mask = np.ones((len(ids), self.read), np.int64) if mask is None else np.asarray(mask, np.int64)
+        places = np.maximum(np.cumsum(mask, 1) - 1, 0)[:, -ids.shape[1]:]
+        beams = np.arange(len(ids)) if beams is None else beams
+        inputs = dict(input_ids=np.asarray(ids, np.int64), attention_mask=mask,
+                      position_ids=np.ascontiguousarray(places), beam_idx=np.asarray(beams, np.int32))
+        return self.request.infer(inputs)['logits'].copy()
+
     def __call__(self, tokens)->np.ndarray:
-        "Put tokens behind those that were read; the logits of each."
-        ids = np.asarray(tokens, np.int64)[None]
-        return self.request.infer({'input_ids': ids})['logits'][0].copy()
+        "Put tokens behind those of one text that were read; the logits of each."
+        return self.step(np.asarray(tokens)[None])[0]
 
 def export_openvino(
     pack:Pack, out,
