@@ -270,7 +270,8 @@ class Decoder:
         hows = {s: How(**hows[s]) for s in behind}
         values = torch.tensor([how.row(s, len(texts[s])) for s,how in hows.items()], dtype=torch.float64)
         slots, *columns = values.to(self.device).T
-        row, (width, tell) = empty_rows(len(hows), self.device), map(max, zip(*(h.needs() for h in hows.values())))
+        row = empty_rows(len(hows), self.device)
+        width, tell = map(max, zip(*(how.needs() for how in hows.values())))
         for t,v in zip((row.at, *row[3:]), columns): t.copy_(v)
         x = torch.stack([*behind.values()])
         row.token.copy_(chosen_by(self.model, x, row, width, self.share, tell)[:, None])
