@@ -1,14 +1,20 @@
 """Texts decoded together, and transformers' generate by the decoder, on a random packed folder of Llama-3.2-1B's shape: checks, and times beside transformers in bfloat16 and our own program.
 
-    python kernels/bench_generate.py               JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl has two runs
-    python kernels/bench_generate.py --rehearse    a CPU, tiny shapes
+    python kernels/bench_generate.py                        JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl has two runs
+    python kernels/bench_generate.py --only eight_billion   16 texts of a network of Llama-3.1-8B's shape, packed beside dense bfloat16 of the same code
+    python kernels/bench_generate.py --rehearse             a CPU, tiny shapes
 """
 import argparse, os, sys
 from pathlib import Path
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument('--rehearse', action='store_true', help='on a CPU, tiny')
-TINY = ap.parse_args().rehearse
+SECTIONS = 'between logits batches the_same times steps eight_billion'.split()
+ap.add_argument('--only', default=','.join(SECTIONS), help='some of ' + ','.join(SECTIONS))
+args = ap.parse_args()
+TINY, ONLY = args.rehearse, args.only.split(',')
+if odd := set(ONLY) - set(SECTIONS): sys.exit(f"error: no section {', '.join(sorted(odd))}; there are {', '.join(SECTIONS)}")
 os.environ['HF_HUB_OFFLINE'] = '1'
+if TINY: os.environ.setdefault('TRITON_INTERPRET', '1')   # before Triton is imported
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import json, shutil, tempfile, time, traceback
 begun = time.time()
@@ -17,13 +23,13 @@ import ml_dtypes, numpy as np, torch, transformers
 if not (TINY or torch.cuda.is_available()): sys.exit('error: this measures an NVIDIA GPU; --rehearse tries the program on a CPU')
 from dataclasses import replace
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from nativebit.config import GEOMETRIES, QuantConfig
+from nativebit.config import Config, GEOMETRIES, ModelConfig, QuantConfig
 from nativebit.formats.hf_folder import open_folder, save_folder, stored_linear
 from nativebit.interop import hf_generate
 from nativebit.interop.export import pack_of
 from nativebit.formats.nbpack import Pack
 from nativebit.pytorch.batch import BatchDecoder, Text, generate_batch
-from nativebit.pytorch.benchmark import random_tensor
+from nativebit.pytorch.benchmark import dequantized, random_network, random_tensor
 from nativebit.pytorch.decode import Decoder, generate
 from nativebit.pytorch.linear import as_array
 from nativebit.pytorch.model import from_pack
@@ -57,17 +63,21 @@ def section(f):
     except Exception: say(failed=f.__name__, error=traceback.format_exc()[-3000:])
     say(section=f.__name__, seconds=round(time.time() - t, 1))
 
-tmp = Path(tempfile.mkdtemp())
+def header(**row):
+    say(type='header', command=' '.join(['python kernels/bench_generate.py', *sys.argv[1:]]), git_hash=os.environ.get('NATIVEBIT_GIT_HASH', 'unknown'), device='CPU' if TINY else torch.cuda.get_device_name(), torch=torch.__version__,
+        transformers=transformers.__version__, gib=0 if TINY else round(torch.cuda.memory_allocated()/2**30, 2), **row)
+
 torch.manual_seed(0)
-path = folder(tmp/'packed')
-say(made='folder', bytes=sum(p.stat().st_size for p in path.glob('*.safetensors')))
-packed = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPE, device_map=DEVICE)
-dense = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPE, device_map=DEVICE).dequantize().to(DTYPE)
-cfg, tensors = pack_of(open_folder(path), 2048, exact=True)
-program = from_pack(Pack(path, cfg, {}, tensors), DEVICE, DTYPE, not TINY)
-exact = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map=DEVICE).dequantize()
-say(type='header', command='python kernels/bench_generate.py', git_hash=os.environ.get('NATIVEBIT_GIT_HASH', 'unknown'), device='CPU' if TINY else torch.cuda.get_device_name(), torch=torch.__version__, transformers=transformers.__version__,
-    gib=0 if TINY else round(torch.cuda.memory_allocated()/2**30, 2))
+tmp = Path(tempfile.mkdtemp())
+if ONLY != ['eight_billion']:
+    path = folder(tmp/'packed')
+    say(made='folder', bytes=sum(p.stat().st_size for p in path.glob('*.safetensors')))
+    packed = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPE, device_map=DEVICE)
+    dense = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPE, device_map=DEVICE).dequantize().to(DTYPE)
+    cfg, tensors = pack_of(open_folder(path), 2048, exact=True)
+    program = from_pack(Pack(path, cfg, {}, tensors), DEVICE, DTYPE, not TINY)
+    exact = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map=DEVICE).dequantize()
+header()
 V = SHAPE['vocab_size']
 rng = np.random.default_rng(1)
 def prompt(n): return rng.integers(3, V, n).tolist()
@@ -92,6 +102,30 @@ def gap_of_transformers(prompts, n):
     "The same of what transformers in bfloat16 writes: random weights have many near ties."
     write = lambda p: type(dense).generate(dense, torch.tensor([p], device=DEVICE), max_new_tokens=n, **GREEDY)[0].tolist()
     return max(gap(write(p), n) for p in prompts)
+
+@torch.no_grad()
+def between():
+    "A step of rows at different positions, by kernels and by array operations: as near to float32 in both, and so are the keys that prompts leave."
+    from nativebit.kernels import between as kernels
+    from nativebit.pytorch import attention
+    B, n = 6, CONTEXT//2
+    lengths, texts = [1 + b*(n-1)//(B-1) for b in range(B)], [prompt(n+1) for _ in range(B)]
+    tokens = torch.tensor(texts, device=DEVICE)
+    at = torch.tensor([*lengths[:-1], -5], device=DEVICE)   # the last row is idle
+    def run(by_kernels):
+        for module in (kernels, attention): module.on_gpu = lambda *xs: by_kernels
+        cache = program.empty_cache(B, 2*n)
+        program.hidden(tokens[:, :n], [(k[:, :n], v[:, :n]) for k,v in cache], torch.arange(n, device=DEVICE))
+        before = cache[0][0][-1].clone()
+        z = program.scores(program.hidden(torch.stack([tokens[b, l] for b,l in enumerate(lengths)])[:, None], cache, at)[:, 0])
+        return z[:-1].float(), torch.equal(before, cache[0][0][-1])
+    want = torch.stack([exact(tokens[b:b+1, :l+1]).logits[0, -1] for b,l in enumerate(lengths[:-1])])
+    kept = kernels.on_gpu
+    off = lambda z: ((z - want).norm()/want.norm()).item()
+    try: (by_kernels, idle), (by_arrays, _) = run(True), run(False)
+    finally: kernels.on_gpu = attention.on_gpu = kept
+    say(check='logits of a step by kernels beside float32', off=round(off(by_kernels), 5), by_array_operations=round(off(by_arrays), 5), apart=round(((by_kernels - by_arrays).norm()/by_arrays.norm()).item(), 5), idle_row_kept=idle,
+        ok=idle and off(by_kernels) < max(2e-2, 1.1*off(by_arrays)))
 
 def logits():
     "Of all four against the same weights in float32: ours may be as far off as transformers in bfloat16, or 2e-2."
@@ -178,16 +212,22 @@ def times():
         sync(); a = time.perf_counter(); ours(**kw, max_new_tokens=N+1, **how); sync()
         say(time=f'generate, drawn with top_k 50 and top_p .95, {B} prompts, prefill too', ms=round(1e3*(time.perf_counter() - a), 1), tokens=B*(N+1))
 
-def steps():
-    batch = BatchDecoder(program, 64, 1024 if not TINY else 256)
-    for B in (1, 2, 4, 8, 16, 32, 64):
+def step_times(net, slots, counts, **row):
+    "Milliseconds of a step of so many slots, each behind CONTEXT tokens."
+    batch, out = BatchDecoder(net, slots, 256 if TINY else 1024), {}
+    for B in counts:
         for s in range(B):
             if batch.ends[s] is None: Decoder.begin(batch, s, prompt(CONTEXT))
         for _ in range(5): batch.step()
         sync(); a = time.perf_counter()
         for _ in range(20): batch.step()
-        t = 1e3*(time.perf_counter() - a)/20
-        say(time=f'a step of {B} slots', ms=round(t, 3), tokens_per_s=round(1e3*B/t))
+        out[B] = 1e3*(time.perf_counter() - a)/20
+        say(time=f'a step of {B} slots', ms=round(out[B], 3), tokens_per_s=round(1e3*B/out[B]), **row)
+    return batch, out
+
+def steps():
+    step_times(dequantized(program, DTYPE), 64, (2, 8, 16, 64), by='dense bfloat16')
+    batch, _ = step_times(program, 64, (1, 2, 4, 8, 16, 32, 64))
     for how in (dict(temperature=1.), dict(temperature=1., top_k=50), dict(temperature=1., top_p=.9)):
         for s in range(16, 64):
             if batch.ends[s] is not None: batch.free(s)
@@ -197,6 +237,16 @@ def steps():
         for _ in range(10): batch.step()
         say(time=f'a step of 16 slots, drawn: {how}', ms=round(1e2*(time.perf_counter() - a), 3))
 
-for f in (logits, batches, the_same, times, steps): section(f)
+def eight_billion():
+    "Of Llama-3.1-8B's shape, random weights made where they are needed."
+    global V
+    V = 1000 if TINY else 128256
+    shape = ModelConfig(V, 2, 128, 4, 256, n_kv_heads=2, context_len=256) if TINY else ModelConfig(V, 32, 4096, 32, 14336, n_kv_heads=8, head_size=128, context_len=1024, tied=False)
+    net, ms = random_network(Config('8B', shape, QuantConfig(**GEOMETRIES['int8'])), DEVICE, DTYPE, 'int8'), {}
+    for by,make in (('packed', lambda: net), ('dense bfloat16', lambda: dequantized(net, DTYPE))):
+        ms[by] = step_times(make(), 16, (16,), shape='Llama-3.1-8B', by=by)[1][16]
+    say(check='16 texts of the 8B shape at twice the speed of dense bfloat16 of the same code', ratio=round(ms['dense bfloat16']/ms['packed'], 2), ok=ms['dense bfloat16'] >= 2*ms['packed'])
+
+for name in ONLY: section(globals()[name])
 shutil.rmtree(tmp)
 if not TINY: say(peak_gib=round(torch.cuda.max_memory_allocated()/2**30, 2))

@@ -328,7 +328,8 @@ def test_numbers_may_come_late(monkeypatch):
 
 AHEAD = '''
 import triton
-from nativebit.kernels import triton_lut, triton_prefill
+from nativebit.kernels import between, triton_lut, triton_prefill
+from nativebit.pytorch import attention
 from triton.compiler import ASTSource
 from triton.backends.compiler import GPUTarget
 def ptx(fn, types, **const):
@@ -341,6 +342,17 @@ for kind, unit, instruction in (('int8', 928, 'sub.rn.f16x2'), ('float8_e4m3', 8
     assert 'prmt.b32' in one and instruction in one and 'griddepcontrol.wait' in one
     many = ptx(triton_prefill.matmul_kernel, dict(x='*fp16', units='*i32', y='*fp16', M='i32', O='i32', I='i32', tiles='i32', scale='fp32'), BM=64, BN=64, GROUP=8, **const)
     assert 'wgmma' in many and instruction in many
+half = dict.fromkeys('q k v q_norm k_norm keys values y x weight both out gate up'.split(), '*bf16') | dict.fromkeys('q_row k_row v_row cache_row x_row y_row gate_row up_row D T'.split(), 'i32')
+half |= dict(cos='*fp32', sin='*fp32', at='*i64', sums='*fp32', eps='fp32', scale='fp32')
+only = lambda fn: {n: half[n] for n in fn.arg_names if n in half}
+for H, group, parts, normed in ((64, 4, 1, False), (80, 1, 4, True)):
+    heads = dict(NORMED=normed, HALF=H//2, PAD=H//2 if H == 64 else 64)
+    text = ptx(attention.decode_attention_kernel, only(attention.decode_attention_kernel), PARTS=parts, GROUP=group, ROWS=16, TILE=64, DOT=triton_lut.tl.bfloat16, **heads)
+    assert 'mma.sync' in text and 'bf16' in text
+ptx(attention.write_kernel, only(attention.write_kernel), N=12, N_KV=3, ROWS=16, KV_ROWS=4, **heads)
+ptx(attention.join_kernel, only(attention.join_kernel), PARTS=3, MANY=4, H=80, WIDE=128)
+ptx(between.norm_kernel, dict(only(between.norm_kernel), y='*bf16'), ADD=True, BLOCK=2048)
+ptx(between.gate_kernel, only(between.gate_kernel), BLOCK=1024)
 print('compiled')
 '''
 

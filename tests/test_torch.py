@@ -11,15 +11,18 @@ from nativebit.formats.nbpack import pack_tensors, write_pack
 from nativebit.pipelines.generate import main
 from nativebit.pipelines.model import load
 from nativebit.pytorch.generate import continue_text, served
-from nativebit.pytorch.batch import BatchDecoder, Text, generate_batch
+from nativebit.kernels import between
+from nativebit.pytorch import attention
+from nativebit.pytorch.batch import BatchDecoder, Text, TorchBatch, generate_batch
 from nativebit.pytorch.decode import Decoder, generate, recorded
 from nativebit.pytorch.quant import NativeBitLinear, encode_codebook
 from nativebit.pytorch.model import NativeBitGPT, from_pack
 from nativebit.pytorch.linear import PackedLinear, as_array
-from nativebit.pytorch.benchmark import dequantized, run_benchmark
+from nativebit.pytorch.benchmark import dequantized, random_network, run_benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 PROMPT = 'def parse(path, mode="r"):\n    "Read a file."\n'
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -156,6 +159,84 @@ def test_probabilities_that_are_told(packs):
             own, others = batch.told(0)
             assert abs(own - p[ids[-1]]) < 1e-4 and list(others) == p.topk(20).indices.tolist()
             ids.append(batch.step()[0])
+
+LIMITS = dict(float32=1e-5, float16=2e-3, bfloat16=1.6e-2)
+HEADS = [(64, 2, 4, 'float32', 3, True), (80, 1, 1, 'bfloat16', 1, True), (256, 2, 2, 'float16', 4, False), (96, 1, 7, 'bfloat16', 2, False), (128, 2, 1, 'float32', 1, False), (64, 1, 20, 'float16', 16, True)]
+
+def off(a, b): return ((a.double() - b.double()).norm()/b.double().norm()).item()
+
+@pytest.mark.parametrize('H, kv, ratio, name, parts, normed', HEADS)
+def test_attention_kernels_are_the_array_operations(H, kv, ratio, name, parts, normed):
+    "Rows at different positions, one idle; and a prompt in two rows, over a cache that holds something."
+    dtype, S = getattr(torch, name), 70
+    draw = lambda *shape: torch.randn(shape).to(DEVICE, dtype)
+    heads, turns = [kv*ratio, kv, kv], torch.randn(2, S, H//2).to(DEVICE)
+    norms = [.5 + torch.rand(H).to(DEVICE, dtype) for _ in range(2*normed)]
+    for B,T,at,step in ((4, 1, [5, -3, 69, 0], lambda *a: attention.triton_attention(*a, parts=parts, tile=16)),
+                        (2, 5, range(9, 14), lambda *a: attention.cached_attention(*a, write=attention.triton_written))):
+        qkv, cache = draw(B, T, sum(heads)*H).unflatten(-1, (-1, H)).split(heads, 2), [draw(B, S, kv, H) for _ in range(2)]
+        own, at = [x.clone() for x in cache], torch.tensor([*at], device=DEVICE)
+        rest = at, norms, .1   # an eps that counts
+        y, want = step(*qkv, *turns, *own, *rest), attention.cached_attention(*qkv, *turns, *cache, *rest)
+        live = at >= 0 if T == 1 else slice(None)
+        assert off(y[live], want[live]) < LIMITS[name]
+        assert off(own[0], cache[0]) < LIMITS[name] and torch.equal(own[1], cache[1])
+        if T == 1: assert torch.equal(own[0][1], cache[0][1])   # the idle row
+
+@pytest.mark.parametrize('kw', [dict(geometry='int8', qk_norm=True), dict(geometry='lut-b', n_kv_heads=1, biases=('attn.q', 'mlp.up')), dict(geometry='int8', n_kv_heads=4, head_size=24)])
+def test_a_network_by_kernels(kw, monkeypatch):
+    "What a GPU computes between the products is what a CPU does, and a step takes eight operations a layer, nine with biases."
+    net = random_network(get_config('tiny', n_heads=4, **{'n_kv_heads': 2} | kw), DEVICE)
+    for l in net.layers:
+        for m in l.products() if 'biases' in kw else []: m.bias = .1*torch.randn(sum(m.sizes), device=DEVICE)
+        for x in l.parameters(): x.data = .5 + torch.rand_like(x)
+    prompt, token, at = [x.to(DEVICE) for x in (torch.randint(0, 99, (4, 9)), torch.randint(0, 99, (4, 1)), torch.tensor([9, 4, -1, 7]))]
+    def run(by_kernels):
+        for module in (between, attention): monkeypatch.setattr(module, 'on_gpu', lambda *xs: by_kernels)
+        cache = net.empty_cache(4, 40)
+        with torch.no_grad():
+            x = net.hidden(prompt, [(k[:, :9], v[:, :9]) for k,v in cache], torch.arange(9, device=DEVICE))
+            return x, net.hidden(token, cache, at), cache
+    want, (x, y, cache) = run(False), run(True)
+    live = at >= 0
+    assert off(x, want[0]) < 1e-5 and off(y[live], want[1][live]) < 1e-5
+    assert all(off(a, b) < 1e-5 for kv,other in zip(cache, want[2]) for a,b in zip(kv, other))
+    names = []
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            if not f.is_view: names.append(f.__name__.split('.')[0])
+            return f(*args, **kwargs or {})
+    with torch.no_grad(), Watch(): net.layers[1].terms(y, y, net.cos, net.sin, cache[1], at)
+    names = [n for n in names if n not in ('view', 'split_with_sizes')]
+    expected = ['add_norm', 'lut_linear', 'decode_attention', 'lut_linear', 'add_norm', 'lut_linear', 'gated', 'lut_linear']
+    assert [n for n in names if n not in ('add', 'mul')] == expected
+    if 'biases' not in kw: assert len(names) == 8
+
+def test_prompts_are_read_together(packs, monkeypatch):
+    "Of several lengths, in slots that are no neighbours, while another text is written; each as if alone."
+    model, rng = from_pack(packs[0]/'int8'), np.random.default_rng(0)
+    texts = {s: rng.integers(0, 256, n).tolist() for s,n in {0: 40, 2: 3, 3: 17, 4: 16, 6: 33, 7: 1}.items()}
+    hows = {s: dict(temperature=.9*(s == 3), seed=s) for s in texts}   # greedy, but for one: these logits are so flat that a draw hides a mistake
+    want = {s: list(generate(Decoder(model, length=64), ids, 6, **hows[s])) for s,ids in texts.items()}
+    other = list(generate(Decoder(model, length=64), [5, 6], 7))
+    batch, shapes, hidden = BatchDecoder(model, 8, 64, chunk=16, together=64), [], NativeBitGPT.hidden
+    got = {1: [batch.begin(1, [5, 6])]}
+    monkeypatch.setattr(NativeBitGPT, 'hidden', lambda self, tokens, *a: shapes.append(tuple(tokens.shape)) or hidden(self, tokens, *a))
+    got |= {s: [t] for s,t in batch.begin_all(texts, hows).items()}
+    assert shapes == [(4, 16), (2, 3), (3, 16), (2, 8)]   # the longest first; 3 of them go on, then 2
+    for _ in range(5):
+        for s,t in batch.step().items(): got[s].append(t)
+    assert got.pop(1) == other[:6] and got == want
+
+def test_a_prompt_nobody_waits_for_is_read_no_further(packs):
+    model = from_pack(packs[0]/'int8')
+    batch, got = TorchBatch(model, 4, length=64, chunk=8), {s: [] for s in range(4)}
+    for s in range(3): batch.begin(s, [*range(s, s+20)], 20)
+    batch.step(); batch.free(1); batch.begin(1, [7]*9, 20)   # in the slot of one that was begun
+    for _ in range(14):
+        for s,c in batch.step().items(): got[s].append(c.token)
+    for s,ids in ((0, [*range(20)]), (1, [7]*9), (2, [*range(2, 22)])):
+        assert len(got[s]) > 3 and got[s] == list(generate(Decoder(model, length=64), ids, len(got[s])))
 
 def test_operators_are_well_behaved(packs):
     model = from_pack(packs[0]/'int8', packed=True)

@@ -209,16 +209,17 @@ def token_steps(
     n_tokens:int,
     how:dict,     # as of `sampling`
 ):                # yields the tokens of each step, one for each prompt
-    "Continue all prompts in step; those whose slot is free get a 0."
+    "Continue all prompts in step; what comes for a slot that is free says nothing."
     seeds = torch.randint(2**31, (len(prompts),)).tolist() if how['temperature'] else [0]*len(prompts)
     if decoder.slots == 1:
         yield from ([t] for t in generate(decoder, prompts[0], n_tokens, seed=seeds[0], **how))
         return
-    for slot,ids in enumerate(prompts): Decoder.begin(decoder, slot, ids, seed=seeds[slot], **how)
-    yield decoder.read()()[:len(prompts)]
-    for _ in range(n_tokens-1):
-        tokens = decoder.step()
-        yield [tokens.get(s, 0) for s in range(len(prompts))]
+    hows = {s: dict(how, seed=seed) for s,seed in enumerate(seeds)}
+    Decoder.begin_all(decoder, dict(enumerate(prompts)), hows)
+    for i in range(n_tokens):
+        now = decoder.read()
+        if i+1 < n_tokens: decoder.launch()   # before anybody knows what has ended
+        yield now()[:len(prompts)]
 
 def written(
     decoder:Decoder, prompts:list, n_tokens:int, how:dict,   # as of `token_steps`

@@ -31,8 +31,13 @@ class BatchDecoder(Decoder):
 
     def begin(self, slot:int, ids:list, **how)->int:
         "Read a prompt into a slot; its first token. Options as of `Decoder.begin`."
-        super().begin(slot, ids, **how)
-        return self.read()()[slot]
+        return self.begin_all({slot: ids}, {slot: how})[slot]
+
+    def begin_all(self, texts:dict, hows:dict)->dict:   # as of `Decoder.begin_all`
+        "Read prompts into slots; {slot: its first token}."
+        super().begin_all(texts, hows)
+        tokens = self.read()()
+        return {s: tokens[s] for s in texts}
 
     def step(self)->dict:   # {slot: token}
         "Add a token to each text."
@@ -65,10 +70,9 @@ class Text:
     index:int=0           # which text of all it is
     made:int=0            # tokens that were added
 
-    def begin(self, decoder:BatchDecoder, slot:int)->int:
-        self.ids = window(self.ids, decoder.length)
-        return decoder.begin(slot, self.ids, temperature=self.temperature, top_k=self.top_k,
-                             top_p=self.top_p, seed=self.seed + self.made)
+    def how(self)->dict:   # options of `begin`
+        return dict(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+                    seed=self.seed + self.made)
 
     def took(self, token:int)->bool:
         "Add a token; has the text ended?"
@@ -87,9 +91,12 @@ def generate_batch(
     texts = [replace(as_text(i, p), index=i, made=0) for i,p in enumerate(prompts)]
     waiting, running = deque(t for t in texts if t.n_tokens > 0), {}
     while waiting or running:
-        for slot in decoder.idle()[:len(waiting)]: running[slot] = waiting.popleft()
-        new = {s: t.begin(decoder, s) for s,t in running.items() if decoder.ends[s] is None}
-        for slot,token in (new or decoder.step()).items():
+        new = dict(zip(decoder.idle(), [waiting.popleft() for _ in decoder.idle()[:len(waiting)]]))
+        for t in new.values(): t.ids = window(t.ids, decoder.length)
+        running |= new
+        tokens = (decoder.begin_all({s: t.ids for s,t in new.items()}, {s: t.how() for s,t in new.items()})
+                  if new else decoder.step())
+        for slot,token in tokens.items():
             text = running[slot]
             if token not in text.stop: yield text.index, token
             if (ended := text.took(token)) or decoder.full(slot):
@@ -105,7 +112,9 @@ class TorchBatch(BatchDecoder):
         **kw,         # as of `BatchDecoder`
     ):
         super().__init__(model, slots, **kw)
-        self.reading, self.wanted = {}, {}   # of each slot: a prompt that is being read; `logprobs`
+        # of each slot: a prompt that waits, one that is being read; its options; `logprobs`
+        self.waiting, self.reading, self.options, self.wanted = {}, {}, {}, {}
+        self.rest = None   # yields pieces of what is being read
 
     def begin(self,
         slot:int,       # that is free, from 0
@@ -119,17 +128,22 @@ class TorchBatch(BatchDecoder):
         n = len(ids) + room
         need(0 < len(ids) and n <= self.length, 'length', n, f"at most {self.length}")
         need(0 <= min(ids) and max(ids) < V, 'tokens', ids[:4], f"some, from 0 to {V-1}")
-        self.wanted[slot] = logprobs
-        self.reading[slot] = self.read_slowly(slot, ids, tell=logprobs is not None, **how)
-
-    def read_slowly(self, slot, ids, **how):   # yields between two pieces
-        for i,x in enumerate(self.pieces(slot, ids)):
-            if (i+1)*self.chunk < len(ids): yield
-        self.choose_first(slot, len(ids), x, **how)
+        self.waiting[slot], self.wanted[slot] = ids, logprobs
+        self.options[slot] = dict(how, tell=logprobs is not None)
 
     def free(self, slot:int):
         super().free(slot)
-        self.reading.pop(slot, None)
+        for texts in (self.waiting, self.reading): texts.pop(slot, None)
+
+    def read_piece(self)->list:
+        "Read on; the slots whose prompts ended. Whoever waits when all have been read is next."
+        if not self.reading and self.waiting:
+            self.reading, self.waiting = self.waiting, {}
+            self.rest = self.pieces(self.reading)
+        behind = next(self.rest, {}) if self.reading else {}
+        if behind: self.choose_first(behind, self.reading, self.options)
+        for s in behind: del self.reading[s]
+        return list(behind)
 
     def chosen(self, slot:int, token:int)->Chosen:
         if self.wanted[slot] is None: return Chosen(token)
@@ -138,11 +152,8 @@ class TorchBatch(BatchDecoder):
 
     @torch.no_grad()
     def step(self)->dict:   # {slot: `Chosen`} of all texts that won a token
-        "A token for every text behind its prompt, then a piece of a prompt."
+        "A token for every text behind its prompt, then a piece of prompts."
         found = {s: self.chosen(s, t) for s,t in super().step().items()}
-        if self.reading:
-            slot, prompt = next(iter(self.reading.items()))
-            if next(prompt, self) is self:   # that was the last piece
-                del self.reading[slot]
-                found[slot] = self.chosen(slot, self.read()()[slot])
-        return found
+        new = self.read_piece()
+        tokens = self.read()() if new else []
+        return found | {s: self.chosen(s, tokens[s]) for s in new}

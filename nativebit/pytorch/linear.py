@@ -50,9 +50,10 @@ class Stacked(nn.Module):
         self.register_buffer('bias', None)   # of all rows, or none
 
     def forward(self, x):
-        parts = self.product(x).split(self.sizes, -1)
-        parts = [y if f == 1 else y*f for y,f in zip(parts, self.factors)]
-        if self.bias is not None:
+        y, alike = self.product(x), set(self.factors) == {1.}
+        if alike and self.bias is not None: y = y + self.bias.to(y.dtype)
+        parts = [y if f == 1 else y*f for y,f in zip(y.split(self.sizes, -1), self.factors)]
+        if not alike and self.bias is not None:
             parts = [y + b.to(y.dtype) for y,b in zip(parts, self.bias.split(self.sizes))]
         return parts if len(parts) > 1 else parts[0]
 

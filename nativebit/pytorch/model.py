@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from jaxtyping import Float, Integer, Num
 from ..config import ModelConfig, QuantConfig
 from ..formats.nbpack import Pack, read_pack
-from .attention import attend, cached_attention, decode_attention, rotate, rotations
+from .attention import attend, attend_cached, normed, rotate, rotations
 from .quant import NativeBitLinear
 from .linear import as_tensor, pack_linear
 from ..kernels.lm_head import fits_head, fits_rows, lm_head, lm_head_rows
 from ..kernels.decode_layer import decode_layer, fits, layer_args
 from ..kernels.megakernel import decode_token
+from ..kernels.between import add_norm, gated, rms_norm
 
 # %% ../../nbs/11_pytorch/04_model.ipynb #a9669184
 class RMSNorm(nn.Module):
@@ -28,8 +29,11 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(d)), eps
 
     def forward(self, x:Float[Tensor, "... D"])->Float[Tensor, "... D"]:
-        h = x.float()
-        return (h*torch.rsqrt((h*h).mean(-1, keepdim=True) + self.eps)*self.weight).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+    def added(self, x, y)->tuple:   # y may be None
+        "x + y, and its norm."
+        return (x, self(x)) if y is None else add_norm(x, y, self.weight, self.eps)
 
 def together(
     x:Float[Tensor, "... I"],  # an input
@@ -52,15 +56,16 @@ class Attention(nn.Module):
         self.o = NativeBitLinear(heads, D, quant, std=.02/(2*cfg.n_layers)**.5, bias='attn.o' in cfg.biases)
         self.q_norm, self.k_norm = [RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
                                     for _ in range(2)]
+        self.eps = cfg.norm_eps
 
     def forward(self, x, cos, sin, cache=None, at=None):
         parts = self.qkv(x) if self.qkv else together(x, self.q, self.k, self.v)
         q, k, v = [y.unflatten(-1, (-1, self.head_dim)) for y in parts]
-        if self.q_norm: q, k = self.q_norm(q), self.k_norm(k)
+        norms = [self.q_norm.weight, self.k_norm.weight] if self.q_norm else []
         if cache is None:
-            y = attend(rotate(q, cos[:x.shape[1]], sin[:x.shape[1]]),
-                       rotate(k, cos[:x.shape[1]], sin[:x.shape[1]]), v)
-        else: y = (decode_attention if x.shape[1] == 1 else cached_attention)(q, k, v, cos, sin, *cache, at)
+            turns = cos[:x.shape[1]], sin[:x.shape[1]]
+            y = attend(*(rotate(z, *turns) for z in normed(q, k, norms, self.eps)), v)
+        else: y = attend_cached(q, k, v, cos, sin, *cache, at, norms, self.eps)
         return self.o(y.flatten(2))
 
 class SwiGLU(nn.Module):
@@ -74,7 +79,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x):
         gate, up = self.gate_up(x) if self.gate_up else together(x, self.gate, self.up)
-        return self.down(F.silu(gate)*up)
+        return self.down(gated(gate, up))
 
 class Layer(nn.Module):
     "x + attention(norm(x)), then x + mlp(norm(x))"
@@ -90,11 +95,18 @@ class Layer(nn.Module):
         "Let a single token through in five launches (09_kernels/06_decode_layer), where the layer fits."
         self.fused = layer_args(self) if fits(self, dtype) else None
 
-    def forward(self, x, cos, sin, cache=None, at=None):
+    def terms(self, x, y, cos, sin, cache=None, at=None)->tuple:   # two again; the second may be None
+        "The layer of x + y as a sum, which the next norm does."
         if self.fused and cache and x.shape[:2] == (1, 1):
-            return decode_layer(x, **self.fused, cos=cos, sin=sin, keys=cache[0], values=cache[1], at=at)
-        x = x + self.attn(self.attn_norm(x), cos, sin, cache, at)
-        return x + self.mlp(self.mlp_norm(x))
+            x, turns = x if y is None else x + y, dict(cos=cos, sin=sin)
+            return decode_layer(x, **self.fused, **turns, keys=cache[0], values=cache[1], at=at), None
+        x, h = self.attn_norm.added(x, y)
+        x, h = self.mlp_norm.added(x, self.attn(h, cos, sin, cache, at))
+        return x, self.mlp(h)
+
+    def forward(self, x, cos, sin, cache=None, at=None):
+        x, y = self.terms(x, None, cos, sin, cache, at)
+        return x if y is None else x + y
 
 # %% ../../nbs/11_pytorch/04_model.ipynb #8cc00d17
 def table_rows(
@@ -147,8 +159,10 @@ class NativeBitGPT(nn.Module):
         x = table_rows(self.embed, self.embed_scale, tokens, self.dtype)
         if planned and tokens.shape == (1, 1):
             return decode_token(x, [k for k,_ in cache], [v for _,v in cache], at)
-        for layer,kv in zip(self.layers, cache or repeat(None)): x = layer(x, self.cos, self.sin, kv, at)
-        return self.norm(x)
+        y = None
+        for layer,kv in zip(self.layers, cache or repeat(None)):
+            x, y = layer.terms(x, y, self.cos, self.sin, kv, at)
+        return self.norm.added(x, y)[1]
 
     def scores(self, x:Float[Tensor, "... D"])->Float[Tensor, "... V"]:
         "Logits, in float32."
