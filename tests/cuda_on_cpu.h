@@ -33,7 +33,7 @@ static inline void need(bool ok, const char* what) { if (!ok) { fprintf(stderr, 
 // where a thread is: its warp's exchange area, its block's shared memory, its cluster's blocks
 struct Warp { pthread_barrier_t sync; uint32_t in[32][8]; };
 struct Cluster;
-struct Block { uint8_t* shared; pthread_barrier_t sync, some; std::vector<Warp> warps; Cluster* cluster; int rank; };
+struct Block { uint8_t* shared; pthread_barrier_t sync; std::pair<int, pthread_barrier_t> some[16]; std::vector<Warp> warps; Cluster* cluster; int rank; };
 struct Cluster { pthread_barrier_t sync; std::vector<Block> blocks; };
 static thread_local Block* here;
 static thread_local Dim threadIdx, blockIdx, blockDim, gridDim;
@@ -43,7 +43,12 @@ static inline int lane_id() { return threadIdx.x%32; }
 static inline void meet() { pthread_barrier_wait(&warp().sync); }
 static inline void __syncthreads() { pthread_barrier_wait(&here->sync); }
 DEV void warp_sync() { meet(); }
-DEV void sync_some(int) { pthread_barrier_wait(&here->some); }   // the block's threads but for its last four warps
+DEV void sync_some(int which, int threads) {                             // the first to come makes the barrier
+    static std::mutex lock;
+    pthread_barrier_t* b;
+    { std::lock_guard<std::mutex> hold(lock); b = &here->some[which].second; int& n = here->some[which].first; if (!n) pthread_barrier_init(b, nullptr, n = threads); need(n == threads, "a barrier of other threads than before"); }
+    pthread_barrier_wait(b);
+}
 
 DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
     uint64_t v = (uint64_t)b << 32 | a; uint32_t d = 0;
@@ -240,14 +245,14 @@ DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint6
 }
 DEV uint64_t matrix_at(const void* p) { return saddr(p) >> 4; }
 template<int N> struct Wgmma {
-    static void run(float* d, const uint32_t* a, uint64_t b) {
+    template<bool ADD = true> static void run(float* d, const uint32_t* a, uint64_t b) {
         for (int i = 0; i < 4; i++) warp().in[lane_id()][i] = a[i];
         meet();
         auto A = [&](int r, int k) { uint32_t v = warp().in[r%8*4 + k%8/2][r/8 + k/8*2]; return to_float(k%2 ? v >> 16 : v & 0xffff); };
         auto B = [&](int k, int n) { return to_float(*(const uint16_t*)(here->shared + swizzled((uint32_t)(b << 4) + n/8*1024 + n%8*128 + k*2))); };
         for (int i = 0; i < N/2; i++) {
             int r = lane_id()/4 + i%4/2*8, n = i/4*8 + lane_id()%4*2 + i%2;
-            double sum = d[i];
+            double sum = ADD ? d[i] : 0;
             for (int k = 0; k < 16; k++) sum += (double)A(r, k)*B(k, n);
             d[i] = (float)sum;
         }
@@ -297,7 +302,7 @@ static int launch(const void* kernel, void** args, int blocks, int threads, int 
             Block& b = c.blocks[r];
             b.shared = (uint8_t*)aligned_alloc(1024, (bytes + guard + 1023)/1024*1024); memset(b.shared, 0xff, bytes + guard);
             b.rank = r; b.cluster = &c; b.warps.resize(threads/32);
-            pthread_barrier_init(&b.sync, nullptr, threads); pthread_barrier_init(&b.some, nullptr, threads > 128 ? threads - 128 : 1);
+            pthread_barrier_init(&b.sync, nullptr, threads); for (auto& some : b.some) some.first = 0;
             for (auto& w : b.warps) pthread_barrier_init(&w.sync, nullptr, 32);
         }
         for (int r = 0; r < ranks; r++) for (int t = 0; t < threads; t++) all.emplace_back([=, &c] {

@@ -45,7 +45,14 @@ DEV void load_matrices(uint32_t* d, const void* row) {   // four 8 x 8 matrices 
 DEV uint32_t shfl(uint32_t v, int lane) { return __shfl_sync(~0u, v, lane); }
 DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
-DEV void sync_some(int threads) { asm volatile("bar.sync 1, %0;" :: "r"(threads) : "memory"); }   // of the block's first threads
+template<int WHICH> DEV void sync_at(int threads) { asm volatile("bar.sync %0, %1;" :: "n"(WHICH), "r"(threads) : "memory"); }
+DEV void sync_some(int which, int threads) {   // some of the block's threads, at one of its barriers, 1 to 4 or below 90 to 15; a processor has so many that each should be named
+#if ARCH >= 90
+    switch (which) { case 1: return sync_at<1>(threads); case 2: return sync_at<2>(threads); case 3: return sync_at<3>(threads); default: return sync_at<4>(threads); }
+#else
+    asm volatile("bar.sync %0, %1;" :: "r"(which), "r"(threads) : "memory");
+#endif
+}
 
 // memory: bulk copies that count down a barrier in shared memory, and loads that see what another kernel, or another block, has just written
 DEV uint8_t* align_1024(uint8_t* p) { return p + (1024 - (uint32_t)__cvta_generic_to_shared(p)%1024)%1024; }
@@ -137,8 +144,11 @@ DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t) { bar_arrive(bar); }
 DEV void store4_in_rank(float* p, uint32_t, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
 #endif
 
-// a warpgroup's tensor cores: d (64 x N) += a (64 x 16, registers) b (16 x N, shared memory, rows of 128 bytes in swizzled order)
+// a warpgroup's tensor cores: d (64 x N) += (or without ADD: =) a (64 x 16, registers) b (16 x N, shared memory, rows of 128 bytes in swizzled order)
 template<int N> struct Wgmma;
+#define S4 "%0, %1, %2, %3"
+#define S8 S4 ", %4, %5, %6, %7"
+#define S16 S8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define S0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define S32 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define S64 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
@@ -148,9 +158,14 @@ template<int N> struct Wgmma;
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define D16(i) D4(i), D4(i + 4), D4(i + 8), D4(i + 12)
 #define D32(i) D16(i), D16(i + 16)
-#define WGMMA(N, SUMS, A0, A1, A2, A3, B, ...) template<> struct Wgmma<N> { DEV static void run(float* d, const uint32_t* a, uint64_t b) { \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SUMS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 0;" \
+#define WGMMA(N, SUMS, A0, A1, A2, A3, B, ...) template<> struct Wgmma<N> { template<bool ADD = true> DEV static void run(float* d, const uint32_t* a, uint64_t b) { \
+    if (ADD) asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SUMS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 0;" \
+        : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); \
+    else asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SUMS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 0, 1, 1, 0;" \
         : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); } };
+WGMMA(8, S4, 4, 5, 6, 7, 8, D4(0))
+WGMMA(16, S8, 8, 9, 10, 11, 12, D4(0), D4(4))
+WGMMA(32, S16, 16, 17, 18, 19, 20, D16(0))
 WGMMA(64, S0, 32, 33, 34, 35, 36, D32(0))
 WGMMA(96, S0 ", " H32, 48, 49, 50, 51, 52, D32(0), D16(32))
 WGMMA(128, S0 ", " S32, 64, 65, 66, 67, 68, D32(0), D32(32))
