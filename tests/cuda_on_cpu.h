@@ -17,6 +17,7 @@
 #define __global__ static
 #define __launch_bounds__(...)
 #define SHARED_BYTES(name) uint8_t* name = here->shared
+#define SHARED_1024 SHARED_BYTES
 
 struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
@@ -70,6 +71,7 @@ static inline float e4m3(uint8_t v) {
 DEV uint32_t e4m3x2(uint32_t v) { return to_half(e4m3(v & 255)) | (uint32_t)to_half(e4m3(v >> 8 & 255)) << 16; }
 DEV uint32_t e4m3x2_high(uint32_t v) { return e4m3x2(v >> 16); }
 #endif
+DEV uint32_t as_it_is(uint32_t v) { return v; }
 DEV float half_to_float(uint32_t v) { return to_float(v & 0xffff); }
 static inline float clamp_half(float f) { return f > 65504.f ? 65504.f : f < -65504.f ? -65504.f : f; }
 DEV uint32_t floats_to_half2(float lo, float hi) { return to_half(clamp_half(lo)) | (uint32_t)to_half(clamp_half(hi)) << 16; }
@@ -243,7 +245,9 @@ DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint6
         else memset((uint8_t*)dst + j*unit, 0, unit);
     bar_bytes(bar, map->box_rows*unit);
 }
-DEV uint64_t matrix_at(const void* p) { return saddr(p) >> 4; }
+DEV uint32_t matrix_low(const void* p) { return saddr(p) >> 4; }
+DEV uint64_t matrix_of(uint32_t low) { return low; }
+DEV uint64_t matrix_at(const void* p) { return matrix_low(p); }
 template<int N> struct Wgmma {
     template<bool ADD = true> static void run(float* d, const uint32_t* a, uint64_t b) {
         for (int i = 0; i < 4; i++) warp().in[lane_id()][i] = a[i];
@@ -283,6 +287,7 @@ DEV void grid_launch_next() {}
 DEV uint32_t cluster_size() { return here->cluster->blocks.size(); }
 DEV uint32_t cluster_rank() { return here->rank; }
 DEV void cluster_arrive_first() {}
+DEV void bars_made() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() { pthread_barrier_wait(&here->cluster->sync); }
 DEV void store_in_rank(float* p, uint32_t rank, float v) { *(float*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)) = v; }

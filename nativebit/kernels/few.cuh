@@ -11,19 +11,19 @@ enum FewFlags { NO_TOKENS = 4 };   // beside NO_PRODUCTS and NO_WAIT: activation
 #endif
 constexpr int FEW_COPIERS = ARCH >= 90 ? 1 : 4;   // warps
 
-// Shared memory of a block, at least 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
+// Shared memory of a block, 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
 struct Rings {
     int stages, x, x_slots, x_bytes, units, slots, slot_bytes, parts, bytes;
     Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room, int ahead) {   // ahead: bytes of activations that should be on their way
         stages = (blocks + deep - 1)/deep; x_bytes = deep*NT*2048; slot_bytes = (tiles*deep*UNIT + 127)/128*128;
         const int least = min(stages, 2), most = min(stages, 32), sums = 4*deep*M*(16*tiles + 4);
         const int sent = ranks > 1 ? 4*ranks*M*16*((tiles + ranks - 1)/ranks) : 0;   // (rank, token, row) of the tiles that this block writes
-        room -= 2048 + sent;
+        room -= 1152 + sent;
         const int wanted = min(most, max(least, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/x_bytes)));
         slots = min(most, (room - wanted*x_bytes)/slot_bytes);
         x_slots = slots < least ? 0 : min(most, (room - slots*slot_bytes)/x_bytes);
         x = 1024; units = x + x_slots*x_bytes;
-        parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent + 1024;   // sums lie where the rings were
+        parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent;   // sums lie where the rings were
     }
 };
 struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits, share; float scale; int bf16, flags; Rings at; };
@@ -38,7 +38,7 @@ struct Worker {
     int lane, row, mine, have, count, stages;   // tiles that there are of its TJ; tiles that it multiplies, as many as its neighbours of a warpgroup; stages that have its block
     DEV Worker(const FewArgs& p, const Rectangle& s, int tj) {
         const int warp = threadIdx.x/32, group = ARCH == 90 ? 4 : 1;
-        lane = threadIdx.x%32; mine = warp/p.wide;
+        lane = as_it_is(threadIdx.x%32); mine = warp/p.wide;
         row = ARCH == 90 ? warp%p.wide : (warp + mine)%p.wide;           // in turn, so that those who have less are not all one scheduler's
         have = min(tj, max(0, (s.tiles - row + p.wide - 1)/p.wide));
         count = min(tj, max(0, (s.tiles - row/group*group + p.wide - 1)/p.wide));
@@ -84,7 +84,8 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
     DEV static void give_tokens(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w, int i, int slot) {   // to all who copy into it
         if (i + p.at.x_slots >= p.at.stages) return;
         warp_sync();
-        if (w.lane < p.share) bar_arrive_in_rank(few_bars(smem, EMPTY_X) + slot, s.rank*p.share + w.lane);
+        if (p.share == 1) { if (w.lane == 0) bar_arrive(few_bars(smem, EMPTY_X) + slot); }
+        else if (w.lane < p.share) bar_arrive_in_rank(few_bars(smem, EMPTY_X) + slot, s.rank*p.share + w.lane);
     }
     DEV static void take_tokens(const FewArgs& p, uint8_t* smem, const Worker& w, uint8_t* x, const Place& at) {
         if (p.flags & NO_TOKENS) return;
@@ -120,6 +121,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
 #pragma unroll 1
         for (int i = 0; i < w.stages; i++, xs.next(p.at.x_slots)) {
             uint8_t* x = smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048;
+            const uint32_t low = shfl(matrix_low(x), 0);                 // the same for all lanes, as the compiler should know
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 float sum[NT*4];
@@ -135,7 +137,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
 #pragma unroll
                     for (int q = 0; q < FEW_BATCH; q++) {
                         const int k = b*FEW_BATCH + q;
-                        const uint64_t at = matrix_at(x) + k/4*NT*64 + k%4*2;
+                        const uint64_t at = matrix_of(low + k/4*NT*64 + k%4*2);
                         if (AFTER && k == 0) Wgmma<8*NT>::template run<false>(to, a[b%2][q], at); else Wgmma<8*NT>::template run<true>(to, a[b%2][q], at);
                     }
                     wgmma_commit();
@@ -317,8 +319,7 @@ DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectang
 constexpr int few_warps(int NT, int TJ) { return NT*TJ <= 2 ? FEW_SMALL : 8; }   // workers of a block, at most: there are registers for so many
 constexpr int few_blocks(int NT, int TJ) { return NT*TJ <= 8 ? 2 : 1; }
 template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ) + FEW_COPIERS), few_blocks(NT, TJ)) few(const FewArgs p, MAP_PARAM x_map) {
-    SHARED_BYTES(raw);
-    uint8_t* smem = align_1024(raw);
+    SHARED_1024(smem);
     const int lane = threadIdx.x%32, warp = threadIdx.x/32, workers = p.wide*p.deep, ranks = 1 << p.rank_bits, rank = cluster_rank()/p.share, sharer = cluster_rank()%p.share;
     const int groups = gridDim.x/ranks, group = blockIdx.x/cluster_size()*p.share + sharer;   // a cluster: ranks x share blocks
     const int tile = part(p.tiles, group, groups), k0 = part(p.KB, rank, ranks);
@@ -327,8 +328,9 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ)
     if (warp == 0) {
         if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY) + lane, workers); }
         if (lane < at.x_slots) { bar_init(few_bars(smem, FULL_X) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY_X) + lane, workers*p.share); }
+        if (p.share > 1) bars_made();
     }
-    if (ranks*p.share > 1) cluster_arrive();
+    if (ranks*p.share > 1) cluster_arrive_first();
     __syncthreads();
     grid_launch_next();                                                  // the next kernel may queue its weights behind ours
     FewTiles<NT, TJ> t; t.clear();

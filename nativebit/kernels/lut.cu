@@ -104,7 +104,7 @@ DEV uint32_t look_up(const uint32_t* table, uint32_t s) {
 DEV void weights_f16(uint32_t* a, const Lane& u, int s) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        uint32_t v = look_up(u.table[r] + (HALVES == 2 ? s/4*TABLE_REGS : 0), selectors(u.word[r], s/2) >> (s%2*16));
+        uint32_t v = look_up(u.table[r] + (HALVES == 2 ? s/4*TABLE_REGS : 0), as_it_is(selectors(u.word[r], s/2)) >> (s%2*16));
         a[r] = E4M3 ? e4m3x2(v) : prmt(v, 0x64646464u, 0x4140u);
         a[r + 2] = E4M3 ? e4m3x2_high(v) : prmt(v, 0x64646464u, 0x4342u);
     }

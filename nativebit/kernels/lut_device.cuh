@@ -17,6 +17,7 @@ DEV uint32_t e4m3x2_high(uint32_t v) {   // the two in the high 16 bits
 }
 #endif
 DEV uint32_t least(uint32_t a, uint32_t b) { uint32_t d; asm("min.s16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }   // of two integers of 16 bits each
+DEV uint32_t as_it_is(uint32_t v) { uint32_t d; asm("mov.b32 %0, %1;" : "=r"(d) : "r"(v)); return d; }   // what the compiler neither computes anew nor merges with what follows
 DEV float half_to_float(uint32_t v) { return __half2float(__ushort_as_half((unsigned short)v)); }
 DEV uint32_t floats_to_half2(float lo, float hi) {   // a value beyond fp16 becomes its largest number, not infinity
     uint32_t d; asm("cvt.rn.satfinite.f16x2.f32 %0, %2, %1;" : "=r"(d) : "f"(lo), "f"(hi)); return d;
@@ -117,6 +118,7 @@ DEV void grid_launch_next() { asm volatile("griddepcontrol.launch_dependents;" :
 DEV uint32_t cluster_size() { uint32_t v; asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v)); return v; }
 DEV uint32_t cluster_rank() { uint32_t v; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v)); return v; }
 DEV void cluster_arrive_first() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }   // says only that this block has started
+DEV void bars_made() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }   // before that: the others may use this block's barriers
 DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 DEV void store_in_rank(float* p, uint32_t rank, float v) {
@@ -137,6 +139,7 @@ DEV void grid_launch_next() {}
 DEV uint32_t cluster_size() { return 1; }
 DEV uint32_t cluster_rank() { return 0; }
 DEV void cluster_arrive_first() {}
+DEV void bars_made() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() {}
 DEV void store_in_rank(float* p, uint32_t, float v) { *p = v; }
@@ -172,7 +175,9 @@ WGMMA(128, S0 ", " S32, 64, 65, 66, 67, 68, D32(0), D32(32))
 WGMMA(160, S0 ", " S32 ", " H64, 80, 81, 82, 83, 84, D32(0), D32(32), D16(64))
 WGMMA(192, S0 ", " S32 ", " S64, 96, 97, 98, 99, 100, D32(0), D32(32), D32(64))
 WGMMA(256, S0 ", " S32 ", " S64 ", " S96, 128, 129, 130, 131, 132, D32(0), D32(32), D32(64), D32(96))
-DEV uint64_t matrix_at(const void* p) { return (uint64_t)((saddr(p) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+DEV uint32_t matrix_low(const void* p) { return (saddr(p) & 0x3ffff) >> 4 | 1u << 16; }   // of its descriptor; 32 bytes further: 2 more
+DEV uint64_t matrix_of(uint32_t low) { return (uint64_t)(64u | 1u << 30) << 32 | low; }
+DEV uint64_t matrix_at(const void* p) { return matrix_of(matrix_low(p)); }
 DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template<int PENDING> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(PENDING) : "memory"); }
@@ -234,6 +239,7 @@ static int prefer_shared(const void* kernel) {   // an SM need not wait until it
 }
 
 #define SHARED_BYTES(name) extern __shared__ __align__(128) uint8_t name[]
+#define SHARED_1024(name) extern __shared__ __align__(1024) uint8_t name[]   // at a multiple of 1024, as swizzled boxes have to be, and where the compiler knows
 
 // start a kernel; overlap: it may begin while the one before it still runs, and waits for it in grid_wait (each must: whoever has ended has waited for all
 // before it); ranks: blocks of a cluster, 0: blocks that wait for each other, which must all be there at once
