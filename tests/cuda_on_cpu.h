@@ -222,6 +222,7 @@ static inline uint32_t swizzled(uint32_t address) { return address ^ (address >>
 DEV void fetch_map(const Map*) {}
 template<class T> static inline T* in_rank(T* p, uint32_t rank) { return (T*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)); }
 DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t rank) { bar_arrive(in_rank(bar, rank)); }
+DEV void send4(float* p, uint64_t* bar, uint32_t rank, const float* v) { need((uintptr_t)p%16 == 0, "a 16-byte store off its boundary"); memcpy(in_rank(p, rank), v, 16); bar_bytes(in_rank(bar, rank), 16); }
 DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
     need(saddr(dst)%1024 == 0, "a box off its 1024-byte boundary");
     for (int r = 0; r < map->box_rows; r++) for (int c = 0; c < 64; c++) {
@@ -279,6 +280,7 @@ DEV uint32_t transpose(uint32_t v) {
     meet();
     return d;
 }
+DEV uint32_t high_half(uint32_t v) { need((v >> 26 & 31) < 31, "the bits of a number that is not finite"); return v >> 16 | v & 0xffff0000u; }
 DEV uint32_t half_mul(uint32_t a, uint32_t b) { return to_half(to_float(a & 0xffff)*to_float(b & 0xffff)) | (uint32_t)to_half(to_float(a >> 16)*to_float(b >> 16)) << 16; }
 DEV uint32_t half_sub(uint32_t a, uint32_t b) { return to_half(to_float(a & 0xffff) - to_float(b & 0xffff)) | (uint32_t)to_half(to_float(a >> 16) - to_float(b >> 16)) << 16; }
 DEV uint32_t floats_to_bf16(float lo, float hi) { return float_to_bf16(lo) | (uint32_t)float_to_bf16(hi) << 16; }

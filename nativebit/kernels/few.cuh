@@ -6,9 +6,16 @@
 // Activations are copied as they are, a box of 64 columns x all tokens at a time: the order of its swizzle is that in which products of warpgroups
 // (on Hopper) and `ldmatrix` (elsewhere) read their second operand. So fp16 is neither converted nor rearranged; bf16 becomes fp16 in place, by those who multiply it.
 enum FewFlags { NO_TOKENS = 4 };   // beside NO_PRODUCTS and NO_WAIT: activations are not read
+#ifndef FEW_SEND
+#define FEW_SEND 1
+#endif
+#ifndef FEW_MMA
+#define FEW_MMA 0
+#endif
 #ifndef FEW_BATCH
 #define FEW_BATCH 2
 #endif
+#define FEW_GROUPS (ARCH == 90 && !FEW_MMA)
 constexpr int FEW_COPIERS = ARCH >= 90 ? 1 : 4;   // warps
 
 // Shared memory of a block, 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
@@ -16,7 +23,7 @@ struct Rings {
     int stages, x, x_slots, x_bytes, units, slots, slot_bytes, parts, bytes;
     Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room, int ahead) {   // ahead: bytes of activations that should be on their way
         stages = (blocks + deep - 1)/deep; x_bytes = deep*NT*2048; slot_bytes = (tiles*deep*UNIT + 127)/128*128;
-        const int least = min(stages, 2), most = min(stages, 32), sums = 4*deep*M*(16*tiles + 4);
+        const int least = min(stages, 2), most = min(stages, 31), sums = 4*deep*M*(16*tiles + 4);
         const int sent = ranks > 1 ? 4*ranks*M*16*((tiles + ranks - 1)/ranks) : 0;   // (rank, token, row) of the tiles that this block writes
         room -= 1152 + sent;
         const int wanted = min(most, max(least, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/x_bytes)));
@@ -37,9 +44,9 @@ enum FewBars { FULL, FULL_X, EMPTY, EMPTY_X };
 struct Worker {
     int lane, row, mine, have, count, stages;   // tiles that there are of its TJ; tiles that it multiplies, as many as its neighbours of a warpgroup; stages that have its block
     DEV Worker(const FewArgs& p, const Rectangle& s, int tj) {
-        const int warp = threadIdx.x/32, group = ARCH == 90 ? 4 : 1;
+        const int warp = threadIdx.x/32, group = FEW_GROUPS ? 4 : 1;
         lane = as_it_is(threadIdx.x%32); mine = warp/p.wide;
-        row = ARCH == 90 ? warp%p.wide : (warp + mine)%p.wide;           // in turn, so that those who have less are not all one scheduler's
+        row = FEW_GROUPS ? warp%p.wide : (warp + mine)%p.wide;           // in turn, so that those who have less are not all one scheduler's
         have = min(tj, max(0, (s.tiles - row + p.wide - 1)/p.wide));
         count = min(tj, max(0, (s.tiles - row/group*group + p.wide - 1)/p.wide));
         stages = (s.nk - mine + p.deep - 1)/p.deep;
@@ -102,7 +109,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
             units.next(p.at.slots); xs.next(p.at.x_slots);
         }
     }
-#if ARCH == 90
+#if FEW_GROUPS
     // Products of a warpgroup: four warps bring 16 rows each, of any tile, in registers; the second operand is read where it lies. They run while the warp looks up
     // the next weights; the next unit is read before the last of this one's are waited for.
     template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
@@ -293,8 +300,11 @@ DEV void add_8(float* v, const float* from, int count, int stride) {     // v: t
         for (int i = 0; i < 2; i++) { const float4 f = ((const float4*)from)[i]; v[4*i] += f.x; v[4*i + 1] += f.y; v[4*i + 2] += f.z; v[4*i + 3] += f.w; }
 }
 // add the warps, and what the cluster's blocks have of the same rows; write
-DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectangle& s, int ranks) {
+DEV void finish(const FewArgs& p, uint8_t* smem, const Rectangle& s, int ranks) {
+    const float* sums = (const float*)(smem + p.at.x);
+    float* parts = (float*)(smem + p.at.parts);
     const int pitch = 16*s.tiles + 4, pieces = 2*s.tiles, bits = p.rank_bits, share = 16*((s.tiles + ranks - 1) >> bits);
+    uint64_t* bar = few_bars(smem, FULL) + 31;                           // counts what the others send
     float v[8];
     for (int i = threadIdx.x; i < p.M*pieces; i += blockDim.x) {
         const int token = i/pieces, o = i%pieces, j = o/2;               // j: of the block's tiles
@@ -302,10 +312,17 @@ DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectang
         if (ranks == 1) { write_8(p, token, s.tile*16 + 8*o, v); continue; }
         float* at = parts + (s.rank*p.M + token)*share + (j >> bits)*16 + o%2*8;
         const int to = (j & (ranks - 1))*p.share + s.sharer;
+#if FEW_SEND
+        send4(at, bar, to, v); send4(at + 4, bar, to, v + 4);
+    }
+    if (ranks == 1) return;
+    bar_wait(bar, 0);
+#else
         store4_in_rank(at, to, v); store4_in_rank(at + 4, to, v + 4);
     }
     if (ranks == 1) return;
     cluster_arrive(); cluster_wait();
+#endif
     for (int i = threadIdx.x; i < p.M*share/8; i += blockDim.x) {
         const int token = i/(share/8), o = i%(share/8), j = (o/2 << bits) + s.rank;
         if (j >= s.tiles) continue;
@@ -328,7 +345,8 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ)
     if (warp == 0) {
         if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY) + lane, workers); }
         if (lane < at.x_slots) { bar_init(few_bars(smem, FULL_X) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY_X) + lane, workers*p.share); }
-        if (p.share > 1) bars_made();
+        if (lane == 0 && ranks > 1) { bar_init(few_bars(smem, FULL) + 31, 1); bar_expect(few_bars(smem, FULL) + 31, 64*ranks*p.M*((s.tiles - rank + ranks - 1)/ranks)); }
+        if (ranks*p.share > 1) bars_made();
     }
     if (ranks*p.share > 1) cluster_arrive_first();
     __syncthreads();
@@ -345,12 +363,12 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ)
         else t.wait_only(p, smem, s, w);
     }
     if (ranks > 1 && p.share == 1) cluster_wait();                       // the others have started
-    if (p.share > 1 && ranks == 1) cluster_arrive();
+    if (p.share > 1) cluster_arrive();
     __syncthreads();                                                     // the rings have been read: sums take their place
     float* sums = (float*)(smem + at.x);
     const int pitch = 16*s.tiles + 4;
     if (warp < workers) t.store(p, sums, pitch, w);
     __syncthreads();
-    finish(p, sums, (float*)(smem + at.parts), s, ranks);
-    if (p.share > 1 && ranks == 1) cluster_wait();                       // nobody leaves before the others have all that it sent
+    finish(p, smem, s, ranks);
+    if (p.share > 1) cluster_wait();                       // nobody leaves before the others have all that it sent
 }

@@ -91,6 +91,9 @@ DEV uint32_t selectors(const uint32_t* w, int k) {
     return w[k];
 #endif
 }
+#ifndef FEW_HIGH
+#define FEW_HIGH 1
+#endif
 // four table bytes, picked by the low four nibbles of s
 DEV uint32_t look_up(const uint32_t* table, uint32_t s) {
 #if BITS == 4
@@ -104,7 +107,8 @@ DEV uint32_t look_up(const uint32_t* table, uint32_t s) {
 DEV void weights_f16(uint32_t* a, const Lane& u, int s) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        uint32_t v = look_up(u.table[r] + (HALVES == 2 ? s/4*TABLE_REGS : 0), as_it_is(selectors(u.word[r], s/2)) >> (s%2*16));
+        const uint32_t eight = as_it_is(selectors(u.word[r], s/2)), four = s%2 == 0 ? eight : BITS == 4 || !FEW_HIGH ? eight >> 16 : high_half(eight);
+        uint32_t v = look_up(u.table[r] + (HALVES == 2 ? s/4*TABLE_REGS : 0), four);
         a[r] = E4M3 ? e4m3x2(v) : prmt(v, 0x64646464u, 0x4140u);
         a[r + 2] = E4M3 ? e4m3x2_high(v) : prmt(v, 0x64646464u, 0x4342u);
     }
@@ -550,7 +554,7 @@ extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, i
     const void* kernel = nullptr;
 #define PICK_FEW(N, T) if (NT == N && tj == T) kernel = (const void*)few<N, T>;
     EACH_FEW(PICK_FEW)
-    if (!kernel || M < 1 || M > 64 || I%8 || wide < 1 || (ARCH == 90 && wide%4) || deep < 1 || wide*deep > few_warps(NT, tj) || ranks > KB || ranks != 1 << rank_bits || (ranks*share > 1 && ARCH < 90)
+    if (!kernel || M < 1 || M > 64 || I%8 || wide < 1 || (FEW_GROUPS && wide%4) || deep < 1 || wide*deep > few_warps(NT, tj) || ranks > KB || ranks != 1 << rank_bits || (ranks*share > 1 && ARCH < 90)
         || share < 1 || share > 8 || ranks*share > 8 || groups < 1 || (tiles + groups - 1)/groups > wide*tj) return -1;
     const int most = min(1024*kb, most_shared());
     const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most, 1024*ahead);

@@ -129,6 +129,13 @@ DEV void store4_in_rank(float* p, uint32_t rank, const float* v) {
     uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(a), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
 }
+DEV void send4(float* p, uint64_t* bar, uint32_t rank, const float* v) {   // 16 bytes, which count down a barrier there
+    uint32_t a, b;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(b) : "r"(saddr(bar)), "r"(rank));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%2, %3, %4, %5}, [%1];"
+        :: "r"(a), "r"(b), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
+}
 DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t rank) {
     uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(bar)), "r"(rank));
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(a) : "memory");
@@ -143,6 +150,7 @@ DEV void bars_made() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() {}
 DEV void store_in_rank(float* p, uint32_t, float v) { *p = v; }
+DEV void send4(float*, uint64_t*, uint32_t, const float*) {}
 DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t) { bar_arrive(bar); }
 DEV void store4_in_rank(float* p, uint32_t, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
 #endif
@@ -187,6 +195,9 @@ template<int N> DEV void fewer_registers() { asm volatile("setmaxnreg.dec.sync.a
 template<int N> DEV void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
 DEV uint32_t transpose(uint32_t v) {   // an 8 x 8 matrix of 16-bit numbers, a pair a lane
     uint32_t d; asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(v)); return d;
+}
+DEV uint32_t high_half(uint32_t v) {   // v >> 16, twice, where this is a finite number of fp16: adding -0 keeps the bits, and the units that shift have more to do
+    uint32_t d; asm("{.reg .b16 l, h; .reg .b32 t; mov.b32 {l, h}, %1; mov.b32 t, {h, h}; add.rn.f16x2 %0, t, %2;}" : "=r"(d) : "r"(v), "r"(0x80008000u)); return d;
 }
 DEV uint32_t half_mul(uint32_t a, uint32_t b) { uint32_t d; asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
 DEV uint32_t half_sub(uint32_t a, uint32_t b) { uint32_t d; asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
