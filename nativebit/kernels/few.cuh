@@ -333,8 +333,12 @@ DEV void finish(const FewArgs& p, uint8_t* smem, const Rectangle& s, int ranks) 
 #ifndef FEW_SMALL
 #define FEW_SMALL 12
 #endif
-constexpr int few_warps(int NT, int TJ) { return NT*TJ <= 2 ? FEW_SMALL : 8; }   // workers of a block, at most: there are registers for so many
-constexpr int few_blocks(int NT, int TJ) { return NT*TJ <= 8 ? 2 : 1; }
+#ifndef FEW_ALONE
+#define FEW_ALONE 0
+#endif
+// workers of a block, at most, and blocks that a processor has registers for: on Hopper this kernel's and the next one's
+constexpr int few_warps(int NT, int TJ) { return FEW_GROUPS ? (NT*TJ <= 2 && TJ == 1 ? FEW_SMALL : 8) : NT*TJ > 8 ? 8 : 12; }
+constexpr int few_blocks(int NT, int TJ) { return FEW_GROUPS && NT*TJ <= 8 && !FEW_ALONE ? 2 : 1; }
 template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ) + FEW_COPIERS), few_blocks(NT, TJ)) few(const FewArgs p, MAP_PARAM x_map) {
     SHARED_1024(smem);
     const int lane = threadIdx.x%32, warp = threadIdx.x/32, workers = p.wide*p.deep, ranks = 1 << p.rank_bits, rank = cluster_rank()/p.share, sharer = cluster_rank()%p.share;
