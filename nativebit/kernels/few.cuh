@@ -72,7 +72,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
     }
     DEV static void weights(uint32_t* a, const Lane& u, int s, const uint32_t* scale) {
         weights_f16(a, u, s);
-        if (E4M3) return;
+        if constexpr (!E4M3)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             a[i] = half_sub(a[i], 0x64806480u);
@@ -195,7 +195,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
                     for (int n = 0; n < NT; n++) mma_f16((AFTER ? sum[j] : acc[j]) + 4*n, a, b[n][2*s], b[n][2*s + 1]);
                 }
         }
-        if (!AFTER) return;
+        if constexpr (AFTER)
 #pragma unroll
         for (int i = 0; i < N*NT*4; i++) (&acc[0][0])[i] = fmaf((&sum[0][0])[i], u.u[i/4/NT].scale[i%4/2], (&acc[0][0])[i]);
     }
@@ -340,7 +340,8 @@ DEV void finish(const FewArgs& p, uint8_t* smem, const Rectangle& s, int ranks) 
 constexpr int few_warps(int NT, int TJ) { return FEW_GROUPS ? (NT*TJ <= 2 && TJ == 1 ? FEW_SMALL : 8) : NT*TJ > 8 ? 8 : 12; }
 constexpr int few_blocks(int NT, int TJ) { return FEW_GROUPS && NT*TJ <= 8 && !FEW_ALONE ? 2 : 1; }
 template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ) + FEW_COPIERS), few_blocks(NT, TJ)) few(const FewArgs p, MAP_PARAM x_map) {
-    SHARED_1024(smem);
+    SHARED_1024(smem_1024);
+    uint8_t* smem = smem_1024;
     const int lane = threadIdx.x%32, warp = threadIdx.x/32, workers = p.wide*p.deep, ranks = 1 << p.rank_bits, rank = cluster_rank()/p.share, sharer = cluster_rank()%p.share;
     const int groups = gridDim.x/ranks, group = blockIdx.x/cluster_size()*p.share + sharer;   // a cluster: ranks x share blocks
     const int tile = part(p.tiles, group, groups), k0 = part(p.KB, rank, ranks);
@@ -349,8 +350,10 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ)
     if (warp == 0) {
         if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY) + lane, workers); }
         if (lane < at.x_slots) { bar_init(few_bars(smem, FULL_X) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY_X) + lane, workers*p.share); }
+#if ARCH >= 90
         if (lane == 0 && ranks > 1) { bar_init(few_bars(smem, FULL) + 31, 1); bar_expect(few_bars(smem, FULL) + 31, 64*ranks*p.M*((s.tiles - rank + ranks - 1)/ranks)); }
         if (ranks*p.share > 1) bars_made();
+#endif
     }
     if (ranks*p.share > 1) cluster_arrive_first();
     __syncthreads();
