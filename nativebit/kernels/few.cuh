@@ -82,20 +82,17 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
     DEV static const uint8_t* unit(const FewArgs& p, const uint8_t* smem, const Rectangle& s, const Worker& w, int slot, int j) {   // one that is not there is read as the last one
         return smem + p.at.units + slot*p.at.slot_bytes + (min(w.row + j*p.wide, s.tiles - 1)*p.deep + w.mine)*UNIT;
     }
-    // a place that will be filled again is handed back
-    DEV static void give_units(const FewArgs& p, uint8_t* smem, const Worker& w, int i, int slot) {
-        if (i + p.at.slots >= p.at.stages) return;
+    // a place is handed back
+    DEV static void give_units(uint8_t* smem, const Worker& w, int slot) {
         warp_sync();
         if (w.lane == 0) bar_arrive(few_bars(smem, EMPTY) + slot);
     }
-    DEV static void give_tokens(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w, int i, int slot) {   // to all who copy into it
-        if (i + p.at.x_slots >= p.at.stages) return;
+    DEV static void give_tokens(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w, int slot) {   // to all who copy into it
         warp_sync();
         if (p.share == 1) { if (w.lane == 0) bar_arrive(few_bars(smem, EMPTY_X) + slot); }
         else if (w.lane < p.share) bar_arrive_in_rank(few_bars(smem, EMPTY_X) + slot, s.rank*p.share + w.lane);
     }
     DEV static void take_tokens(const FewArgs& p, uint8_t* smem, const Worker& w, uint8_t* x, const Place& at) {
-        if (p.flags & NO_TOKENS) return;
         bar_wait(few_bars(smem, FULL_X) + at.at, at.turn);
         if (p.bf16) halve_block<NT>(x, w.mine, w.row*32 + w.lane, 32*p.wide);
     }
@@ -103,9 +100,9 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
         Place units = {0, 0}, xs = {0, 0};
         for (int i = 0; i < w.stages; i++) {
             bar_wait(few_bars(smem, FULL) + units.at, units.turn);
-            give_units(p, smem, w, i, units.at);
+            give_units(smem, w, units.at);
             take_tokens(p, smem, w, smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048, xs);
-            give_tokens(p, smem, s, w, i, xs.at);
+            give_tokens(p, smem, s, w, xs.at);
             units.next(p.at.slots); xs.next(p.at.x_slots);
         }
     }
@@ -116,15 +113,15 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
         Place units = {0, 0}, xs = {0, 0};
         Lane u;
         uint32_t scale[2];                                               // twice, as fp16
-        auto take = [&](int i, int j) {                                  // a stage's j-th unit into registers
+        auto take = [&](int j) {                                         // the stage's j-th unit into registers
             if (j == 0) bar_wait(few_bars(smem, FULL) + units.at, units.turn);
             const uint8_t* at = unit(p, smem, s, w, units.at, j);
             read_words(u, at, w.lane); read_table(u, at, w.lane, 0x80808080u);
             const uint32_t h = AFTER || E4M3 ? 0 : ((const uint32_t*)(at + INDEX_BYTES + TABLE_BYTES))[w.lane/4];
             scale[0] = prmt(h, 0, 0x1010u); scale[1] = prmt(h, 0, 0x3232u);
-            if (j == N - 1) { give_units(p, smem, w, i, units.at); units.next(p.at.slots); }
+            if (j == N - 1) { give_units(smem, w, units.at); units.next(p.at.slots); }
         };
-        take(0, 0);
+        take(0);
 #pragma unroll 1
         for (int i = 0; i < w.stages; i++, xs.next(p.at.x_slots)) {
             uint8_t* x = smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048;
@@ -150,7 +147,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
                     wgmma_commit();
                 }
                 const float factor[2] = {u.scale[0], u.scale[1]};
-                if (j + 1 < N) take(i, j + 1); else if (i + 1 < w.stages) take(i + 1, 0);
+                if (j + 1 < N) take(j + 1); else if (i + 1 < w.stages) take(0);
                 wgmma_wait<0>();
 #pragma unroll
                 for (int k = 0; k < NT*4; k++) {
@@ -158,7 +155,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
                     if (AFTER) acc[j][k] = fmaf(sum[k], factor[k%4/2], acc[j][k]);
                 }
             }
-            give_tokens(p, smem, s, w, i, xs.at);
+            give_tokens(p, smem, s, w, xs.at);
         }
     }
 #else
@@ -207,10 +204,10 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
             Units u;
             bar_wait(few_bars(smem, FULL) + units.at, units.turn);
             u.read(p, smem, s, w, units.at);
-            give_units(p, smem, w, i, units.at);
+            give_units(smem, w, units.at);
             take_tokens(p, smem, w, x, xs);
             step<N>(u, x, w.lane);
-            give_tokens(p, smem, s, w, i, xs.at);
+            give_tokens(p, smem, s, w, xs.at);
             units.next(p.at.slots); xs.next(p.at.x_slots);
         }
     }
@@ -247,7 +244,8 @@ template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* 
     uint64_t* bar = few_bars(smem, FULL_X) + slot;
     uint8_t* at = smem + p.at.x + slot*p.at.x_bytes;
 #if ARCH >= 90
-    if (thread == 0) bar_expect(bar, boxes*NT*1024);
+    if (thread == 0) bar_expect(bar, p.flags & NO_TOKENS ? 0 : boxes*NT*1024);
+    if (p.flags & NO_TOKENS) return;
     warp_sync();
 #pragma unroll 1
     for (int i = thread*p.share + s.sharer; i < boxes; i += 32*p.share) {
@@ -256,7 +254,7 @@ template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* 
     }
 #else
 #pragma unroll 1
-    for (int i = thread; i < boxes*NT*64; i += 32*FEW_COPIERS) {         // 16 bytes each
+    for (int i = thread; i < boxes*NT*64 && !(p.flags & NO_TOKENS); i += 32*FEW_COPIERS) {   // 16 bytes each
         const int token = i/8%(8*NT), c = column + i/(NT*64)*64 + i%8*8;
         const bool inside = token < p.M && c < p.I;
         copy_piece(at + ((i - i%8) + (i%8 ^ token%8))*16, (const uint16_t*)p.x + (inside ? (size_t)token*p.I + c : 0), inside);
@@ -266,20 +264,18 @@ template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* 
 }
 // the copiers: weights before the activations are there; then a place as soon as all are done with it
 template<int NT> DEV void copy_stages(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int thread) {
-    const bool reads = !(p.flags & NO_TOKENS);
     const int stages = (s.nk + p.deep - 1)/p.deep;
 #pragma unroll 1
     for (int i = 0; i < min(stages, p.at.slots); i++) ask_units(p, smem, s, i, i, thread);
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
     if (p.share > 1) cluster_wait();                                     // the others' barriers are there
-    if (reads)
 #pragma unroll 1
         for (int i = 0; i < min(stages, p.at.x_slots); i++) ask_tokens<NT>(p, map, smem, s, i, i, thread);
     Place units = {0, 0}, xs = {0, 0};
 #pragma unroll 1
     for (int i = 0; i + min(p.at.slots, p.at.x_slots) < stages; i++) {
         if (i + p.at.slots < stages) { bar_wait(few_bars(smem, EMPTY) + units.at, units.turn); ask_units(p, smem, s, i + p.at.slots, units.at, thread); }
-        if (reads && i + p.at.x_slots < stages) { bar_wait(few_bars(smem, EMPTY_X) + xs.at, xs.turn); ask_tokens<NT>(p, map, smem, s, i + p.at.x_slots, xs.at, thread); }
+        if (i + p.at.x_slots < stages) { bar_wait(few_bars(smem, EMPTY_X) + xs.at, xs.turn); ask_tokens<NT>(p, map, smem, s, i + p.at.x_slots, xs.at, thread); }
         units.next(p.at.slots); xs.next(p.at.x_slots);
     }
 }
