@@ -141,7 +141,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
 #pragma unroll
                     for (int q = 0; q < FEW_BATCH; q++) {
                         const int k = b*FEW_BATCH + q;
-                        const uint64_t at = matrix_of(low + k/4*NT*64 + k%4*2);
+                        const uint64_t at = matrix_of(low) + (k/4*NT*64 + k%4*2);
                         if (AFTER && k == 0) Wgmma<8*NT>::template run<false>(to, a[b%2][q], at); else Wgmma<8*NT>::template run<true>(to, a[b%2][q], at);
                     }
                     wgmma_commit();
@@ -333,8 +333,8 @@ DEV void finish(const FewArgs& p, uint8_t* smem, const Rectangle& s, int ranks) 
 #define FEW_ALONE 0
 #endif
 // workers of a block, at most, and blocks that a processor has registers for: on Hopper this kernel's and the next one's
-constexpr int few_warps(int NT, int TJ) { return FEW_GROUPS ? (NT*TJ <= 2 && TJ == 1 ? FEW_SMALL : 8) : NT*TJ > 8 ? 8 : 12; }
-constexpr int few_blocks(int NT, int TJ) { return FEW_GROUPS && NT*TJ <= 8 && !FEW_ALONE ? 2 : 1; }
+constexpr int few_warps(int NT, int TJ) { return ARCH == 90 ? (NT <= 2 && TJ == 1 ? FEW_SMALL : 8) : NT*TJ > 8 ? 8 : 12; }
+constexpr int few_blocks(int NT, int TJ) { return ARCH == 90 && NT*TJ <= 8 && !FEW_ALONE ? 2 : 1; }
 template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ) + FEW_COPIERS), few_blocks(NT, TJ)) few(const FewArgs p, MAP_PARAM x_map) {
     SHARED_1024(smem_1024);
     uint8_t* smem = smem_1024;
