@@ -55,7 +55,7 @@ def table(rows):
     for r in sorted((r for r in rows if 'groups' in r and 'ms' in r and 'run' not in r and ops.few_takes(r, r['M'], 90)), key=lambda r: r['ms']):
         g, M, matrix = r['geometry'], r['M'], (tuple(r['shape']), *GEOMETRIES[r['geometry']])
         old = {k: v for k,v in before(*matrix, M).items() if k != 'ms'}
-        new = dict({k: r[k] for k in ('backend', 'groups', 'ranks', 'wide', 'deep', 'tj', 'kb')}, ms=round(r['ms'], 5))
+        new = dict({k: r[k] for k in ('backend', 'groups', 'ranks', 'wide', 'deep', 'tj', 'kb', 'share', 'ahead') if k in r}, ms=round(r['ms'], 5))
         best.setdefault(ops.config_key(*matrix, M), old if ms['before', g, M] < ms['few, explored', g, M] else new)
     return dict(sorted(best.items()))
 
