@@ -265,6 +265,7 @@ template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* 
 // the copiers: weights before the activations are there; then a place as soon as all are done with it
 template<int NT> DEV void copy_stages(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int thread) {
     const int stages = (s.nk + p.deep - 1)/p.deep;
+    if (ARCH >= 90 && thread == 0) fetch_map(map);
 #pragma unroll 1
     for (int i = 0; i < min(stages, p.at.slots); i++) ask_units(p, smem, s, i, i, thread);
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
