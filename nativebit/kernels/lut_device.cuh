@@ -47,8 +47,8 @@ DEV uint32_t shfl(uint32_t v, int lane) { return __shfl_sync(~0u, v, lane); }
 DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
 template<int WHICH> DEV void sync_at(int threads) { asm volatile("bar.sync %0, %1;" :: "n"(WHICH), "r"(threads) : "memory"); }
-DEV void sync_some(int which, int threads) {   // some of the block's threads, at one of its barriers, 1 to 4 or below 90 to 15; a processor has so many that each should be named
-#if ARCH >= 90
+DEV void sync_some(int which, int threads) {   // some of the block's threads, at one of its barriers: 1 to 4 on Hopper, where a block should take no more than it uses, elsewhere 1 to 15
+#if ARCH == 90 && !FEW_MMA
     switch (which) { case 1: return sync_at<1>(threads); case 2: return sync_at<2>(threads); case 3: return sync_at<3>(threads); default: return sync_at<4>(threads); }
 #else
     asm volatile("bar.sync %0, %1;" :: "r"(which), "r"(threads) : "memory");
