@@ -71,7 +71,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
         for (int i = 0; i < TJ*NT*4; i++) (&acc[0][0])[i] = 0.f;
     }
     DEV static void weights(uint32_t* a, const Lane& u, int s, const uint32_t* scale) {
-        weights_f16(a, u, s);
+        weights_f16<true>(a, u, s);
         if constexpr (!E4M3)
 #pragma unroll
         for (int i = 0; i < 4; i++) {

@@ -103,11 +103,12 @@ DEV uint32_t look_up(const uint32_t* table, uint32_t s) {
     return prmt(table[0], table[BITS == 3], s);
 #endif
 }
-// the a operand of one tensor-core step: weights 4s...4s+3 of both rows as fp16; int8 entries come as 1024 + 128 + entry
-DEV void weights_f16(uint32_t* a, const Lane& u, int s) {
+// the a operand of one tensor-core step: weights 4s...4s+3 of both rows as fp16; int8 entries come as 1024 + 128 + entry.
+// SPARE: with fewer instructions of the units that shift and look up; `prefill` and `decode` were measured without
+template<bool SPARE = false> DEV void weights_f16(uint32_t* a, const Lane& u, int s) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const uint32_t eight = as_it_is(selectors(u.word[r], s/2)), four = s%2 == 0 ? eight : BITS == 4 || !FEW_HIGH ? eight >> 16 : high_half(eight);
+        const uint32_t all = selectors(u.word[r], s/2), eight = SPARE ? as_it_is(all) : all, four = SPARE && FEW_HIGH && BITS < 4 && s%2 ? high_half(eight) : eight >> (s%2*16);
         uint32_t v = look_up(u.table[r] + (HALVES == 2 ? s/4*TABLE_REGS : 0), four);
         a[r] = E4M3 ? e4m3x2(v) : prmt(v, 0x64646464u, 0x4140u);
         a[r + 2] = E4M3 ? e4m3x2_high(v) : prmt(v, 0x64646464u, 0x4342u);
