@@ -16,9 +16,9 @@ from nativebit.utils.files import atomic_path
 
 TOKENS = (16, 8, 64, 2, 32, 4) if not REHEARSE else (3, 33)
 OTHERWISE = {'one launch after the other': dict(overlap=0), 'no products': dict(flags=1), 'no activations': dict(flags=4), 'neither': dict(flags=5), 'neither, no waiting': dict(flags=7),
-            'activations read by two blocks together': dict(share=2), 'by four': dict(share=4), 'activations copied by threads': dict(copied=1), '64 KB of activations ahead': dict(ahead=64), 'all shared memory': dict(kb=None)}
+            'activations read by two blocks together': dict(share=2), 'by four': dict(share=4), '64 KB of activations ahead': dict(ahead=64), 'all shared memory': dict(kb=None)}
 
-def this_gpu(): return ops.Gpu(80, 3, 101376) if REHEARSE else ops.this_gpu()
+def this_gpu(): return ops.Gpu(90, 3, 101376) if REHEARSE else ops.this_gpu()
 
 def before(shape, bits, kind, M):
     "What a product took before `few`: what was tuned, or the default."
@@ -52,10 +52,10 @@ def stacks(rows):
 def table(rows):
     "The fastest explored configuration of each key, or what was there before where its stack was faster."
     ms, best = stacks(rows), {}
-    for r in sorted((r for r in rows if 'groups' in r and 'ms' in r and 'run' not in r), key=lambda r: r['ms']):
+    for r in sorted((r for r in rows if 'groups' in r and 'ms' in r and 'run' not in r and ops.few_takes(r, r['M'], 90)), key=lambda r: r['ms']):
         g, M, matrix = r['geometry'], r['M'], (tuple(r['shape']), *GEOMETRIES[r['geometry']])
         old = {k: v for k,v in before(*matrix, M).items() if k != 'ms'}
-        new = dict({k: r[k] for k in ('backend', 'groups', 'ranks', 'wide', 'deep', 'tj', 'kb')}, ms=round(r['ms'], 5))
+        new = dict({k: r[k] for k in ('backend', 'groups', 'ranks', 'wide', 'deep', 'tj', 'kb', 'share', 'ahead') if k in r}, ms=round(r['ms'], 5))
         best.setdefault(ops.config_key(*matrix, M), old if ms['before', g, M] < ms['few, explored', g, M] else new)
     return dict(sorted(best.items()))
 

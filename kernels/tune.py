@@ -30,13 +30,13 @@ def decode_configs(shape, M, act='float', most=28):
     return [c for q in out.values() for _, c in sorted(q, key=lambda t: t[0])[:most//len(out)]]
 
 def few_configs(shape, M, geometry, most=24):
-    "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and of the likeliest with all the shared memory, activations read together or copied by threads or more of them ahead."
-    gpu, out, seen = ops.Gpu(80, 3, 101376) if REHEARSE else ops.this_gpu(), [], {}
+    "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and of the likeliest with all the shared memory, activations read together or more of them ahead."
+    gpu, out, seen = ops.Gpu(90, 3, 101376) if REHEARSE else ops.this_gpu(), [], {}
     for c in ops.few_configs(tuple(shape), M, GEOMETRIES[geometry][0], gpu):
         key = c['ranks'], -(-shape[0]//16//c['groups'])
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 2: continue
-        others = [dict(c, kb=gpu.shared//1024)]*(c['kb'] < gpu.shared//1024) + [dict(c, share=2)]*(c['ranks'] <= 4) + [dict(c, share=4)]*(c['ranks'] == 1) + [dict(c, copied=1), dict(c, ahead=64)]
+        others = [dict(c, kb=gpu.shared//1024)]*(c['kb'] < gpu.shared//1024) + [dict(c, share=2)]*(c['ranks'] <= 4) + [dict(c, share=4)]*(c['ranks'] == 1) + [dict(c, ahead=64)]
         out += [c, *(others if gpu.arch >= 90 else others[-1:])[:max(0, 5 - len(out)//2)]]   # of the likeliest all variants, of others fewer
         if len(out) >= most: break
     return out[:most]
@@ -131,7 +131,7 @@ def stage_smoke(t):
     for geometry, (bits, kind) in GEOMETRIES.items():
         for shape, M, cfg in [((2560, 2560), 1, {}), ((2568, 2600), 3, dict(clusters=132, ranks=1, wide=2, deep=5)), ((2560, 2560), 16, dict(clusters=33, ranks=4, wide=4, tj=2)),
                               ((2560, 2560), 1, dict(clusters=33, ranks=4, wide=5, deep=3)), ((2568, 2600), 9, dict(clusters=66, ranks=2, wide=3, deep=2, overlap=0)),
-                              ((2568, 2600), 16, dict(backend='few', ranks=2, wide=4, deep=2, tj=1)), ((2561, 2560), 7, dict(backend='few', wide=3, deep=5, tj=2)), ((2560, 6912), 33, dict(backend='few', wide=4, deep=2, kb=113)), ((2560, 2560), 7, dict(activations='int8')),
+                              ((2568, 2600), 16, dict(backend='few', ranks=2, wide=4, deep=2, tj=1)), ((2561, 2560), 7, dict(backend='few', wide=4, deep=3, tj=1)), ((2560, 6912), 33, dict(backend='few', wide=4, deep=2, kb=113)), ((2560, 2560), 7, dict(activations='int8')),
                               ((2568, 2600), 70, dict(bm=64)), ((2561, 2560), 300, dict(bm=96)), ((2560, 2560), 300, dict(bm=128)), ((2560, 2560), 600, dict(bm=160)), ((2568, 2560), 600, dict(bm=192)), ((2560, 2560), 600, dict(bm=256))]:
             if kind != 'int8' and 'activations' in cfg: continue
             if REHEARSE and (cfg.get('bm', 0) > 64 or geometry == '4bit'): continue
@@ -150,7 +150,7 @@ def stage_chain(t, n=12):
     d, n = (256, 2) if REHEARSE else (2560, n)
     layers = [random_packed((d, d), 3, 'int8') for _ in range(n)]
     for M, cfg in ((1, dict(backend='decode', clusters=132, ranks=1, wide=1, deep=8)), (1, dict(backend='decode', clusters=33, ranks=4)), (16, dict(backend='decode', wide=4)),
-                   (16, dict(backend='few', groups=80, wide=2, deep=4, tj=1)), (64, dict(backend='few', groups=32, ranks=4, wide=5, deep=1, tj=1)), (300, dict(backend='prefill', bm=128 if not REHEARSE else 64))):
+                   (16, dict(backend='few', groups=40, wide=4, deep=3, tj=1)), (64, dict(backend='few', groups=32, ranks=4, wide=8, deep=1, tj=1)), (300, dict(backend='prefill', bm=128 if not REHEARSE else 64))):
         if REHEARSE: _, M, cfg = small((d, d), M, cfg)
         x = activations(M, d)
         def chain(overlap):

@@ -17,6 +17,7 @@
 #define __global__ static
 #define __launch_bounds__(...)
 #define SHARED_BYTES(name) uint8_t* name = here->shared
+#define SHARED_1024 SHARED_BYTES
 
 struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
@@ -33,7 +34,7 @@ static inline void need(bool ok, const char* what) { if (!ok) { fprintf(stderr, 
 // where a thread is: its warp's exchange area, its block's shared memory, its cluster's blocks
 struct Warp { pthread_barrier_t sync; uint32_t in[32][8]; };
 struct Cluster;
-struct Block { uint8_t* shared; pthread_barrier_t sync, some; std::vector<Warp> warps; Cluster* cluster; int rank; };
+struct Block { uint8_t* shared; pthread_barrier_t sync; std::pair<int, pthread_barrier_t> some[16]; std::vector<Warp> warps; Cluster* cluster; int rank; };
 struct Cluster { pthread_barrier_t sync; std::vector<Block> blocks; };
 static thread_local Block* here;
 static thread_local Dim threadIdx, blockIdx, blockDim, gridDim;
@@ -43,7 +44,12 @@ static inline int lane_id() { return threadIdx.x%32; }
 static inline void meet() { pthread_barrier_wait(&warp().sync); }
 static inline void __syncthreads() { pthread_barrier_wait(&here->sync); }
 DEV void warp_sync() { meet(); }
-DEV void sync_some(int) { pthread_barrier_wait(&here->some); }   // the block's threads but for its last four warps
+DEV void sync_some(int which, int threads) {                             // the first to come makes the barrier
+    static std::mutex lock;
+    pthread_barrier_t* b;
+    { std::lock_guard<std::mutex> hold(lock); b = &here->some[which].second; int& n = here->some[which].first; if (!n) pthread_barrier_init(b, nullptr, n = threads); need(n == threads, "a barrier of other threads than before"); }
+    pthread_barrier_wait(b);
+}
 
 DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
     uint64_t v = (uint64_t)b << 32 | a; uint32_t d = 0;
@@ -65,6 +71,7 @@ static inline float e4m3(uint8_t v) {
 DEV uint32_t e4m3x2(uint32_t v) { return to_half(e4m3(v & 255)) | (uint32_t)to_half(e4m3(v >> 8 & 255)) << 16; }
 DEV uint32_t e4m3x2_high(uint32_t v) { return e4m3x2(v >> 16); }
 #endif
+DEV uint32_t as_it_is(uint32_t v) { return v; }
 DEV float half_to_float(uint32_t v) { return to_float(v & 0xffff); }
 static inline float clamp_half(float f) { return f > 65504.f ? 65504.f : f < -65504.f ? -65504.f : f; }
 DEV uint32_t floats_to_half2(float lo, float hi) { return to_half(clamp_half(lo)) | (uint32_t)to_half(clamp_half(hi)) << 16; }
@@ -215,6 +222,7 @@ static inline uint32_t swizzled(uint32_t address) { return address ^ (address >>
 DEV void fetch_map(const Map*) {}
 template<class T> static inline T* in_rank(T* p, uint32_t rank) { return (T*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)); }
 DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t rank) { bar_arrive(in_rank(bar, rank)); }
+DEV void send4(float* p, uint64_t* bar, uint32_t rank, const float* v) { need((uintptr_t)p%16 == 0, "a 16-byte store off its boundary"); memcpy(in_rank(p, rank), v, 16); bar_bytes(in_rank(bar, rank), 16); }
 DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
     need(saddr(dst)%1024 == 0, "a box off its 1024-byte boundary");
     for (int r = 0; r < map->box_rows; r++) for (int c = 0; c < 64; c++) {
@@ -238,16 +246,18 @@ DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint6
         else memset((uint8_t*)dst + j*unit, 0, unit);
     bar_bytes(bar, map->box_rows*unit);
 }
-DEV uint64_t matrix_at(const void* p) { return saddr(p) >> 4; }
+DEV uint32_t matrix_low(const void* p) { return saddr(p) >> 4; }
+DEV uint64_t matrix_of(uint32_t low) { return low; }
+DEV uint64_t matrix_at(const void* p) { return matrix_low(p); }
 template<int N> struct Wgmma {
-    static void run(float* d, const uint32_t* a, uint64_t b) {
+    template<bool ADD = true> static void run(float* d, const uint32_t* a, uint64_t b) {
         for (int i = 0; i < 4; i++) warp().in[lane_id()][i] = a[i];
         meet();
         auto A = [&](int r, int k) { uint32_t v = warp().in[r%8*4 + k%8/2][r/8 + k/8*2]; return to_float(k%2 ? v >> 16 : v & 0xffff); };
         auto B = [&](int k, int n) { return to_float(*(const uint16_t*)(here->shared + swizzled((uint32_t)(b << 4) + n/8*1024 + n%8*128 + k*2))); };
         for (int i = 0; i < N/2; i++) {
             int r = lane_id()/4 + i%4/2*8, n = i/4*8 + lane_id()%4*2 + i%2;
-            double sum = d[i];
+            double sum = ADD ? d[i] : 0;
             for (int k = 0; k < 16; k++) sum += (double)A(r, k)*B(k, n);
             d[i] = (float)sum;
         }
@@ -270,6 +280,7 @@ DEV uint32_t transpose(uint32_t v) {
     meet();
     return d;
 }
+DEV uint32_t high_half(uint32_t v) { need((v >> 26 & 31) < 31, "the bits of a number that is not finite"); return v >> 16 | v & 0xffff0000u; }
 DEV uint32_t half_mul(uint32_t a, uint32_t b) { return to_half(to_float(a & 0xffff)*to_float(b & 0xffff)) | (uint32_t)to_half(to_float(a >> 16)*to_float(b >> 16)) << 16; }
 DEV uint32_t half_sub(uint32_t a, uint32_t b) { return to_half(to_float(a & 0xffff) - to_float(b & 0xffff)) | (uint32_t)to_half(to_float(a >> 16) - to_float(b >> 16)) << 16; }
 DEV uint32_t floats_to_bf16(float lo, float hi) { return float_to_bf16(lo) | (uint32_t)float_to_bf16(hi) << 16; }
@@ -278,6 +289,7 @@ DEV void grid_launch_next() {}
 DEV uint32_t cluster_size() { return here->cluster->blocks.size(); }
 DEV uint32_t cluster_rank() { return here->rank; }
 DEV void cluster_arrive_first() {}
+DEV void bars_made() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() { pthread_barrier_wait(&here->cluster->sync); }
 DEV void store_in_rank(float* p, uint32_t rank, float v) { *(float*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)) = v; }
@@ -297,7 +309,7 @@ static int launch(const void* kernel, void** args, int blocks, int threads, int 
             Block& b = c.blocks[r];
             b.shared = (uint8_t*)aligned_alloc(1024, (bytes + guard + 1023)/1024*1024); memset(b.shared, 0xff, bytes + guard);
             b.rank = r; b.cluster = &c; b.warps.resize(threads/32);
-            pthread_barrier_init(&b.sync, nullptr, threads); pthread_barrier_init(&b.some, nullptr, threads > 128 ? threads - 128 : 1);
+            pthread_barrier_init(&b.sync, nullptr, threads); for (auto& some : b.some) some.first = 0;
             for (auto& w : b.warps) pthread_barrier_init(&w.sync, nullptr, 32);
         }
         for (int r = 0; r < ranks; r++) for (int t = 0; t < threads; t++) all.emplace_back([=, &c] {

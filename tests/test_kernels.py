@@ -66,7 +66,7 @@ def test_every_shape_has_a_default(o, i, bits, M, gpu):
     assert c['backend'] == 'decode' if 'clusters' in c else c['backend'] == 'few'
     if 'clusters' in c: assert M <= (2 if bits < 4 else 1) and c['clusters']*c['ranks'] >= 1; return
     assert ops.few_bytes(tiles, blocks, M, bits, c) <= 1024*c['kb'] <= gpu.shared and c['ranks'] <= blocks and (c['ranks'] == 1 or gpu.arch >= 90)
-    assert c['wide']*c['deep'] <= (8 if M > 32 and c['tj'] > 1 else 16) and -(-tiles//c['groups']) <= c['wide']*c['tj']
+    assert ops.few_takes(c, M, gpu.arch) and -(-tiles//c['groups']) <= c['wide']*c['tj']
 
 def test_what_was_tuned_fits():
     "Every entry of the tables is one that its kernel takes."
@@ -76,7 +76,7 @@ def test_what_was_tuned_fits():
             assert c['backend'] in ('decode', 'prefill', 'few') and c.get('ms', 1) > 0 and ('H200' not in device or 1 < M <= 64), key
             if c['backend'] != 'few': continue
             assert ops.few_bytes(-(-o//16), -(-i//128), M, bits, c) <= 1024*c['kb'] <= ops.Gpu().shared and -(-(-(-o//16))//c['groups']) <= c['wide']*c['tj'], key
-            assert c['wide']*c['deep'] <= (8 if M > 32 and c['tj'] > 1 else 16) and c['deep']*c['ranks'] <= -(-i//128), key
+            assert ops.few_takes(c, M, 90) and c['deep']*c['ranks'] <= -(-i//128), key
 
 SAME_TABLE = """
 import json, bench_few
@@ -132,10 +132,10 @@ def test_an_older_gpu(bits, kind, monkeypatch):
     layer.fused = decode_layer.layer_args(layer)
     assert distance(layer(x, net.cos, net.sin, other, at), want) < 2e-3
 
-# shapes of `few`: tokens, matrix, and how it is shared out; kb=25 and less: rings that are filled again
-FEW = [(2, (16, 128), torch.float16, dict(wide=1, deep=1, tj=1)), (7, (120, 264), torch.bfloat16, dict(groups=2, wide=2, deep=2)), (16, (56, 648), torch.float16, dict(ranks=2, wide=2, deep=1, kb=25)),
-       (13, (40, 904), torch.bfloat16, dict(wide=3, deep=2, tj=1, kb=42)), (33, (67, 520), torch.float16, dict(ranks=4, wide=3, deep=1)), (64, (40, 136), torch.bfloat16, dict(wide=2, deep=1)), (20, (16, 392), torch.float16, dict(wide=1, deep=3, tj=1)), (11, (40, 904), torch.bfloat16, dict(wide=2, deep=2, copied=1, kb=42)),
-       (9, (72, 1160), torch.float16, dict(groups=4, wide=1, deep=1, share=2, kb=30, ahead=1)), (12, (40, 1032), torch.bfloat16, dict(groups=2, wide=2, deep=1, tj=1, share=2, ranks=2, kb=30, ahead=1))]
+# shapes of `few`: tokens, matrix, and how it is shared out; small kb: rings that are filled again
+FEW = [(2, (16, 128), torch.float16, dict(wide=4, deep=1, tj=1)), (7, (120, 264), torch.bfloat16, dict(groups=2, wide=4, deep=2, tj=1)), (16, (136, 1160), torch.float16, dict(groups=2, wide=4, deep=2, tj=2, kb=64)),
+       (13, (40, 904), torch.bfloat16, dict(wide=4, deep=2, tj=1, kb=42)), (33, (67, 520), torch.float16, dict(wide=4, deep=2, tj=2)), (64, (88, 648), torch.bfloat16, dict(wide=4, deep=1, kb=96)), (20, (16, 392), torch.float16, dict(wide=4, deep=2, tj=1)), (11, (136, 904), torch.bfloat16, dict(wide=12, deep=1, tj=1, kb=42)),
+       (16, (56, 648), torch.float16, dict(ranks=2, wide=4, deep=1, tj=1, kb=32)), (9, (72, 1160), torch.float16, dict(groups=4, wide=4, deep=1, tj=1, share=2, kb=30, ahead=1)), (12, (40, 1032), torch.bfloat16, dict(groups=2, wide=4, deep=1, tj=1, share=2, ranks=2, kb=30, ahead=1))]
 
 def few_error(M, shape, dtype, how, bits, kind, lib):
     "Relative error of `few`, over the error it may have; the same bits twice, and nothing of a matrix beside it."
@@ -147,17 +147,17 @@ def few_error(M, shape, dtype, how, bits, kind, lib):
 @pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (2, 'int8'), (4, 'int8'), (4, 'float8_e4m3')])
 def test_few(bits, kind):
     lib = on_cpu(bits, kind)
-    for case in FEW if bits == 3 else FEW[1:5:2]: assert few_error(*case, bits, kind, lib) < 1, case
+    for case in FEW if bits == 3 else FEW[1:6:2]: assert few_error(*case, bits, kind, lib) < 1, case
 
 @pytest.mark.parametrize('bits, kind', [(3, 'int8'), (4, 'float8_e4m3')])
 def test_few_on_an_older_gpu(bits, kind):
     on_cpu(bits, kind)
     lib = compiled(bits, kind, '-DARCH=80')
-    for M, shape, dtype, how in FEW[:-4]: assert few_error(M, shape, dtype, dict(how, ranks=1, kb=64 if M > 32 else how.get('kb')), bits, kind, lib) < 1, (M, shape, how)
+    for M, shape, dtype, how in [(5, (60, 264), torch.float16, dict(groups=2, wide=1, deep=3)), *FEW[:-3]]: assert few_error(M, shape, dtype, how, bits, kind, lib) < 1, (M, shape, how)
 
 def test_few_refuses_and_saturates():
     lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(40, 256, 3, 'int8'), torch.randn(3, 256).bfloat16()
-    for how in (dict(ranks=3), dict(ranks=4), dict(wide=9, deep=2), dict(groups=1, wide=1, tj=2)):
+    for how in (dict(ranks=3), dict(ranks=4), dict(wide=8, deep=2), dict(wide=3), dict(groups=1, wide=0, tj=2)):
         with pytest.raises(RuntimeError, match='no such kernel'): cuda.few(x, p, lib=lib, **how)
     with pytest.raises(RuntimeError, match='no such kernel'): cuda.few(torch.randn(65, 256).half(), p, lib=lib)
     with pytest.raises(RuntimeError, match='too much shared'): cuda.few(x, p, lib=lib, kb=8)

@@ -193,12 +193,12 @@ def few(
     p,             # `PackedMatrix` in units
     groups=None,   # of blocks that share row tiles; None: as few as their warps hold
     ranks=1,       # blocks of a group, a cluster: they share the input; 1, 2, 4 or 8
-    # warps of a block: side by side along the rows, and along the input; up to 16, or 8 of tj=2 from M = 33
+    # warps of a block that multiply: side by side along the rows, on Hopper 4, 8 or 12, and along the input;
+    # together up to 12, or 8 where a warp has more than 16 rows x 16 tokens
     wide=4, deep=2,
     tj=2,          # tiles of 16 rows that a warp computes: 1 or 2
     kb=None,       # of shared memory that a block may have; None: all there is
     ahead=32,      # KB of activations that are on their way, if they fit beside two stages of weights
-    copied=0,      # 1: threads copy the activations, as before Hopper, and no tensor copies
     share=1,       # groups whose blocks, a cluster, read activations together; share × ranks up to 8
     overlap=1,     # as of `decode`
     flags=0,       # as of `decode`; 4 reads no activations
@@ -209,7 +209,7 @@ def few(
     groups = groups or -(--(-p.shape[0]//16)//(wide*tj))
     _checked(lib.nativebit_few(_p(p.data), _p(x), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
                                int(x.dtype == torch.bfloat16), groups, ranks, wide, deep, tj, kb or 1024,
-                               ahead, copied, share, overlap, flags, _p(stream)),
+                               ahead, share, overlap, flags, _p(stream)),
              f'few groups={groups} ranks={ranks} wide={wide} deep={deep} tj={tj}')
     return y
 

@@ -1,65 +1,183 @@
 // Two to 64 tokens, as fp16 on tensor cores. A thread block has a rectangle of units: some row tiles x some blocks of 128 columns. It goes along
-// the columns in stages of DEEP blocks; two rings in shared memory hold the next stages, one of units and one of activations. A warp keeps the sums
-// of TJ tiles and all tokens to the end, and takes one block of each stage; one reduction adds the DEEP warps of a tile, and a cluster's blocks.
+// the columns in stages of DEEP blocks; two rings in shared memory hold the next stages, one of units and one of activations. Copiers fill them and
+// workers use them, and nobody waits for the whole block: a place has a barrier that says "full", and one that says "empty". A worker, which is a warp,
+// keeps the sums of TJ tiles and all tokens to the end, and takes one block of each stage; one reduction adds the DEEP workers of a tile, and a cluster's blocks.
 //
-// Activations are copied as they are, a box of 64 columns x all tokens at a time: in the order of its swizzle, `ldmatrix` makes of token rows what the
-// product reads as its second operand. So fp16 is neither converted nor rearranged; bf16 becomes fp16 in place, a stage at a time.
+// Activations are copied as they are, a box of 64 columns x all tokens at a time: the order of its swizzle is that in which products of warpgroups
+// (on Hopper) and `ldmatrix` (elsewhere) read their second operand. So fp16 is neither converted nor rearranged; bf16 becomes fp16 in place, by those who multiply it.
 enum FewFlags { NO_TOKENS = 4 };   // beside NO_PRODUCTS and NO_WAIT: activations are not read
+#ifndef FEW_SEND
+#define FEW_SEND 1
+#endif
+#ifndef FEW_MMA
+#define FEW_MMA 0
+#endif
+#ifndef FEW_BATCH
+#define FEW_BATCH 2
+#endif
+#define FEW_GROUPS (ARCH == 90 && !FEW_MMA)
+constexpr int FEW_COPIERS = ARCH >= 90 ? 1 : 4;   // warps
 
-// Shared memory of a block, at least 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
+// Shared memory of a block, 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
 struct Rings {
     int stages, x, x_slots, x_bytes, units, slots, slot_bytes, parts, bytes;
-    Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room, int ahead, int share) {   // ahead: bytes of activations that should be on their way
+    Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room, int ahead) {   // ahead: bytes of activations that should be on their way
         stages = (blocks + deep - 1)/deep; x_bytes = deep*NT*2048; slot_bytes = (tiles*deep*UNIT + 127)/128*128;
-        const int least = min(stages, 2), least_x = min(stages, share > 1 ? 3 : 2), most = min(stages, 32), sums = 4*deep*M*(16*tiles + 4);
+        const int least = min(stages, 2), most = min(stages, 31), sums = 4*deep*M*(16*tiles + 4);
         const int sent = ranks > 1 ? 4*ranks*M*16*((tiles + ranks - 1)/ranks) : 0;   // (rank, token, row) of the tiles that this block writes
-        room -= 2048 + sent;
-        const int wanted = min(most, max(least_x, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/x_bytes)));
+        room -= 1152 + sent;
+        const int wanted = min(most, max(least, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/x_bytes)));
         slots = min(most, (room - wanted*x_bytes)/slot_bytes);
         x_slots = slots < least ? 0 : min(most, (room - slots*slot_bytes)/x_bytes);
         x = 1024; units = x + x_slots*x_bytes;
-        parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent + 1024;   // sums lie where the rings were
+        parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent;   // sums lie where the rings were
     }
 };
-struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits, share, copied; float scale; int bf16, flags; Rings at; };
-constexpr int few_warps(int NT, int TJ) { return NT*TJ > 8 ? 8 : 16; }   // of a block, at most: there are registers for so many
+struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits, share; float scale; int bf16, flags; Rings at; };
 struct Rectangle { int tile, tiles, k0, nk, rank, sharer; };   // of the row tiles and column blocks; which part of the input, and which of the blocks that read it together
+struct Place { int at, turn; DEV void next(int of) { if (++at == of) { at = 0; turn ^= 1; } } };   // in a ring, and how often it was filled before, modulo two
+// barriers at the beginning of shared memory, 32 of a kind: places of units and of activations that are full, and that are empty
+DEV uint64_t* few_bars(uint8_t* smem, int kind) { return (uint64_t*)smem + 32*kind; }
+enum FewBars { FULL, FULL_X, EMPTY, EMPTY_X };
+
+// one of the block's warps that multiply: it has every WIDE-th tile from `row` on, and block `mine` of each stage
+struct Worker {
+    int lane, row, mine, have, count, stages;   // tiles that there are of its TJ; tiles that it multiplies, as many as its neighbours of a warpgroup; stages that have its block
+    DEV Worker(const FewArgs& p, const Rectangle& s, int tj) {
+        const int warp = threadIdx.x/32, group = FEW_GROUPS ? 4 : 1;
+        lane = as_it_is(threadIdx.x%32); mine = warp/p.wide;
+        row = FEW_GROUPS ? warp%p.wide : (warp + mine)%p.wide;           // in turn, so that those who have less are not all one scheduler's
+        have = min(tj, max(0, (s.tiles - row + p.wide - 1)/p.wide));
+        count = min(tj, max(0, (s.tiles - row/group*group + p.wide - 1)/p.wide));
+        stages = (s.nk - mine + p.deep - 1)/p.deep;
+    }
+};
+
+// a block of 128 columns becomes fp16, by the workers that multiply it, who wait for each other
+template<int NT> DEV void halve_block(uint8_t* at, int group, int thread, int threads) {
+    for (int i = thread; i < NT*128; i += threads) {
+        const uint4 v = ((const uint4*)at)[i];
+        ((uint4*)at)[i] = make_uint4(bf16_as_half(v.x), bf16_as_half(v.y), bf16_as_half(v.z), bf16_as_half(v.w));
+    }
+    async_fence();                                                       // before products and copies that other hardware does
+    sync_some(1 + group, threads);
+}
 
 template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
-    static constexpr bool AFTER = !E4M3 && NT <= 2;   // scales multiply a block's sums, or else its weights: fewer instructions, or fewer registers
-    float acc[TJ][NT][4];
+    static constexpr bool AFTER = !E4M3 && NT*TJ <= 4;   // scales multiply a block's sums, or else its weights: fewer instructions, or fewer registers
+    float acc[TJ][NT*4];
     DEV void clear() {
 #pragma unroll
-        for (int i = 0; i < TJ*NT*4; i++) (&acc[0][0][0])[i] = 0.f;
+        for (int i = 0; i < TJ*NT*4; i++) (&acc[0][0])[i] = 0.f;
     }
     DEV static void weights(uint32_t* a, const Lane& u, int s, const uint32_t* scale) {
-        weights_f16(a, u, s);
-        if (E4M3) return;
+        weights_f16<true>(a, u, s);
+        if constexpr (!E4M3)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             a[i] = half_sub(a[i], 0x64806480u);
             if (!AFTER) a[i] = half_mul(a[i], scale[i%2]);
         }
     }
-    struct Units {                                                       // of the TJ tiles, or the `have` there are; `stride` bytes from one to the next
+    DEV static const uint8_t* unit(const FewArgs& p, const uint8_t* smem, const Rectangle& s, const Worker& w, int slot, int j) {   // one that is not there is read as the last one
+        return smem + p.at.units + slot*p.at.slot_bytes + (min(w.row + j*p.wide, s.tiles - 1)*p.deep + w.mine)*UNIT;
+    }
+    // a place is handed back
+    DEV static void give_units(uint8_t* smem, const Worker& w, int slot) {
+        warp_sync();
+        if (w.lane == 0) bar_arrive(few_bars(smem, EMPTY) + slot);
+    }
+    DEV static void give_tokens(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w, int slot) {   // to all who copy into it
+        warp_sync();
+        if (p.share == 1) { if (w.lane == 0) bar_arrive(few_bars(smem, EMPTY_X) + slot); }
+        else if (w.lane < p.share) bar_arrive_in_rank(few_bars(smem, EMPTY_X) + slot, s.rank*p.share + w.lane);
+    }
+    DEV static void take_tokens(const FewArgs& p, uint8_t* smem, const Worker& w, uint8_t* x, const Place& at) {
+        bar_wait(few_bars(smem, FULL_X) + at.at, at.turn);
+        if (p.bf16) halve_block<NT>(x, w.mine, w.row*32 + w.lane, 32*p.wide);
+    }
+    DEV void wait_only(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {   // NO_PRODUCTS
+        Place units = {0, 0}, xs = {0, 0};
+        for (int i = 0; i < w.stages; i++) {
+            bar_wait(few_bars(smem, FULL) + units.at, units.turn);
+            give_units(smem, w, units.at);
+            take_tokens(p, smem, w, smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048, xs);
+            give_tokens(p, smem, s, w, xs.at);
+            units.next(p.at.slots); xs.next(p.at.x_slots);
+        }
+    }
+#if FEW_GROUPS
+    // Products of a warpgroup: four warps bring 16 rows each, of any tile, in registers; the second operand is read where it lies. They run while the warp looks up
+    // the next weights; the next unit is read before the last of this one's are waited for.
+    template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
+        Place units = {0, 0}, xs = {0, 0};
+        Lane u;
+        uint32_t scale[2];                                               // twice, as fp16
+        auto take = [&](int j) {                                         // the stage's j-th unit into registers
+            if (j == 0) bar_wait(few_bars(smem, FULL) + units.at, units.turn);
+            const uint8_t* at = unit(p, smem, s, w, units.at, j);
+            read_words(u, at, w.lane); read_table(u, at, w.lane, 0x80808080u);
+            const uint32_t h = AFTER || E4M3 ? 0 : ((const uint32_t*)(at + INDEX_BYTES + TABLE_BYTES))[w.lane/4];
+            scale[0] = prmt(h, 0, 0x1010u); scale[1] = prmt(h, 0, 0x3232u);
+            if (j == N - 1) { give_units(smem, w, units.at); units.next(p.at.slots); }
+        };
+        take(0);
+#pragma unroll 1
+        for (int i = 0; i < w.stages; i++, xs.next(p.at.x_slots)) {
+            uint8_t* x = smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048;
+            const uint32_t low = shfl(matrix_low(x), 0);                 // the same for all lanes, as the compiler should know
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                float sum[NT*4];
+                float* to = AFTER ? sum : acc[j];
+                uint32_t a[2][FEW_BATCH][4];
+#pragma unroll
+                for (int b = 0; b < 8/FEW_BATCH; b++) {
+                    if (b > 1) wgmma_wait<1>();                          // the registers of two batches ago are free
+#pragma unroll
+                    for (int q = 0; q < FEW_BATCH; q++) weights(a[b%2][q], u, b*FEW_BATCH + q, scale);
+                    if (b == 0 && j == 0) take_tokens(p, smem, w, x, xs);
+                    wgmma_fence();
+#pragma unroll
+                    for (int q = 0; q < FEW_BATCH; q++) {
+                        const int k = b*FEW_BATCH + q;
+                        const uint64_t at = matrix_of(low) + (k/4*NT*64 + k%4*2);
+                        if (AFTER && k == 0) Wgmma<8*NT>::template run<false>(to, a[b%2][q], at); else Wgmma<8*NT>::template run<true>(to, a[b%2][q], at);
+                    }
+                    wgmma_commit();
+                }
+                const float factor[2] = {u.scale[0], u.scale[1]};
+                if (j + 1 < N) take(j + 1); else if (i + 1 < w.stages) take(0);
+                wgmma_wait<0>();
+#pragma unroll
+                for (int k = 0; k < NT*4; k++) {
+                    pin(to[k]);
+                    if (AFTER) acc[j][k] = fmaf(sum[k], factor[k%4/2], acc[j][k]);
+                }
+            }
+            give_tokens(p, smem, s, w, xs.at);
+        }
+    }
+#else
+    struct Units {                                                       // of the worker's tiles
         Lane u[TJ];
         uint32_t scale[TJ][2];
-        DEV void read(const uint8_t* units, int stride, int have, int lane) {
+        DEV void read(const FewArgs& p, const uint8_t* smem, const Rectangle& s, const Worker& w, int slot) {
 #pragma unroll
             for (int j = 0; j < TJ; j++) {
-                const uint8_t* at = units + (j < have ? j : 0)*stride;
-                read_words(u[j], at, lane); read_table(u[j], at, lane, 0x80808080u);
-                const uint32_t s = AFTER || E4M3 ? 0 : ((const uint32_t*)(at + INDEX_BYTES + TABLE_BYTES))[lane/4];
-                scale[j][0] = prmt(s, 0, 0x1010u); scale[j][1] = prmt(s, 0, 0x3232u);
+                const uint8_t* at = unit(p, smem, s, w, slot, j);
+                read_words(u[j], at, w.lane); read_table(u[j], at, w.lane, 0x80808080u);
+                const uint32_t h = AFTER || E4M3 ? 0 : ((const uint32_t*)(at + INDEX_BYTES + TABLE_BYTES))[w.lane/4];
+                scale[j][0] = prmt(h, 0, 0x1010u); scale[j][1] = prmt(h, 0, 0x3232u);
             }
         }
     };
     // N tiles x one block of 128 columns
-    template<int N> DEV void multiply(const Units& u, const uint8_t* x, int lane) {
-        float sum[N][NT][4];
+    template<int N> DEV void step(const Units& u, const uint8_t* x, int lane) {
+        float sum[N][NT*4];
 #pragma unroll
-        for (int i = 0; i < N*NT*4; i++) (&sum[0][0][0])[i] = 0.f;
-        const int row = lane%8, near = row*128 + ((lane/8 ^ row) << 4);   // the lane's row of 16 bytes among four matrices of 8 x 8
+        for (int i = 0; i < N*NT*4; i++) (&sum[0][0])[i] = 0.f;
+        const int row = lane%8, near = row*128 + ((lane/8 ^ row) << 4);  // the lane's row of 16 bytes among four matrices of 8 x 8
 #pragma unroll
         for (int q = 0; q < 4; q++) {
             uint32_t b[NT][4];
@@ -71,68 +189,96 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
                 for (int s = 0; s < 2; s++) {
                     uint32_t a[4]; weights(a, u.u[j], 2*q + s, u.scale[j]);
 #pragma unroll
-                    for (int n = 0; n < NT; n++) mma_f16(AFTER ? sum[j][n] : acc[j][n], a, b[n][2*s], b[n][2*s + 1]);
+                    for (int n = 0; n < NT; n++) mma_f16((AFTER ? sum[j] : acc[j]) + 4*n, a, b[n][2*s], b[n][2*s + 1]);
                 }
         }
-        if (!AFTER) return;
+        if constexpr (AFTER)
 #pragma unroll
-        for (int i = 0; i < N*NT*4; i++) acc[i/4/NT][i/4%NT][i%4] = fmaf(sum[i/4/NT][i/4%NT][i%4], u.u[i/4/NT].scale[i%4/2], acc[i/4/NT][i/4%NT][i%4]);
+        for (int i = 0; i < N*NT*4; i++) (&acc[0][0])[i] = fmaf((&sum[0][0])[i], u.u[i/4/NT].scale[i%4/2], (&acc[0][0])[i]);
     }
-    DEV void store(float* sums, int tile, int have, int pitch, int M, int lane) {   // sums: (M, pitch)
+    template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
+        Place units = {0, 0}, xs = {0, 0};
+#pragma unroll 1
+        for (int i = 0; i < w.stages; i++) {
+            uint8_t* x = smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048;
+            Units u;
+            bar_wait(few_bars(smem, FULL) + units.at, units.turn);
+            u.read(p, smem, s, w, units.at);
+            give_units(smem, w, units.at);
+            take_tokens(p, smem, w, x, xs);
+            step<N>(u, x, w.lane);
+            give_tokens(p, smem, s, w, xs.at);
+            units.next(p.at.slots); xs.next(p.at.x_slots);
+        }
+    }
+#endif
+    DEV void store(const FewArgs& p, float* sums, int pitch, const Worker& w) {     // sums: (deep, M, pitch)
+        sums += w.mine*p.M*pitch;
 #pragma unroll
         for (int i = 0; i < TJ*NT*4; i++) {
-            const int token = i/4%NT*8 + lane%4*2 + i%2, row = (tile + i/4/NT)*16 + lane/4 + i%4/2*8;
-            if (token < M && i/4/NT < have) sums[token*pitch + row] = acc[i/4/NT][i/4%NT][i%4];
+            const int j = i/4/NT, token = i/4%NT*8 + w.lane%4*2 + i%2, row = (w.row + j*p.wide)*16 + w.lane/4 + i%4/2*8;
+            if (token < p.M && j < w.have) sums[token*pitch + row] = (&acc[0][0])[i];
         }
     }
 };
 
-// ask for a stage, for a place in the ring; of weights: by one warp, or below 90 by all threads
-DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stage, int slot) {
-    const int first = stage*p.deep, bytes = min(p.deep, s.nk - first)*UNIT, lane = threadIdx.x%32;
-    uint64_t* bar = (uint64_t*)smem + slot;
+// ask for a stage, for a place in the ring; thread: of the copiers
+DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stage, int slot, int thread) {
+    const int first = stage*p.deep, bytes = min(p.deep, s.nk - first)*UNIT;
+    uint64_t* bar = few_bars(smem, FULL) + slot;
     uint8_t* at = smem + p.at.units + slot*p.at.slot_bytes;
     const uint8_t* from = p.units + ((size_t)s.tile*p.KB + s.k0 + first)*UNIT;
 #if ARCH >= 90
-    if (lane == 0) bar_expect(bar, s.tiles*bytes);
+    if (thread == 0) bar_expect(bar, s.tiles*bytes);
     warp_sync();
 #pragma unroll 1
-    for (int j = lane; j < s.tiles; j += 32) bulk_load(at + j*p.deep*UNIT, from + (size_t)j*p.KB*UNIT, bytes, bar);
+    for (int j = thread; j < s.tiles; j += 32) bulk_load(at + j*p.deep*UNIT, from + (size_t)j*p.KB*UNIT, bytes, bar);
 #else
-    for (int j = 0; j < s.tiles; j++) copy_run(at + j*p.deep*UNIT, from + (size_t)j*p.KB*UNIT, bytes);
+    for (int j = 0; j < s.tiles; j++)
+        for (int i = 16*thread; i < bytes; i += 512*FEW_COPIERS) copy_piece(at + j*p.deep*UNIT + i, from + (size_t)j*p.KB*UNIT + i, true);
     arrive_copied(bar);
 #endif
 }
-// by tensor copies of one warp, each of the blocks that share them asking for some; or by all threads
-template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int stage, int slot) {
+template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int stage, int slot, int thread) {   // blocks that share them ask for some each
     const int first = stage*p.deep, boxes = 2*min(p.deep, s.nk - first), column = (s.k0 + first)*128;
-    uint64_t* bar = (uint64_t*)smem + 32 + slot;
+    uint64_t* bar = few_bars(smem, FULL_X) + slot;
     uint8_t* at = smem + p.at.x + slot*p.at.x_bytes;
-    if (ARCH >= 90 && !p.copied) {
-        if (threadIdx.x == 0) bar_expect(bar, boxes*NT*1024);
-        warp_sync();
+#if ARCH >= 90
+    if (thread == 0) bar_expect(bar, p.flags & NO_TOKENS ? 0 : boxes*NT*1024);
+    if (p.flags & NO_TOKENS) return;
+    warp_sync();
 #pragma unroll 1
-        for (int i = threadIdx.x*p.share + s.sharer; i < boxes; i += 32*p.share) {
-            if (p.share == 1) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
-            else box_load_all(at + i*NT*1024, map, column + 64*i, 0, bar, ((1 << p.share) - 1) << s.rank*p.share);
-        }
-        return;
+    for (int i = thread*p.share + s.sharer; i < boxes; i += 32*p.share) {
+        if (p.share == 1) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
+        else box_load_all(at + i*NT*1024, map, column + 64*i, 0, bar, ((1 << p.share) - 1) << s.rank*p.share);
     }
+#else
 #pragma unroll 1
-    for (int i = threadIdx.x; i < boxes*NT*64; i += blockDim.x) {        // 16 bytes each
+    for (int i = thread; i < boxes*NT*64 && !(p.flags & NO_TOKENS); i += 32*FEW_COPIERS) {   // 16 bytes each
         const int token = i/8%(8*NT), c = column + i/(NT*64)*64 + i%8*8;
-        if (token < p.M) copy_piece(at + ((i - i%8) + (i%8 ^ token%8))*16, (const uint16_t*)p.x + (size_t)token*p.I + (c < p.I ? c : 0), c < p.I);
+        const bool inside = token < p.M && c < p.I;
+        copy_piece(at + ((i - i%8) + (i%8 ^ token%8))*16, (const uint16_t*)p.x + (inside ? (size_t)token*p.I + c : 0), inside);
     }
     arrive_copied(bar);
+#endif
 }
-template<int NT> DEV void halve_stage(uint8_t* at, int boxes, int M) {
-    for (int i = threadIdx.x; i < boxes*NT*64; i += blockDim.x) {
-        if (i/8%(8*NT) >= M) continue;
-        const uint4 v = ((const uint4*)at)[i];
-        ((uint4*)at)[i] = make_uint4(bf16_as_half(v.x), bf16_as_half(v.y), bf16_as_half(v.z), bf16_as_half(v.w));
+// the copiers: weights before the activations are there; then a place as soon as all are done with it
+template<int NT> DEV void copy_stages(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int thread) {
+    const int stages = (s.nk + p.deep - 1)/p.deep;
+    if (ARCH >= 90 && thread == 0) fetch_map(map);
+#pragma unroll 1
+    for (int i = 0; i < min(stages, p.at.slots); i++) ask_units(p, smem, s, i, i, thread);
+    if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
+    if (p.share > 1) cluster_wait();                                     // the others' barriers are there
+#pragma unroll 1
+        for (int i = 0; i < min(stages, p.at.x_slots); i++) ask_tokens<NT>(p, map, smem, s, i, i, thread);
+    Place units = {0, 0}, xs = {0, 0};
+#pragma unroll 1
+    for (int i = 0; i + min(p.at.slots, p.at.x_slots) < stages; i++) {
+        if (i + p.at.slots < stages) { bar_wait(few_bars(smem, EMPTY) + units.at, units.turn); ask_units(p, smem, s, i + p.at.slots, units.at, thread); }
+        if (i + p.at.x_slots < stages) { bar_wait(few_bars(smem, EMPTY_X) + xs.at, xs.turn); ask_tokens<NT>(p, map, smem, s, i + p.at.x_slots, xs.at, thread); }
+        units.next(p.at.slots); xs.next(p.at.x_slots);
     }
-    async_fence();                                                       // before the next copy into it
-    __syncthreads();
 }
 DEV void write_8(const FewArgs& p, int token, int row, const float* v) {
     uint16_t* y = (uint16_t*)p.y + (size_t)token*p.O + row;
@@ -151,20 +297,29 @@ DEV void add_8(float* v, const float* from, int count, int stride) {     // v: t
         for (int i = 0; i < 2; i++) { const float4 f = ((const float4*)from)[i]; v[4*i] += f.x; v[4*i + 1] += f.y; v[4*i + 2] += f.z; v[4*i + 3] += f.w; }
 }
 // add the warps, and what the cluster's blocks have of the same rows; write
-DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectangle& s, int ranks) {
+DEV void finish(const FewArgs& p, uint8_t* smem, const Rectangle& s, int ranks) {
+    const float* sums = (const float*)(smem + p.at.x);
+    float* parts = (float*)(smem + p.at.parts);
     const int pitch = 16*s.tiles + 4, pieces = 2*s.tiles, bits = p.rank_bits, share = 16*((s.tiles + ranks - 1) >> bits);
+    uint64_t* bar = few_bars(smem, FULL) + 31;                           // counts what the others send
     float v[8];
-    if (ranks > 1 && p.share == 1) cluster_wait();                       // the others have started
     for (int i = threadIdx.x; i < p.M*pieces; i += blockDim.x) {
         const int token = i/pieces, o = i%pieces, j = o/2;               // j: of the block's tiles
         add_8(v, sums + token*pitch + 8*o, p.deep, p.M*pitch);
         if (ranks == 1) { write_8(p, token, s.tile*16 + 8*o, v); continue; }
         float* at = parts + (s.rank*p.M + token)*share + (j >> bits)*16 + o%2*8;
         const int to = (j & (ranks - 1))*p.share + s.sharer;
+#if FEW_SEND
+        send4(at, bar, to, v); send4(at + 4, bar, to, v + 4);
+    }
+    if (ranks == 1) return;
+    bar_wait(bar, 0);
+#else
         store4_in_rank(at, to, v); store4_in_rank(at + 4, to, v + 4);
     }
     if (ranks == 1) return;
     cluster_arrive(); cluster_wait();
+#endif
     for (int i = threadIdx.x; i < p.M*share/8; i += blockDim.x) {
         const int token = i/(share/8), o = i%(share/8), j = (o/2 << bits) + s.rank;
         if (j >= s.tiles) continue;
@@ -172,71 +327,52 @@ DEV void finish(const FewArgs& p, const float* sums, float* parts, const Rectang
         write_8(p, token, (s.tile + j)*16 + o%2*8, v);
     }
 }
-
-template<int NT, int TJ> __global__ void __launch_bounds__(32*few_warps(NT, TJ), 1) few(const FewArgs p, MAP_PARAM x_map) {
-    SHARED_BYTES(raw);
-    uint8_t* smem = align_1024(raw);
-    const int lane = threadIdx.x%32, warp = threadIdx.x/32, ranks = 1 << p.rank_bits, rank = cluster_rank()/p.share, sharer = cluster_rank()%p.share;
+#ifndef FEW_SMALL
+#define FEW_SMALL 12
+#endif
+#ifndef FEW_ALONE
+#define FEW_ALONE 0
+#endif
+// workers of a block, at most, and blocks that a processor has registers for: on Hopper this kernel's and the next one's
+constexpr int few_warps(int NT, int TJ) { return ARCH == 90 ? (NT <= 2 && TJ == 1 ? FEW_SMALL : 8) : NT*TJ > 8 ? 8 : 12; }
+constexpr int few_blocks(int NT, int TJ) { return ARCH == 90 && NT*TJ <= 8 && !FEW_ALONE ? 2 : 1; }
+template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ) + FEW_COPIERS), few_blocks(NT, TJ)) few(const FewArgs p, MAP_PARAM x_map) {
+    SHARED_1024(smem_1024);
+    uint8_t* smem = smem_1024;
+    const int lane = threadIdx.x%32, warp = threadIdx.x/32, workers = p.wide*p.deep, ranks = 1 << p.rank_bits, rank = cluster_rank()/p.share, sharer = cluster_rank()%p.share;
     const int groups = gridDim.x/ranks, group = blockIdx.x/cluster_size()*p.share + sharer;   // a cluster: ranks x share blocks
     const int tile = part(p.tiles, group, groups), k0 = part(p.KB, rank, ranks);
     const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0, rank, sharer};
-    const int stages = (s.nk + p.deep - 1)/p.deep, mine = warp/p.wide, first = (warp + mine)%p.wide*TJ, have = min(s.tiles - first, TJ);   // in turn, so that those who have less are not all one scheduler's
-    const bool works = have > 0 && !(p.flags & NO_PRODUCTS), reads = !(p.flags & NO_TOKENS), asks = ARCH < 90 || warp == 0, asks_x = reads && (p.copied || warp == 0);
     const Rings& at = p.at;
-    uint64_t* bar = (uint64_t*)smem;                                     // 32 for weights, for activations, and for places that all blocks are done with
     if (warp == 0) {
-        if (lane < at.slots) bar_init(bar + lane, ARCH >= 90 ? 1 : blockDim.x);
-        if (lane < at.x_slots) bar_init(bar + 32 + lane, p.copied ? blockDim.x : 1);
-        if (lane < at.x_slots) bar_init(bar + 64 + lane, p.share);
-        if (ARCH >= 90 && lane == 0 && !p.copied) fetch_map(&x_map);
-        warp_sync();
+        if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY) + lane, workers); }
+        if (lane < at.x_slots) { bar_init(few_bars(smem, FULL_X) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY_X) + lane, workers*p.share); }
+#if ARCH >= 90
+        if (lane == 0 && ranks > 1) { bar_init(few_bars(smem, FULL) + 31, 1); bar_expect(few_bars(smem, FULL) + 31, 64*ranks*p.M*((s.tiles - rank + ranks - 1)/ranks)); }
+        if (ranks*p.share > 1) bars_made();
+#endif
     }
-    if (ranks*p.share > 1) cluster_arrive();
-    if (ARCH < 90 || p.copied) __syncthreads();
-    if (asks)
-#pragma unroll 1
-        for (int i = 0; i < min(stages, at.slots); i++) ask_units(p, smem, s, i, i);
-    grid_launch_next();                                                  // the next kernel may queue its weights behind ours
-    if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
-    if (p.share > 1) cluster_wait();                                     // the others' barriers are there
-    if (asks_x)
-#pragma unroll 1
-        for (int i = 0; i < min(stages, at.x_slots); i++) ask_tokens<NT>(p, &x_map, smem, s, i, i);
+    if (ranks*p.share > 1) cluster_arrive_first();
     __syncthreads();
+    grid_launch_next();                                                  // the next kernel may queue its weights behind ours
     FewTiles<NT, TJ> t; t.clear();
-    const int lag = p.share > 1, first_refill = min(at.slots, at.x_slots);   // blocks that share wait for each other: a stage later, it costs no time
-    int slot = 0, turn = 0, x_slot = 0, x_turn = 0;                      // places in the rings, and how often they were filled before
-    for (int i = 0; i < stages; i++) {
-        uint8_t *x = smem + at.x + x_slot*at.x_bytes, *units = smem + at.units + slot*at.slot_bytes;
-        const int blocks = min(p.deep, s.nk - i*p.deep);
-        typename FewTiles<NT, TJ>::Units u;
-        bar_wait(bar + slot, turn & 1);
-        if (works && mine < blocks) u.read(units + (first*p.deep + mine)*UNIT, p.deep*UNIT, have, lane);
-        if (reads) {
-            bar_wait(bar + 32 + x_slot, x_turn & 1);
-            if (p.bf16) halve_stage<NT>(x, 2*blocks, p.M);
-        }
-        if (works && mine < blocks) {
-            if (have == TJ) t.template multiply<TJ>(u, x + mine*NT*2048, lane); else t.template multiply<1>(u, x + mine*NT*2048, lane);
-        }
-        if (i + first_refill - lag < stages) {
-            __syncthreads();                                             // all are done with this stage: its place may be filled
-            if (asks && i + at.slots < stages) ask_units(p, smem, s, i + at.slots, slot);
-            if (lag && warp == 0 && lane < p.share && i + at.x_slots < stages) bar_arrive_in_rank(bar + 64 + x_slot, rank*p.share + lane);
-            const int next = i + at.x_slots - lag, at_slot = lag ? (x_slot ? x_slot : at.x_slots) - 1 : x_slot;
-            if (asks_x && i >= lag && next < stages) {
-                if (lag) bar_wait(bar + 64 + at_slot, (x_slot ? x_turn : x_turn - 1) & 1);
-                ask_tokens<NT>(p, &x_map, smem, s, next, at_slot);
-            }
-        }
-        if (++slot == at.slots) { slot = 0; turn++; }
-        if (++x_slot == at.x_slots) { x_slot = 0; x_turn++; }
+    const Worker w(p, s, TJ);
+    if (warp >= workers) copy_stages<NT>(p, &x_map, smem, s, threadIdx.x - 32*workers);
+    else {
+        if (p.share > 1) cluster_wait();
+        if (p.flags & NO_PRODUCTS) t.wait_only(p, smem, s, w);
+        else if (TJ > 2 && w.count > 2) t.template multiply<TJ>(p, smem, s, w);
+        else if (TJ > 1 && w.count > 1) t.template multiply<TJ == 1 ? 1 : 2>(p, smem, s, w);
+        else if (w.count) t.template multiply<1>(p, smem, s, w);
+        else t.wait_only(p, smem, s, w);
     }
-    if (lag && ranks == 1) cluster_arrive();
+    if (ranks > 1 && p.share == 1) cluster_wait();                       // the others have started
+    if (p.share > 1) cluster_arrive();
     __syncthreads();                                                     // the rings have been read: sums take their place
     float* sums = (float*)(smem + at.x);
-    t.store(sums + mine*p.M*(16*s.tiles + 4), first, have, 16*s.tiles + 4, p.M, lane);
+    const int pitch = 16*s.tiles + 4;
+    if (warp < workers) t.store(p, sums, pitch, w);
     __syncthreads();
-    finish(p, sums, (float*)(smem + at.parts), s, ranks);
-    if (lag && ranks == 1) cluster_wait();                               // nobody leaves before the others have all that it sent
+    finish(p, smem, s, ranks);
+    if (p.share > 1) cluster_wait();                       // nobody leaves before the others have all that it sent
 }

@@ -17,6 +17,7 @@ DEV uint32_t e4m3x2_high(uint32_t v) {   // the two in the high 16 bits
 }
 #endif
 DEV uint32_t least(uint32_t a, uint32_t b) { uint32_t d; asm("min.s16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }   // of two integers of 16 bits each
+DEV uint32_t as_it_is(uint32_t v) { uint32_t d; asm("mov.b32 %0, %1;" : "=r"(d) : "r"(v)); return d; }   // what the compiler neither computes anew nor merges with what follows
 DEV float half_to_float(uint32_t v) { return __half2float(__ushort_as_half((unsigned short)v)); }
 DEV uint32_t floats_to_half2(float lo, float hi) {   // a value beyond fp16 becomes its largest number, not infinity
     uint32_t d; asm("cvt.rn.satfinite.f16x2.f32 %0, %2, %1;" : "=r"(d) : "f"(lo), "f"(hi)); return d;
@@ -45,7 +46,14 @@ DEV void load_matrices(uint32_t* d, const void* row) {   // four 8 x 8 matrices 
 DEV uint32_t shfl(uint32_t v, int lane) { return __shfl_sync(~0u, v, lane); }
 DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
-DEV void sync_some(int threads) { asm volatile("bar.sync 1, %0;" :: "r"(threads) : "memory"); }   // of the block's first threads
+template<int WHICH> DEV void sync_at(int threads) { asm volatile("bar.sync %0, %1;" :: "n"(WHICH), "r"(threads) : "memory"); }
+DEV void sync_some(int which, int threads) {   // some of the block's threads, at one of its barriers: 1 to 4 on Hopper, where a block should take no more than it uses, elsewhere 1 to 15
+#if ARCH == 90 && !FEW_MMA
+    switch (which) { case 1: return sync_at<1>(threads); case 2: return sync_at<2>(threads); case 3: return sync_at<3>(threads); default: return sync_at<4>(threads); }
+#else
+    asm volatile("bar.sync %0, %1;" :: "r"(which), "r"(threads) : "memory");
+#endif
+}
 
 // memory: bulk copies that count down a barrier in shared memory, and loads that see what another kernel, or another block, has just written
 DEV uint8_t* align_1024(uint8_t* p) { return p + (1024 - (uint32_t)__cvta_generic_to_shared(p)%1024)%1024; }
@@ -110,6 +118,7 @@ DEV void grid_launch_next() { asm volatile("griddepcontrol.launch_dependents;" :
 DEV uint32_t cluster_size() { uint32_t v; asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v)); return v; }
 DEV uint32_t cluster_rank() { uint32_t v; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v)); return v; }
 DEV void cluster_arrive_first() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }   // says only that this block has started
+DEV void bars_made() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }   // before that: the others may use this block's barriers
 DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 DEV void store_in_rank(float* p, uint32_t rank, float v) {
@@ -119,6 +128,13 @@ DEV void store_in_rank(float* p, uint32_t rank, float v) {
 DEV void store4_in_rank(float* p, uint32_t rank, const float* v) {
     uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(a), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
+}
+DEV void send4(float* p, uint64_t* bar, uint32_t rank, const float* v) {   // 16 bytes, which count down a barrier there
+    uint32_t a, b;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(b) : "r"(saddr(bar)), "r"(rank));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%2, %3, %4, %5}, [%1];"
+        :: "r"(a), "r"(b), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
 }
 DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t rank) {
     uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(bar)), "r"(rank));
@@ -130,15 +146,20 @@ DEV void grid_launch_next() {}
 DEV uint32_t cluster_size() { return 1; }
 DEV uint32_t cluster_rank() { return 0; }
 DEV void cluster_arrive_first() {}
+DEV void bars_made() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() {}
 DEV void store_in_rank(float* p, uint32_t, float v) { *p = v; }
+DEV void send4(float*, uint64_t*, uint32_t, const float*) {}
 DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t) { bar_arrive(bar); }
 DEV void store4_in_rank(float* p, uint32_t, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
 #endif
 
-// a warpgroup's tensor cores: d (64 x N) += a (64 x 16, registers) b (16 x N, shared memory, rows of 128 bytes in swizzled order)
+// a warpgroup's tensor cores: d (64 x N) += (or without ADD: =) a (64 x 16, registers) b (16 x N, shared memory, rows of 128 bytes in swizzled order)
 template<int N> struct Wgmma;
+#define S4 "%0, %1, %2, %3"
+#define S8 S4 ", %4, %5, %6, %7"
+#define S16 S8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define S0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define S32 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define S64 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
@@ -148,16 +169,23 @@ template<int N> struct Wgmma;
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define D16(i) D4(i), D4(i + 4), D4(i + 8), D4(i + 12)
 #define D32(i) D16(i), D16(i + 16)
-#define WGMMA(N, SUMS, A0, A1, A2, A3, B, ...) template<> struct Wgmma<N> { DEV static void run(float* d, const uint32_t* a, uint64_t b) { \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SUMS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 0;" \
+#define WGMMA(N, SUMS, A0, A1, A2, A3, B, ...) template<> struct Wgmma<N> { template<bool ADD = true> DEV static void run(float* d, const uint32_t* a, uint64_t b) { \
+    if (ADD) asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SUMS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 0;" \
+        : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); \
+    else asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SUMS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 0, 1, 1, 0;" \
         : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); } };
+WGMMA(8, S4, 4, 5, 6, 7, 8, D4(0))
+WGMMA(16, S8, 8, 9, 10, 11, 12, D4(0), D4(4))
+WGMMA(32, S16, 16, 17, 18, 19, 20, D16(0))
 WGMMA(64, S0, 32, 33, 34, 35, 36, D32(0))
 WGMMA(96, S0 ", " H32, 48, 49, 50, 51, 52, D32(0), D16(32))
 WGMMA(128, S0 ", " S32, 64, 65, 66, 67, 68, D32(0), D32(32))
 WGMMA(160, S0 ", " S32 ", " H64, 80, 81, 82, 83, 84, D32(0), D32(32), D16(64))
 WGMMA(192, S0 ", " S32 ", " S64, 96, 97, 98, 99, 100, D32(0), D32(32), D32(64))
 WGMMA(256, S0 ", " S32 ", " S64 ", " S96, 128, 129, 130, 131, 132, D32(0), D32(32), D32(64), D32(96))
-DEV uint64_t matrix_at(const void* p) { return (uint64_t)((saddr(p) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+DEV uint32_t matrix_low(const void* p) { return (saddr(p) & 0x3ffff) >> 4 | 1u << 16; }   // of its descriptor; 32 bytes further: 2 more
+DEV uint64_t matrix_of(uint32_t low) { return (uint64_t)(64u | 1u << 30) << 32 | low; }
+DEV uint64_t matrix_at(const void* p) { return matrix_of(matrix_low(p)); }
 DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template<int PENDING> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(PENDING) : "memory"); }
@@ -167,6 +195,9 @@ template<int N> DEV void fewer_registers() { asm volatile("setmaxnreg.dec.sync.a
 template<int N> DEV void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
 DEV uint32_t transpose(uint32_t v) {   // an 8 x 8 matrix of 16-bit numbers, a pair a lane
     uint32_t d; asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(v)); return d;
+}
+DEV uint32_t high_half(uint32_t v) {   // v >> 16, twice, where this is a finite number of fp16: adding -0 keeps the bits, and the units that shift have more to do
+    uint32_t d; asm("{.reg .b16 l, h; .reg .b32 t; mov.b32 {l, h}, %1; mov.b32 t, {h, h}; add.rn.f16x2 %0, t, %2;}" : "=r"(d) : "r"(v), "r"(0x80008000u)); return d;
 }
 DEV uint32_t half_mul(uint32_t a, uint32_t b) { uint32_t d; asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
 DEV uint32_t half_sub(uint32_t a, uint32_t b) { uint32_t d; asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
@@ -219,6 +250,7 @@ static int prefer_shared(const void* kernel) {   // an SM need not wait until it
 }
 
 #define SHARED_BYTES(name) extern __shared__ __align__(128) uint8_t name[]
+#define SHARED_1024(name) extern __shared__ __align__(1024) uint8_t name[]   // at a multiple of 1024, as swizzled boxes have to be, and where the compiler knows
 
 // start a kernel; overlap: it may begin while the one before it still runs, and waits for it in grid_wait (each must: whoever has ended has waited for all
 // before it); ranks: blocks of a cluster, 0: blocks that wait for each other, which must all be there at once

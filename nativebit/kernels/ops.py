@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'TOKENS', 'config_key', 'tuned', 'decode_bytes', 'prefill_bm', 'Gpu', 'this_gpu', 'few_eights',
-           'few_bytes', 'few_cost', 'few_configs', 'default_config', 'choose', 'run_config', 'lut_linear']
+           'few_takes', 'few_bytes', 'few_cost', 'few_configs', 'default_config', 'choose', 'run_config', 'lut_linear']
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #3e4fa0e6
 import json
@@ -70,6 +70,11 @@ def few_eights(M):
     "Groups of 8 tokens that a kernel is compiled for."
     return next(n for n in (1, 2, 4, 8) if M <= 8*n)
 
+def few_takes(c, M, arch):
+    "Whether `cuda.few` is compiled for so many warps; on Hopper four of them multiply together."
+    most = (12 if M <= 16 and c['tj'] == 1 else 8) if arch == 90 else 8 if few_eights(M)*c['tj'] > 8 else 12
+    return c['wide']*c['deep'] <= most and (arch != 90 or c['wide'] % 4 == 0)
+
 def few_bytes(tiles, blocks, M, bits, c):
     "Shared memory that a block of `cuda.few` needs: two stages of units and activations, or the sums."
     n, nk = -(-tiles//c['groups']), -(-blocks//c['ranks'])
@@ -78,25 +83,31 @@ def few_bytes(tiles, blocks, M, bits, c):
     return 2304 + sent + max(min(2, -(-nk//c['deep']))*stage, 4*c['deep']*M*(16*n + 4))
 
 def few_cost(tiles, blocks, M, c, gpu):
-    "A guess at the time of a product, counted in stages: those and the sums of the busiest processor."
+    "A guess at the time of a product: of Hopper's kernel in µs, of the other one in stages."
     n, nk = -(-tiles//c['groups']), -(-blocks//c['ranks'])
     room = gpu.processors*(10 if c['ranks'] > 2 else 11)//11    # large clusters don't fit everywhere
     per = -(-c['groups']*c['ranks']//room)                      # blocks of a processor
-    return per*(-(-nk//c['deep']) + M*n/72) + c['ranks']/10
+    if gpu.arch != 90: return per*(-(-nk//c['deep']) + M*n/72) + c['ranks']/10
+    busy = min(per, 2)*min(-(-n//4), c['wide']//4)*c['deep']    # warps of a scheduler
+    units = per * -(-n//4) * nk * max(.14 + .01*few_eights(M), .3/busy)
+    tokens = per*nk*few_eights(M)*2048/40e3
+    return max(units, tokens) + .15*tokens + per*n*M*c['deep']/4e3 + c['ranks']/10*(c['ranks'] > 1)
 
 @lru_cache(4096)
 def few_configs(shape, M, bits, gpu):
     "Ways to multiply with `cuda.few`, the likely fastest first."
     tiles, blocks, out = -(-shape[0]//16), -(-shape[1]//128), []
     half = (gpu.shared + 1024)//2048 - 1   # of a processor's memory, in KB; a block takes one more
+    four = 4 if gpu.arch == 90 else 1
     for n, ranks, deep, tj in product(range(1, 17), (1, 2, 4, 8), (1, 2, 3, 4, 5, 6, 7, 8, 10), (1, 2)):
-        c = dict(groups=-(-tiles//n), ranks=ranks, wide=-(-n//tj), deep=deep, tj=tj)
-        most = 8 if few_eights(M)*tj > 8 else 16
-        if tj > n or c['wide']*deep > most or deep*ranks > blocks or ranks > 1 and gpu.arch < 90: continue
+        c = dict(groups=-(-tiles//n), ranks=ranks, wide=-(-n//(tj*four))*four, deep=deep, tj=tj)
+        if tj > n or deep*ranks > blocks or ranks > 1 and gpu.arch < 90 or not few_takes(c, M, gpu.arch):
+            continue
         need = few_bytes(tiles, blocks, M, bits, c)
         c['kb'] = half if need <= 1024*half else gpu.shared//1024
         if need <= gpu.shared: out.append((few_cost(tiles, blocks, M, c, gpu), len(out), c))
     return [dict(backend='few', **c) for *_, c in sorted(out)]
+
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #f3e0b004
 def default_config(
