@@ -1,6 +1,6 @@
 "PyTorch serves what JAX trained: the same logits and the same greedy text from one packed file; its program says in a sentence what is wrong."
 import ast, gc, os, subprocess, sys, weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, processes, pytest
@@ -297,24 +297,51 @@ def test_on_a_gpu(packs, name, dtype):
     model, tok = opened(packs[0]/name, True, 'cuda', getattr(torch, dtype))
     ids = [int(i) for i in tok.encode(PROMPT)]
     plain, replayed, compiled = [list(generate(Decoder(model, **kw), ids, 64)) for kw in (dict(), dict(graph=True), dict(compile=True, graph=True))]
-    assert plain == replayed
-    agree = next((i for i,(a,b) in enumerate(zip(plain, compiled)) if a != b), 64)   # sums in another order: a near tie may fall otherwise
-    assert agree >= 8
+    ties = [end for _,end in between_ties(packs[0]/name, ids, plain, margin=.1 if dtype == 'bfloat16' else .02)]
+    for other in (replayed, compiled):                                  # prompts of another length, sums in another order: a near tie may fall otherwise
+        assert next((i for i,(a,b) in enumerate(zip(plain, other)) if a != b), 64) in ties
 
 class FakeGraph:
     "What `recorded` needs of torch.cuda, without a GPU: it records nothing and does nothing again."
     def replay(self): pass
 
-def test_what_a_graph_reads_stays_where_it_is(monkeypatch):
+@pytest.fixture
+def fake_graphs(monkeypatch):
     still = lambda *a, **kw: nullcontext()
     for name,fake in dict(Stream=lambda: SimpleNamespace(wait_stream=still), current_stream=lambda: SimpleNamespace(wait_stream=still), stream=still, graph=still, CUDAGraph=FakeGraph).items():
         monkeypatch.setattr(torch.cuda, name, fake)
+
+def test_what_a_graph_reads_stays_where_it_is(fake_graphs):
     positions = torch.arange(3)
     seen, run = weakref.ref(positions), recorded(lambda positions=positions: positions.sum())
     del positions; gc.collect()
     assert seen() is not None                                           # the graph holds its address
     del run; gc.collect()
     assert seen() is None
+
+def test_nothing_ends_during_a_recording(fake_graphs, monkeypatch):
+    class Ring: pass                                                    # an older decoder: only the collector frees it
+    old = Ring(); old.itself = old
+    gone, during = weakref.ref(old), []
+    del old
+    @contextmanager
+    def graph(*a, **kw):
+        during.append((gone(), gc.isenabled()))
+        yield
+    monkeypatch.setattr(torch.cuda, 'graph', graph)
+    recorded(lambda: None)
+    assert during == [(None, False)] and gc.isenabled()
+
+def test_a_decoder_is_free_without_the_collector(fake_graphs, packs):
+    model, _ = opened(packs[0]/'stdlib-int8', True, 'cpu', torch.float32)
+    decoder = Decoder(model)
+    decoder.recorded_chunk(64)
+    gc.collect(); gc.disable()
+    try:
+        seen = weakref.ref(decoder)
+        del decoder
+        assert seen() is None                                           # and with it its cache
+    finally: gc.enable()
 
 def between_ties(path, ids, text, margin=.02):
     "Stretches (begin, end) of a greedy text without a choice that a rounding could turn, where the runner-up is within a margin."

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'IDLE', 'likeliest', 'mixed', 'gumbel', 'width_of', 'lowest', 'choose', 'How', 'Rows', 'empty_rows', 'likely',
-           'chosen_by', 'decode_step', 'recorded', 'Decoder', 'window', 'generate']
+           'chosen_by', 'decode_step', 'uncollected', 'recorded', 'Decoder', 'window', 'generate']
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #cd93e766
+import gc
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 import torch
@@ -153,6 +155,14 @@ def decode_step(
     rows.token.copy_(chosen_by(model, x, rows, *how)[:, None])
     rows.at.add_(1)
 
+@contextmanager
+def uncollected():
+    "Meanwhile Python's collector frees nothing: the end of another graph would end a recording."
+    on = gc.isenabled()
+    gc.collect(); gc.disable()
+    try: yield
+    finally: on and gc.enable()
+
 def recorded(
     step,       # a function of nothing that works in place on a GPU
     kept=(),    # tensors that it changes and that are put back after the first calls
@@ -168,7 +178,7 @@ def recorded(
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     graph.step = step   # a graph holds addresses: what the step reads has to stay where it is
-    with torch.cuda.graph(graph, pool=pool): step()
+    with uncollected(), torch.cuda.graph(graph, pool=pool): step()
     return graph.replay
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #f9d68ccc
@@ -211,7 +221,7 @@ class Decoder:
             own, at = self.model.empty_cache(1, size), self.counted(0, size)
             tokens = torch.zeros(1, size, dtype=torch.long, device=self.device)
             x = self.model.hidden(tokens, own, at)
-            step = lambda: x.copy_(self.model.hidden(tokens, own, at))
+            step = lambda hidden=self.model.hidden: x.copy_(hidden(tokens, own, at))   # keeps no decoder
             self.chunks[size] = recorded(step, pool=self.pool), tokens, own, x
         return self.chunks[size]
 
