@@ -12,7 +12,7 @@ from nativebit.pipelines.generate import main
 from nativebit.pipelines.model import load
 from nativebit.pytorch.generate import continue_text, served
 from nativebit.kernels import between
-from nativebit.pytorch import attention
+from nativebit.pytorch import attention, decode
 from nativebit.pytorch.batch import BatchDecoder, Text, TorchBatch, generate_batch
 from nativebit.pytorch.decode import Decoder, generate, recorded
 from nativebit.pytorch.quant import NativeBitLinear, encode_codebook
@@ -212,18 +212,23 @@ def test_a_network_by_kernels(kw, monkeypatch):
     assert [n for n in names if n not in ('add', 'mul')] == expected
     if 'biases' not in kw: assert len(names) == 8
 
-def test_prompts_are_read_together(packs, monkeypatch):
-    "Of several lengths, in slots that are no neighbours, while another text is written; each as if alone."
+@pytest.mark.parametrize('graph', [False, True])
+def test_prompts_are_read_together(packs, monkeypatch, graph):
+    "Of several lengths, in slots that are no neighbours, while another text is written; each as if alone. With graphs, whose replay is a run here."
+    monkeypatch.setattr(decode, 'recorded', lambda step, *args, **kw: step)
     model, rng = from_pack(packs[0]/'int8'), np.random.default_rng(0)
     texts = {s: rng.integers(0, 256, n).tolist() for s,n in {0: 40, 2: 3, 3: 17, 4: 16, 6: 33, 7: 1}.items()}
     hows = {s: dict(temperature=.9*(s == 3), seed=s) for s in texts}   # greedy, but for one: these logits are so flat that a draw hides a mistake
     want = {s: list(generate(Decoder(model, length=64), ids, 6, **hows[s])) for s,ids in texts.items()}
     other = list(generate(Decoder(model, length=64), [5, 6], 7))
-    batch, shapes, hidden = BatchDecoder(model, 8, 64, chunk=16, together=64), [], NativeBitGPT.hidden
+    width = min(64, model.cfg.context_len)
+    batch, shapes, hidden = BatchDecoder(model, 8, 64, chunk=16, together=4*width if graph else 64, graph=graph), [], NativeBitGPT.hidden
     got = {1: [batch.begin(1, [5, 6])]}
     monkeypatch.setattr(NativeBitGPT, 'hidden', lambda self, tokens, *a: shapes.append(tuple(tokens.shape)) or hidden(self, tokens, *a))
     got |= {s: [t] for s,t in batch.begin_all(texts, hows).items()}
-    assert shapes == [(4, 16), (2, 3), (3, 16), (2, 8)]   # the longest first; 3 of them go on, then 2
+    behind = [(3, 16), (2, 8)]                                          # the longest first; 3 of them go on, then 2
+    if graph: assert shapes == [(4, width)]*2 + [(2, width)]*2 + behind  # each once to be recorded
+    else: assert shapes == [(4, 16), (2, 3), *behind]
     for _ in range(5):
         for s,t in batch.step().items(): got[s].append(t)
     assert got.pop(1) == other[:6] and got == want
@@ -335,7 +340,7 @@ def test_nothing_ends_during_a_recording(fake_graphs, monkeypatch):
 def test_a_decoder_is_free_without_the_collector(fake_graphs, packs):
     model, _ = opened(packs[0]/'stdlib-int8', True, 'cpu', torch.float32)
     decoder = Decoder(model)
-    decoder.recorded_chunk(64)
+    decoder.recorded_chunk(1, 64)
     gc.collect(); gc.disable()
     try:
         seen = weakref.ref(decoder)

@@ -96,7 +96,7 @@ def main(
     model:Param("a run's name, a checkpoint, a packed folder or file, a folder of the hub's kind, a .gguf "
                 "file, or a name on the hub", str, opt=False, nargs='?')=None,
     # jax, torch, cpu (packed files, by the C library), or auto: PyTorch on an NVIDIA GPU, the C library for
-    # packed files on a CPU, else JAX
+    # packed files on a CPU, else JAX; JAX with --packed, --dtype or --benchmark
     backend:str='auto',
     packed:bool=False,       # matrices packed in memory; else they are looked up once, but for a GPU's
     prompt:str=None,         # what to continue; by default what is piped in

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'IDLE', 'likeliest', 'mixed', 'gumbel', 'width_of', 'lowest', 'choose', 'How', 'Rows', 'empty_rows', 'likely',
-           'chosen_by', 'decode_step', 'uncollected', 'recorded', 'Decoder', 'window', 'generate']
+           'chosen_by', 'decode_step', 'power_of_two', 'uncollected', 'recorded', 'Decoder', 'window', 'generate']
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #cd93e766
 import gc
@@ -155,6 +155,8 @@ def decode_step(
     rows.token.copy_(chosen_by(model, x, rows, *how)[:, None])
     rows.at.add_(1)
 
+def power_of_two(n:int)->int: return 1 << (n-1).bit_length()   # the least that is at least n
+
 @contextmanager
 def uncollected():
     "Meanwhile Python's collector frees nothing: the end of another graph would end a recording."
@@ -202,7 +204,7 @@ class Decoder:
         for layer in model.layers: layer.fuse(model.dtype)
         self.model, self.length = model, min(length or model.cfg.context_len, model.cfg.context_len)
         self.cache, self.graph = model.empty_cache(slots, self.length), graph
-        self.chunk, self.share, self.chunks = chunk, share, {}
+        self.chunk, self.share, self.chunks, self.own = chunk, share, {}, None
         self.together = together or (4096 if self.device.type == 'cuda' else chunk)
         self.plan = token_plan(model, self.cache) if one_launch and slots == 1 else None
         self.rows, self.steps = empty_rows(slots, self.device), {}
@@ -215,25 +217,35 @@ class Decoder:
         self.run = (torch.compile(decode_step, backend=backend, fullgraph=True, dynamic=False) if compile
                     else decode_step)
 
-    def recorded_chunk(self, size:int):
-        "A graph that reads the first tokens of a text, and its tokens, keys and values, hidden states."
-        if size not in self.chunks:
-            own, at = self.model.empty_cache(1, size), self.counted(0, size)
-            tokens = torch.zeros(1, size, dtype=torch.long, device=self.device)
+    def scratch(self, rows:int, size:int)->list:
+        "A cache for `replayed`; graphs share its memory, as each one's results are copied at once."
+        n = rows*size
+        if self.own is None or self.own[0][0].shape[1] < n: self.own = self.model.empty_cache(1, n)
+        return [tuple(t[0, :n].unflatten(0, (rows, size)) for t in kv) for kv in self.own]
+
+    def recorded_chunk(self, rows:int, size:int):
+        "A graph that reads the first tokens of some texts, and its tokens, keys and values, hidden states."
+        if (rows, size) not in self.chunks:
+            own, at = self.scratch(rows, size), self.counted(0, size)
+            tokens = torch.zeros(rows, size, dtype=torch.long, device=self.device)
             x = self.model.hidden(tokens, own, at)
             step = lambda hidden=self.model.hidden: x.copy_(hidden(tokens, own, at))   # keeps no decoder
-            self.chunks[size] = recorded(step, pool=self.pool), tokens, own, x
-        return self.chunks[size]
+            self.chunks[rows, size] = recorded(step, pool=self.pool), tokens, own, x
+        return self.chunks[rows, size]
 
-    def replayed(self, slot:int, tokens:Integer[Tensor, "1 T"])->Float[Tensor, "1 T D"]:
-        "Read the first tokens of a text by a recorded graph, filled up behind."
-        n = tokens.shape[1]
-        run, given, own, x = self.recorded_chunk(max(64, 1 << (n-1).bit_length()))
-        given[:, :n].copy_(tokens)
+    def replayed(self, slots:list, tokens:Integer[Tensor, "n T"])->Float[Tensor, "n T D"]:
+        "Read the first tokens of some texts by a recorded graph, filled up behind and below."
+        n, T = tokens.shape
+        run, given, own, x = self.recorded_chunk(power_of_two(n), self.width(T))
+        given[:n, :T].copy_(tokens)
         run()
-        part = lambda cache, row: [t[row, :n] for kv in cache for t in kv]
-        torch._foreach_copy_(part(self.cache, slot), part(own, 0))
-        return x[:, :n]
+        part = lambda cache, rows: [t[row, :T] for row in rows for kv in cache for t in kv]
+        torch._foreach_copy_(part(self.cache, slots), part(own, range(n)))
+        return x[:n, :T]
+
+    def width(self, n:int)->int:
+        "Tokens that a piece of n takes of `together`."
+        return min(max(64, power_of_two(n)), self.model.cfg.context_len) if self.graph else n
 
     def counted(self, a:int, b:int)->Integer[Tensor, "T"]: return torch.arange(a, b, device=self.device)
 
@@ -245,8 +257,7 @@ class Decoder:
         slots, b = sorted(texts), min(a + self.chunk, max(map(len, texts.values())))
         cut = [texts[s][a:b] for s in slots]
         tokens = torch.tensor([ids + [0]*(b-a-len(ids)) for ids in cut], device=self.device)
-        if self.graph and a == 0 and len(slots) == 1: x = self.replayed(slots[0], tokens)
-        else: x = self.beside(slots, tokens, a, b)
+        x = self.replayed(slots, tokens) if self.graph and a == 0 else self.beside(slots, tokens, a, b)
         return {s: x[i, len(texts[s])-1-a] for i,s in enumerate(slots) if len(texts[s]) <= b}
 
     def beside(self, slots:list, tokens:Integer[Tensor, "n T"], a:int, b:int)->Float[Tensor, "n T D"]:
@@ -267,7 +278,7 @@ class Decoder:
         for a in range(0, len(texts[order[0]]), self.chunk):
             left = order
             while left := [s for s in left if s in texts and len(texts[s]) > a]:
-                n = max(1, self.together//min(self.chunk, len(texts[left[0]]) - a))
+                n = max(1, self.together//self.width(min(self.chunk, len(texts[left[0]]) - a)))
                 now, left = left[:n], left[n:]
                 yield self.piece({s: texts[s] for s in now}, a)
 
@@ -324,7 +335,7 @@ class Decoder:
         used = [s for s,end in enumerate(self.ends) if end is not None]
         if full := [s for s in used if self.ends[s] == self.length]:
             raise ValueError(f"slot {full[0]} is full; free it, or begin again with a part of its text")
-        n = min(1 << max(used).bit_length(), self.slots)
+        n = min(power_of_two(max(used)+1), self.slots)
         width, tell = (max(x) for x in zip(*(self.how[s] for s in used)))
         self.prepared(n, width, tell)()
         for s in used: self.ends[s] += 1
