@@ -5,13 +5,14 @@
 # Expected:    the nearest float8, ties to even, as PyTorch gives it, and as the compiled kernel does: its PTX has one
 #              instruction for that, cvt.rn.satfinite.e4m3x2.f32 (compiled here for compute capability 9.0; that needs no GPU).
 # Seen:        with TRITON_INTERPRET=1
-#              - where rounding up carries into the exponent, half of the numbers lose a factor of two: 1.97 becomes 1.0
-#                instead of 2.0, 500 becomes 256, while 3.97 becomes 4.0;
+#              - where rounding up carries into the exponent, half of the numbers lose a factor of two: 7.9 becomes 4
+#                instead of 8, 1.95 becomes 1, while 3.9 becomes 4, as it should;
 #              - ties go up, not to even: 17 becomes 18 instead of 16;
 #              - what is too small for a normal number and needs rounding becomes less, or 0.
 #              In triton/runtime/interpreter.py, _convert_float adds the bit that is cut off to the significand, and joins it
 #              with the exponent by "or", so a carry is lost wherever the exponent is odd.
 #              Numbers that need no rounding, and float8 read as float32, are right.
+# Reported:    issue 8322 of triton-lang/triton, about ties and another type; open on 2026-11-30.
 # Who meets it: tests of kernels that quantize to float8 pass or fail for other reasons than on a GPU.
 # Workaround:  round before the store, with integer operations or outside the kernel, so that the conversion is exact.
 #
@@ -42,7 +43,7 @@ PYTHON
 TRITON_INTERPRET=1 "$folder/venv/bin/python" - <<'PYTHON'
 import sys, torch
 from kernel import to_float8
-x = torch.tensor([1.97, 3.97, 17., 19., .97, 240.1, 3e-3, .25])
+x = torch.tensor([7.9, 3.9, 17., 19., 1.95, 240.1, 3e-3, .25])
 y = torch.zeros_like(x)
 to_float8[(1,)](x, y, len(x))
 right = x.to(torch.float8_e4m3fn).float()
@@ -52,5 +53,5 @@ w = torch.zeros_like(z)
 to_float8[(1,)](z, w, len(z))
 wrong = (w != z.to(torch.float8_e4m3fn).float()).float().mean()
 print(f"of 65,536 numbers between -440 and 440, {100*wrong:.1f} % are not the nearest")
-if y[0] != 1.: sys.exit("changed: 1.97 is no longer 1.0")
+if y[0] != 4.: sys.exit("changed: 7.9 is no longer 4.0")
 PYTHON
