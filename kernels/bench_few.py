@@ -16,7 +16,7 @@ from nativebit.utils.files import atomic_path
 
 TOKENS = (16, 8, 64, 2, 32, 4) if not REHEARSE else (3, 33)
 OTHERWISE = {'one launch after the other': dict(overlap=0), 'no products': dict(flags=1), 'no activations': dict(flags=4), 'neither': dict(flags=5), 'neither, no waiting': dict(flags=7),
-            'activations read by two blocks together': dict(share=2), 'by four': dict(share=4), '64 KB of activations ahead': dict(ahead=64), 'all shared memory': dict(kb=None)}
+            '64 KB of activations ahead': dict(ahead=64), 'all shared memory': dict(kb=None)}
 
 def this_gpu(): return ops.Gpu(90, 3, 101376) if REHEARSE else ops.this_gpu()
 
@@ -27,10 +27,6 @@ def before(shape, bits, kind, M):
         if ops.tuned(name).get(key, {}).get('backend') in ('decode', 'prefill'): return ops.tuned(name)[key]
     if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_bm(shape, M))
     return dict(ops.default_config(shape, M, True, 'int8', bits), activations='float')
-
-def changed(c, change):
-    "A configuration with something else; a cluster has 8 blocks at most."
-    return {**c, **change, **(dict(share=min(change['share'], 8//c['ranks'])) if 'share' in change else {})}
 
 def spread(shape, M, geometry, most):
     "Configurations of `few` of every kind: the likeliest of each number of warps and tiles of a warp, with clusters and without, some with all the memory."
@@ -118,7 +114,7 @@ class Bench:
         one(name, tuned, configs=tuned)
         if M not in (TOKENS[0], 64): return
         for what, change in OTHERWISE.items():
-            if geometry == 'int8' or what in ('no products', 'no activations'): one(f'{name if self.explore else "few"}, {what}', [changed(c, change) for c in tuned], check=False)
+            if geometry == 'int8' or what in ('no products', 'no activations'): one(f'{name if self.explore else "few"}, {what}', [dict(c, **change) for c in tuned], check=False)
         if geometry != 'int8': return
         self.row('few, bf16 activations', geometry, M, self.bfloats(layers, M, tuned), **self.checked(layers, M, tuned, torch.bfloat16))
 
