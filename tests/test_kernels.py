@@ -62,7 +62,6 @@ def test_defaults_fit_shared_memory():
 @given(o=st.integers(1, 40000), i=st.integers(1, 4000).map(lambda n: 8*n), bits=st.sampled_from([2, 3, 4]), M=st.integers(1, 64), gpu=st.sampled_from([ops.Gpu(), ops.Gpu(80, 108, 166912), ops.Gpu(89, 128, 101376)]))
 def test_every_shape_has_a_default(o, i, bits, M, gpu):
     c, tiles, blocks = ops.default_config((o, i), M, True, bits=bits, gpu=gpu), -(-o//16), -(-i//128)
-    if c['backend'] == 'prefill': assert M > 32 and bits < 4 and gpu.arch == 90; return
     assert c['backend'] == 'decode' if 'clusters' in c else c['backend'] == 'few'
     if 'clusters' in c: assert M <= (2 if bits < 4 else 1) and c['clusters']*c['ranks'] >= 1; return
     assert ops.few_bytes(tiles, blocks, M, bits, c) <= 1024*c['kb'] <= gpu.shared and c['ranks'] <= blocks and (c['ranks'] == 1 or gpu.arch >= 90)
