@@ -16,7 +16,7 @@ from nativebit.utils.files import atomic_path
 
 TOKENS = (16, 8, 64, 2, 32, 4) if not REHEARSE else (3, 33)
 OTHERWISE = {'one launch after the other': dict(overlap=0), 'no products': dict(flags=1), 'no activations': dict(flags=4), 'neither': dict(flags=5), 'neither, no waiting': dict(flags=7),
-            'activations read by two blocks together': dict(share=2), 'by four': dict(share=4), '64 KB of activations ahead': dict(ahead=64), 'all shared memory': dict(kb=None)}
+            '64 KB of activations ahead': dict(ahead=64), 'all shared memory': dict(kb=None)}
 
 def this_gpu(): return ops.Gpu(90, 3, 101376) if REHEARSE else ops.this_gpu()
 
@@ -27,10 +27,6 @@ def before(shape, bits, kind, M):
         if ops.tuned(name).get(key, {}).get('backend') in ('decode', 'prefill'): return ops.tuned(name)[key]
     if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_bm(shape, M))
     return dict(ops.default_config(shape, M, True, 'int8', bits), activations='float')
-
-def changed(c, change):
-    "A configuration with something else; a cluster has 8 blocks at most."
-    return {**c, **change, **(dict(share=min(change['share'], 8//c['ranks'])) if 'share' in change else {})}
 
 def spread(shape, M, geometry, most):
     "Configurations of `few` of every kind: the likeliest of each number of warps and tiles of a warp, with clusters and without, some with all the memory."
@@ -43,20 +39,34 @@ def spread(shape, M, geometry, most):
     return random.Random(0).sample(ways, min(most, len(ways)))
 
 def stacks(rows):
-    "Milliseconds of what was there before and of the best explored; of 4 tokens, where they were not timed, a third of the way from 2 to 8."
-    ms = {(r['kernel'], r['geometry'], r['M']): r['ms'] for r in rows if r.get('run') == 2 and 'ms' in r}
+    "Milliseconds of each kind of stack, the fastest; of what there was before with 4 tokens, where that was not timed, a third of the way from 2 to 8."
+    ms = {(r['kernel'], r['geometry'], r['M']): r['ms'] for r in sorted((r for r in rows if 'kernel' in r and 'ms' in r), key=lambda r: -r['ms'])}
     for name, g, M in list(ms):
         if M == 2 and (name, g, 8) in ms: ms.setdefault((name, g, 4), ms[name, g, 2] + (ms[name, g, 8] - ms[name, g, 2])/3)
     return ms
 
+WAY = 'backend', 'groups', 'ranks', 'wide', 'deep', 'tj', 'kb', 'ahead'
+def way(r): return {k: r[k] for k in WAY if k in r}
+
+def found(rows):
+    "(geometry, tokens, shape) → the configuration in the fastest stack that has one for today's kernel, or else the fastest alone."
+    rows = sorted((r for r in rows if 'ms' in r), key=lambda r: r['ms'])
+    together = [(r['geometry'], r['M'], s, c) for r in rows if r.get('kernel') == 'few, explored' for s, c in zip(SHAPES, r.get('configs', ()))]
+    alone, out = [(r['geometry'], r['M'], r['shape'], r) for r in rows if 'groups' in r and not {'share', 'variant'} & {*r}], {}
+    ms = {(g, M, *s, *way(c).items()): c['ms'] for g, M, s, c in reversed(alone)}
+    for g, M, s, c in [*together, *alone]:
+        if 'share' in c or not ops.few_takes(c, M, 90): continue      # what the kernel had, and has no more
+        t = ms.get((g, M, *s, *way(c).items()))
+        out.setdefault((g, M, tuple(s)), dict(way(c), **(dict(ms=round(t, 5)) if t else {})))
+    return out
+
 def table(rows):
-    "The fastest explored configuration of each key, or what was there before where its stack was faster."
+    "What was found for each key, or what there was before where its stack was faster."
     ms, best = stacks(rows), {}
-    for r in sorted((r for r in rows if 'groups' in r and 'ms' in r and 'run' not in r and ops.few_takes(r, r['M'], 90)), key=lambda r: r['ms']):
-        g, M, matrix = r['geometry'], r['M'], (tuple(r['shape']), *GEOMETRIES[r['geometry']])
-        old = {k: v for k,v in before(*matrix, M).items() if k != 'ms'}
-        new = dict({k: r[k] for k in ('backend', 'groups', 'ranks', 'wide', 'deep', 'tj', 'kb', 'share', 'ahead') if k in r}, ms=round(r['ms'], 5))
-        best.setdefault(ops.config_key(*matrix, M), old if ms['before', g, M] < ms['few, explored', g, M] else new)
+    for (g, M, shape), new in found(rows).items():
+        old = {k: v for k,v in before(shape, *GEOMETRIES[g], M).items() if k != 'ms'}
+        slower = ms.get(('before', g, M), float('inf')) > ms['few, explored', g, M]
+        best[ops.config_key(shape, *GEOMETRIES[g], M)] = new if slower else old
     return dict(sorted(best.items()))
 
 def keep(path, slug):
@@ -72,7 +82,7 @@ class Bench:
 
     def row(self, kernel, geometry, M, ms, **more):
         self.bf16.setdefault(M, ms)                              # cuBLAS is first
-        r = dict(kernel=kernel, geometry=geometry, M=M, ms=round(ms, 5), ratio_to_bf16=round(self.bf16[M]/ms, 3), **more, **(dict(run=2) if self.explore else {}))
+        r = dict(kernel=kernel, geometry=geometry, M=M, ms=round(ms, 5), ratio_to_bf16=round(self.bf16[M]/ms, 3), **more)
         write(self.path, r)
         say(f'{geometry:6} M={M:<3} {kernel:34} {ms:8.4f} ms {r["ratio_to_bf16"]:6.2f}x', *(f'{k} {v}' for k,v in more.items() if k != 'configs'))
 
@@ -118,7 +128,7 @@ class Bench:
         one(name, tuned, configs=tuned)
         if M not in (TOKENS[0], 64): return
         for what, change in OTHERWISE.items():
-            if geometry == 'int8' or what in ('no products', 'no activations'): one(f'{name if self.explore else "few"}, {what}', [changed(c, change) for c in tuned], check=False)
+            if geometry == 'int8' or what in ('no products', 'no activations'): one(f'{name if self.explore else "few"}, {what}', [dict(c, **change) for c in tuned], check=False)
         if geometry != 'int8': return
         self.row('few, bf16 activations', geometry, M, self.bfloats(layers, M, tuned), **self.checked(layers, M, tuned, torch.bfloat16))
 

@@ -30,13 +30,13 @@ def decode_configs(shape, M, act='float', most=28):
     return [c for q in out.values() for _, c in sorted(q, key=lambda t: t[0])[:most//len(out)]]
 
 def few_configs(shape, M, geometry, most=24):
-    "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and of the likeliest with all the shared memory, activations read together or more of them ahead."
+    "Configurations of `few` worth a try: likely ones first, at most two of each number of ranks and tiles, and of the likeliest with all the shared memory, or more activations ahead."
     gpu, out, seen = ops.Gpu(90, 3, 101376) if REHEARSE else ops.this_gpu(), [], {}
     for c in ops.few_configs(tuple(shape), M, GEOMETRIES[geometry][0], gpu):
         key = c['ranks'], -(-shape[0]//16//c['groups'])
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 2: continue
-        others = [dict(c, kb=gpu.shared//1024)]*(c['kb'] < gpu.shared//1024) + [dict(c, share=2)]*(c['ranks'] <= 4) + [dict(c, share=4)]*(c['ranks'] == 1) + [dict(c, ahead=64)]
+        others = [dict(c, kb=gpu.shared//1024)]*(c['kb'] < gpu.shared//1024) + [dict(c, ahead=64)]
         out += [c, *(others if gpu.arch >= 90 else others[-1:])[:max(0, 5 - len(out)//2)]]   # of the likeliest all variants, of others fewer
         if len(out) >= most: break
     return out[:most]

@@ -221,7 +221,6 @@ static inline uint32_t saddr(const void* p) { return (const uint8_t*)p - here->s
 static inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 DEV void fetch_map(const Map*) {}
 template<class T> static inline T* in_rank(T* p, uint32_t rank) { return (T*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)); }
-DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t rank) { bar_arrive(in_rank(bar, rank)); }
 DEV void send4(float* p, uint64_t* bar, uint32_t rank, const float* v) { need((uintptr_t)p%16 == 0, "a 16-byte store off its boundary"); memcpy(in_rank(p, rank), v, 16); bar_bytes(in_rank(bar, rank), 16); }
 DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
     need(saddr(dst)%1024 == 0, "a box off its 1024-byte boundary");
@@ -230,13 +229,6 @@ DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar)
         *(uint16_t*)(here->shared + swizzled(saddr(dst) + r*128 + c*2)) = inside ? map->x[(size_t)(row + r)*map->columns + column + c] : 0;
     }
     bar_bytes(bar, map->box_rows*128);
-}
-DEV void box_load_all(void* dst, const Map* map, int column, int row, uint64_t* bar, uint32_t blocks) {
-    Block* mine = here;
-    for (uint32_t r = 0; r < mine->cluster->blocks.size(); r++) if (blocks >> r & 1) {
-        void* d = in_rank(dst, r); uint64_t* b = in_rank(bar, r);
-        here = &mine->cluster->blocks[r]; box_load(d, map, column, row, b); here = mine;
-    }
 }
 static inline int make_units_map(Map* map, const void* units, int unit, int blocks, int tiles) { *map = {(const uint16_t*)units, blocks*unit, tiles, 8}; return unit%16 ? -4 : 0; }
 DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint64_t* bar) {
@@ -280,7 +272,6 @@ DEV uint32_t transpose(uint32_t v) {
     meet();
     return d;
 }
-DEV uint32_t high_half(uint32_t v) { need((v >> 26 & 31) < 31, "the bits of a number that is not finite"); return v >> 16 | v & 0xffff0000u; }
 DEV uint32_t half_mul(uint32_t a, uint32_t b) { return to_half(to_float(a & 0xffff)*to_float(b & 0xffff)) | (uint32_t)to_half(to_float(a >> 16)*to_float(b >> 16)) << 16; }
 DEV uint32_t half_sub(uint32_t a, uint32_t b) { return to_half(to_float(a & 0xffff) - to_float(b & 0xffff)) | (uint32_t)to_half(to_float(a >> 16) - to_float(b >> 16)) << 16; }
 DEV uint32_t floats_to_bf16(float lo, float hi) { return float_to_bf16(lo) | (uint32_t)float_to_bf16(hi) << 16; }
@@ -293,7 +284,6 @@ DEV void bars_made() {}
 DEV void cluster_arrive() {}
 DEV void cluster_wait() { pthread_barrier_wait(&here->cluster->sync); }
 DEV void store_in_rank(float* p, uint32_t rank, float v) { *(float*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)) = v; }
-DEV void store4_in_rank(float* p, uint32_t rank, const float* v) { need((uintptr_t)p%16 == 0, "a 16-byte store off its boundary"); for (int i = 0; i < 4; i++) store_in_rank(p + i, rank, v[i]); }
 
 // one cluster after the other; shared memory starts full of NaNs and may not be written past its end
 static void call(const void* kernel, void** args);   // defined behind the kernels: knows their parameters

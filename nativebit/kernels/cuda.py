@@ -199,7 +199,6 @@ def few(
     tj=2,          # tiles of 16 rows that a warp computes: 1 or 2
     kb=None,       # of shared memory that a block may have; None: all there is
     ahead=32,      # KB of activations that are on their way, if they fit beside two stages of weights
-    share=1,       # groups whose blocks, a cluster, read activations together; share × ranks up to 8
     overlap=1,     # as of `decode`
     flags=0,       # as of `decode`; 4 reads no activations
     lib=None,      # as of `decode`
@@ -209,7 +208,7 @@ def few(
     groups = groups or -(--(-p.shape[0]//16)//(wide*tj))
     _checked(lib.nativebit_few(_p(p.data), _p(x), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
                                int(x.dtype == torch.bfloat16), groups, ranks, wide, deep, tj, kb or 1024,
-                               ahead, share, overlap, flags, _p(stream)),
+                               ahead, overlap, flags, _p(stream)),
              f'few groups={groups} ranks={ranks} wide={wide} deep={deep} tj={tj}')
     return y
 

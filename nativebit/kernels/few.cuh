@@ -6,16 +6,7 @@
 // Activations are copied as they are, a box of 64 columns x all tokens at a time: the order of its swizzle is that in which products of warpgroups
 // (on Hopper) and `ldmatrix` (elsewhere) read their second operand. So fp16 is neither converted nor rearranged; bf16 becomes fp16 in place, by those who multiply it.
 enum FewFlags { NO_TOKENS = 4 };   // beside NO_PRODUCTS and NO_WAIT: activations are not read
-#ifndef FEW_SEND
-#define FEW_SEND 1
-#endif
-#ifndef FEW_MMA
-#define FEW_MMA 0
-#endif
-#ifndef FEW_BATCH
-#define FEW_BATCH 2
-#endif
-#define FEW_GROUPS (ARCH == 90 && !FEW_MMA)
+constexpr int FEW_BATCH = 2;   // of products with 16 columns, whose weights are looked up together
 constexpr int FEW_COPIERS = ARCH >= 90 ? 1 : 4;   // warps
 
 // Shared memory of a block, 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
@@ -33,8 +24,8 @@ struct Rings {
         parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent;   // sums lie where the rings were
     }
 };
-struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits, share; float scale; int bf16, flags; Rings at; };
-struct Rectangle { int tile, tiles, k0, nk, rank, sharer; };   // of the row tiles and column blocks; which part of the input, and which of the blocks that read it together
+struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Rings at; };
+struct Rectangle { int tile, tiles, k0, nk, rank; };   // of the row tiles and column blocks; which part of the input
 struct Place { int at, turn; DEV void next(int of) { if (++at == of) { at = 0; turn ^= 1; } } };   // in a ring, and how often it was filled before, modulo two
 // barriers at the beginning of shared memory, 32 of a kind: places of units and of activations that are full, and that are empty
 DEV uint64_t* few_bars(uint8_t* smem, int kind) { return (uint64_t*)smem + 32*kind; }
@@ -44,9 +35,9 @@ enum FewBars { FULL, FULL_X, EMPTY, EMPTY_X };
 struct Worker {
     int lane, row, mine, have, count, stages;   // tiles that there are of its TJ; tiles that it multiplies, as many as its neighbours of a warpgroup; stages that have its block
     DEV Worker(const FewArgs& p, const Rectangle& s, int tj) {
-        const int warp = threadIdx.x/32, group = FEW_GROUPS ? 4 : 1;
+        const int warp = threadIdx.x/32, group = ARCH == 90 ? 4 : 1;
         lane = as_it_is(threadIdx.x%32); mine = warp/p.wide;
-        row = FEW_GROUPS ? warp%p.wide : (warp + mine)%p.wide;           // in turn, so that those who have less are not all one scheduler's
+        row = ARCH == 90 ? warp%p.wide : (warp + mine)%p.wide;           // in turn, so that those who have less are not all one scheduler's
         have = min(tj, max(0, (s.tiles - row + p.wide - 1)/p.wide));
         count = min(tj, max(0, (s.tiles - row/group*group + p.wide - 1)/p.wide));
         stages = (s.nk - mine + p.deep - 1)/p.deep;
@@ -83,30 +74,25 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
         return smem + p.at.units + slot*p.at.slot_bytes + (min(w.row + j*p.wide, s.tiles - 1)*p.deep + w.mine)*UNIT;
     }
     // a place is handed back
-    DEV static void give_units(uint8_t* smem, const Worker& w, int slot) {
+    DEV static void give(uint8_t* smem, FewBars kind, const Worker& w, int slot) {
         warp_sync();
-        if (w.lane == 0) bar_arrive(few_bars(smem, EMPTY) + slot);
-    }
-    DEV static void give_tokens(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w, int slot) {   // to all who copy into it
-        warp_sync();
-        if (p.share == 1) { if (w.lane == 0) bar_arrive(few_bars(smem, EMPTY_X) + slot); }
-        else if (w.lane < p.share) bar_arrive_in_rank(few_bars(smem, EMPTY_X) + slot, s.rank*p.share + w.lane);
+        if (w.lane == 0) bar_arrive(few_bars(smem, kind) + slot);
     }
     DEV static void take_tokens(const FewArgs& p, uint8_t* smem, const Worker& w, uint8_t* x, const Place& at) {
         bar_wait(few_bars(smem, FULL_X) + at.at, at.turn);
         if (p.bf16) halve_block<NT>(x, w.mine, w.row*32 + w.lane, 32*p.wide);
     }
-    DEV void wait_only(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {   // NO_PRODUCTS
+    DEV void wait_only(const FewArgs& p, uint8_t* smem, const Worker& w) {   // NO_PRODUCTS
         Place units = {0, 0}, xs = {0, 0};
         for (int i = 0; i < w.stages; i++) {
             bar_wait(few_bars(smem, FULL) + units.at, units.turn);
-            give_units(smem, w, units.at);
+            give(smem, EMPTY, w, units.at);
             take_tokens(p, smem, w, smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048, xs);
-            give_tokens(p, smem, s, w, xs.at);
+            give(smem, EMPTY_X, w, xs.at);
             units.next(p.at.slots); xs.next(p.at.x_slots);
         }
     }
-#if FEW_GROUPS
+#if ARCH == 90
     // Products of a warpgroup: four warps bring 16 rows each, of any tile, in registers; the second operand is read where it lies. They run while the warp looks up
     // the next weights; the next unit is read before the last of this one's are waited for.
     template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
@@ -119,7 +105,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
             read_words(u, at, w.lane); read_table(u, at, w.lane, 0x80808080u);
             const uint32_t h = AFTER || E4M3 ? 0 : ((const uint32_t*)(at + INDEX_BYTES + TABLE_BYTES))[w.lane/4];
             scale[0] = prmt(h, 0, 0x1010u); scale[1] = prmt(h, 0, 0x3232u);
-            if (j == N - 1) { give_units(smem, w, units.at); units.next(p.at.slots); }
+            if (j == N - 1) { give(smem, EMPTY, w, units.at); units.next(p.at.slots); }
         };
         take(0);
 #pragma unroll 1
@@ -155,7 +141,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
                     if (AFTER) acc[j][k] = fmaf(sum[k], factor[k%4/2], acc[j][k]);
                 }
             }
-            give_tokens(p, smem, s, w, xs.at);
+            give(smem, EMPTY_X, w, xs.at);
         }
     }
 #else
@@ -204,10 +190,10 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
             Units u;
             bar_wait(few_bars(smem, FULL) + units.at, units.turn);
             u.read(p, smem, s, w, units.at);
-            give_units(smem, w, units.at);
+            give(smem, EMPTY, w, units.at);
             take_tokens(p, smem, w, x, xs);
             step<N>(u, x, w.lane);
-            give_tokens(p, smem, s, w, xs.at);
+            give(smem, EMPTY_X, w, xs.at);
             units.next(p.at.slots); xs.next(p.at.x_slots);
         }
     }
@@ -239,7 +225,7 @@ DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stag
     arrive_copied(bar);
 #endif
 }
-template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int stage, int slot, int thread) {   // blocks that share them ask for some each
+template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int stage, int slot, int thread) {
     const int first = stage*p.deep, boxes = 2*min(p.deep, s.nk - first), column = (s.k0 + first)*128;
     uint64_t* bar = few_bars(smem, FULL_X) + slot;
     uint8_t* at = smem + p.at.x + slot*p.at.x_bytes;
@@ -248,10 +234,7 @@ template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* 
     if (p.flags & NO_TOKENS) return;
     warp_sync();
 #pragma unroll 1
-    for (int i = thread*p.share + s.sharer; i < boxes; i += 32*p.share) {
-        if (p.share == 1) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
-        else box_load_all(at + i*NT*1024, map, column + 64*i, 0, bar, ((1 << p.share) - 1) << s.rank*p.share);
-    }
+    for (int i = thread; i < boxes; i += 32) box_load(at + i*NT*1024, map, column + 64*i, 0, bar);
 #else
 #pragma unroll 1
     for (int i = thread; i < boxes*NT*64 && !(p.flags & NO_TOKENS); i += 32*FEW_COPIERS) {   // 16 bytes each
@@ -269,9 +252,8 @@ template<int NT> DEV void copy_stages(const FewArgs& p, const Map* map, uint8_t*
 #pragma unroll 1
     for (int i = 0; i < min(stages, p.at.slots); i++) ask_units(p, smem, s, i, i, thread);
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
-    if (p.share > 1) cluster_wait();                                     // the others' barriers are there
 #pragma unroll 1
-        for (int i = 0; i < min(stages, p.at.x_slots); i++) ask_tokens<NT>(p, map, smem, s, i, i, thread);
+    for (int i = 0; i < min(stages, p.at.x_slots); i++) ask_tokens<NT>(p, map, smem, s, i, i, thread);
     Place units = {0, 0}, xs = {0, 0};
 #pragma unroll 1
     for (int i = 0; i + min(p.at.slots, p.at.x_slots) < stages; i++) {
@@ -308,18 +290,11 @@ DEV void finish(const FewArgs& p, uint8_t* smem, const Rectangle& s, int ranks) 
         add_8(v, sums + token*pitch + 8*o, p.deep, p.M*pitch);
         if (ranks == 1) { write_8(p, token, s.tile*16 + 8*o, v); continue; }
         float* at = parts + (s.rank*p.M + token)*share + (j >> bits)*16 + o%2*8;
-        const int to = (j & (ranks - 1))*p.share + s.sharer;
-#if FEW_SEND
+        const int to = j & (ranks - 1);
         send4(at, bar, to, v); send4(at + 4, bar, to, v + 4);
     }
     if (ranks == 1) return;
     bar_wait(bar, 0);
-#else
-        store4_in_rank(at, to, v); store4_in_rank(at + 4, to, v + 4);
-    }
-    if (ranks == 1) return;
-    cluster_arrive(); cluster_wait();
-#endif
     for (int i = threadIdx.x; i < p.M*share/8; i += blockDim.x) {
         const int token = i/(share/8), o = i%(share/8), j = (o/2 << bits) + s.rank;
         if (j >= s.tiles) continue;
@@ -327,52 +302,39 @@ DEV void finish(const FewArgs& p, uint8_t* smem, const Rectangle& s, int ranks) 
         write_8(p, token, (s.tile + j)*16 + o%2*8, v);
     }
 }
-#ifndef FEW_SMALL
-#define FEW_SMALL 12
-#endif
-#ifndef FEW_ALONE
-#define FEW_ALONE 0
-#endif
 // workers of a block, at most, and blocks that a processor has registers for: on Hopper this kernel's and the next one's
-constexpr int few_warps(int NT, int TJ) { return ARCH == 90 ? (NT <= 2 && TJ == 1 ? FEW_SMALL : 8) : NT*TJ > 8 ? 8 : 12; }
-constexpr int few_blocks(int NT, int TJ) { return ARCH == 90 && NT*TJ <= 8 && !FEW_ALONE ? 2 : 1; }
+constexpr int few_warps(int NT, int TJ) { return ARCH == 90 ? (NT <= 2 && TJ == 1 ? 12 : 8) : NT*TJ > 8 ? 8 : 12; }
+constexpr int few_blocks(int NT, int TJ) { return ARCH == 90 && NT*TJ <= 8 ? 2 : 1; }
 template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ) + FEW_COPIERS), few_blocks(NT, TJ)) few(const FewArgs p, MAP_PARAM x_map) {
     SHARED_1024(smem_1024);
     uint8_t* smem = smem_1024;
-    const int lane = threadIdx.x%32, warp = threadIdx.x/32, workers = p.wide*p.deep, ranks = 1 << p.rank_bits, rank = cluster_rank()/p.share, sharer = cluster_rank()%p.share;
-    const int groups = gridDim.x/ranks, group = blockIdx.x/cluster_size()*p.share + sharer;   // a cluster: ranks x share blocks
+    const int lane = threadIdx.x%32, warp = threadIdx.x/32, workers = p.wide*p.deep, ranks = 1 << p.rank_bits, rank = cluster_rank();
+    const int groups = gridDim.x/ranks, group = blockIdx.x/ranks;
     const int tile = part(p.tiles, group, groups), k0 = part(p.KB, rank, ranks);
-    const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0, rank, sharer};
+    const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0, rank};
     const Rings& at = p.at;
     if (warp == 0) {
         if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY) + lane, workers); }
-        if (lane < at.x_slots) { bar_init(few_bars(smem, FULL_X) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY_X) + lane, workers*p.share); }
+        if (lane < at.x_slots) { bar_init(few_bars(smem, FULL_X) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY_X) + lane, workers); }
 #if ARCH >= 90
         if (lane == 0 && ranks > 1) { bar_init(few_bars(smem, FULL) + 31, 1); bar_expect(few_bars(smem, FULL) + 31, 64*ranks*p.M*((s.tiles - rank + ranks - 1)/ranks)); }
-        if (ranks*p.share > 1) bars_made();
+        if (ranks > 1) bars_made();
 #endif
     }
-    if (ranks*p.share > 1) cluster_arrive_first();
+    if (ranks > 1) cluster_arrive_first();
     __syncthreads();
     grid_launch_next();                                                  // the next kernel may queue its weights behind ours
     FewTiles<NT, TJ> t; t.clear();
     const Worker w(p, s, TJ);
     if (warp >= workers) copy_stages<NT>(p, &x_map, smem, s, threadIdx.x - 32*workers);
-    else {
-        if (p.share > 1) cluster_wait();
-        if (p.flags & NO_PRODUCTS) t.wait_only(p, smem, s, w);
-        else if (TJ > 2 && w.count > 2) t.template multiply<TJ>(p, smem, s, w);
-        else if (TJ > 1 && w.count > 1) t.template multiply<TJ == 1 ? 1 : 2>(p, smem, s, w);
-        else if (w.count) t.template multiply<1>(p, smem, s, w);
-        else t.wait_only(p, smem, s, w);
-    }
-    if (ranks > 1 && p.share == 1) cluster_wait();                       // the others have started
-    if (p.share > 1) cluster_arrive();
+    else if (p.flags & NO_PRODUCTS || !w.count) t.wait_only(p, smem, w);
+    else if (TJ == 2 && w.count == 2) t.template multiply<TJ>(p, smem, s, w);
+    else t.template multiply<1>(p, smem, s, w);
+    if (ranks > 1) cluster_wait();                                       // the others have started
     __syncthreads();                                                     // the rings have been read: sums take their place
     float* sums = (float*)(smem + at.x);
     const int pitch = 16*s.tiles + 4;
     if (warp < workers) t.store(p, sums, pitch, w);
     __syncthreads();
     finish(p, smem, s, ranks);
-    if (p.share > 1) cluster_wait();                       // nobody leaves before the others have all that it sent
 }

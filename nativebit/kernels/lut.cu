@@ -91,9 +91,6 @@ DEV uint32_t selectors(const uint32_t* w, int k) {
     return w[k];
 #endif
 }
-#ifndef FEW_HIGH
-#define FEW_HIGH 1
-#endif
 // four table bytes, picked by the low four nibbles of s
 DEV uint32_t look_up(const uint32_t* table, uint32_t s) {
 #if BITS == 4
@@ -104,11 +101,11 @@ DEV uint32_t look_up(const uint32_t* table, uint32_t s) {
 #endif
 }
 // the a operand of one tensor-core step: weights 4s...4s+3 of both rows as fp16; int8 entries come as 1024 + 128 + entry.
-// SPARE: with fewer instructions of the units that shift and look up; `prefill` and `decode` were measured without
+// SPARE: selectors are made once and kept, not shifted again where they are used; `prefill` and `decode` were measured without
 template<bool SPARE = false> DEV void weights_f16(uint32_t* a, const Lane& u, int s) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const uint32_t all = selectors(u.word[r], s/2), eight = SPARE ? as_it_is(all) : all, four = SPARE && FEW_HIGH && BITS < 4 && s%2 ? high_half(eight) : eight >> (s%2*16);
+        const uint32_t all = selectors(u.word[r], s/2), eight = SPARE ? as_it_is(all) : all, four = eight >> (s%2*16);
         uint32_t v = look_up(u.table[r] + (HALVES == 2 ? s/4*TABLE_REGS : 0), four);
         a[r] = E4M3 ? e4m3x2(v) : prmt(v, 0x64646464u, 0x4140u);
         a[r + 2] = E4M3 ? e4m3x2_high(v) : prmt(v, 0x64646464u, 0x4342u);
@@ -546,27 +543,27 @@ template<int BM> static int launch_prefill(PrefillArgs p, const void* units, con
     return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
 }
 #endif
-// groups: of blocks that share row tiles; kb: of shared memory for a block, at most; ahead: KB of activations on their way; share: groups whose blocks read them together
+// groups: of blocks that share row tiles; kb: of shared memory for a block, at most; ahead: KB of activations on their way
 extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16,
-                             int groups, int ranks, int wide, int deep, int tj, int kb, int ahead, int share, int overlap, int flags, void* stream) {
+                             int groups, int ranks, int wide, int deep, int tj, int kb, int ahead, int overlap, int flags, void* stream) {
     const int tiles = (O + 15)/16, KB = (I + 127)/128, rank_bits = ranks == 2 ? 1 : ranks == 4 ? 2 : ranks == 8 ? 3 : 0;
     const int NT = M <= 8 ? 1 : M <= 16 ? 2 : M <= 32 ? 4 : 8;
-    groups = (min(groups, tiles) + share - 1)/share*share;
+    groups = min(groups, tiles);
     const void* kernel = nullptr;
 #define PICK_FEW(N, T) if (NT == N && tj == T) kernel = (const void*)few<N, T>;
     EACH_FEW(PICK_FEW)
-    if (!kernel || M < 1 || M > 64 || I%8 || wide < 1 || (FEW_GROUPS && wide%4) || deep < 1 || wide*deep > few_warps(NT, tj) || ranks > KB || ranks != 1 << rank_bits || (ranks*share > 1 && ARCH < 90)
-        || share < 1 || share > 8 || ranks*share > 8 || groups < 1 || (tiles + groups - 1)/groups > wide*tj) return -1;
+    if (!kernel || M < 1 || M > 64 || I%8 || wide < 1 || (ARCH == 90 && wide%4) || deep < 1 || wide*deep > few_warps(NT, tj) || ranks > KB || ranks != 1 << rank_bits || (ranks > 1 && ARCH < 90)
+        || groups < 1 || (tiles + groups - 1)/groups > wide*tj) return -1;
     const int most = min(1024*kb, most_shared());
     const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most, 1024*ahead);
     if (at.x_slots < min(at.stages, 2) || at.bytes > most) return -2;
-    FewArgs p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, share, scale, bf16, flags, at};
+    FewArgs p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, scale, bf16, flags, at};
     Map map = {};
     int e = prefer_shared(kernel);
     if (!e && ARCH >= 90) e = make_map(&map, x, I, M, 8*NT);
     if (e) return e;
     void* args[] = {&p, &map};
-    return launch(kernel, args, groups*ranks, 32*(wide*deep + FEW_COPIERS), ranks*share, at.bytes, overlap, stream);
+    return launch(kernel, args, groups*ranks, 32*(wide*deep + FEW_COPIERS), ranks, at.bytes, overlap, stream);
 }
 extern "C" int nativebit_halve(const void* x, void* y, int n, int overlap, void* stream) {
     HalveArgs p = {x, y, n};

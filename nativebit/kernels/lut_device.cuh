@@ -48,7 +48,7 @@ DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
 template<int WHICH> DEV void sync_at(int threads) { asm volatile("bar.sync %0, %1;" :: "n"(WHICH), "r"(threads) : "memory"); }
 DEV void sync_some(int which, int threads) {   // some of the block's threads, at one of its barriers: 1 to 4 on Hopper, where a block should take no more than it uses, elsewhere 1 to 15
-#if ARCH == 90 && !FEW_MMA
+#if ARCH == 90
     switch (which) { case 1: return sync_at<1>(threads); case 2: return sync_at<2>(threads); case 3: return sync_at<3>(threads); default: return sync_at<4>(threads); }
 #else
     asm volatile("bar.sync %0, %1;" :: "r"(which), "r"(threads) : "memory");
@@ -125,20 +125,12 @@ DEV void store_in_rank(float* p, uint32_t rank, float v) {
     uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
     asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(a), "f"(v) : "memory");
 }
-DEV void store4_in_rank(float* p, uint32_t rank, const float* v) {
-    uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(a), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
-}
 DEV void send4(float* p, uint64_t* bar, uint32_t rank, const float* v) {   // 16 bytes, which count down a barrier there
     uint32_t a, b;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(b) : "r"(saddr(bar)), "r"(rank));
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%2, %3, %4, %5}, [%1];"
         :: "r"(a), "r"(b), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
-}
-DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t rank) {
-    uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(bar)), "r"(rank));
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(a) : "memory");
 }
 #else   // a kernel begins when the one before has ended, and a block is alone
 DEV void grid_wait() {}
@@ -151,8 +143,6 @@ DEV void cluster_arrive() {}
 DEV void cluster_wait() {}
 DEV void store_in_rank(float* p, uint32_t, float v) { *p = v; }
 DEV void send4(float*, uint64_t*, uint32_t, const float*) {}
-DEV void bar_arrive_in_rank(uint64_t* bar, uint32_t) { bar_arrive(bar); }
-DEV void store4_in_rank(float* p, uint32_t, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
 #endif
 
 // a warpgroup's tensor cores: d (64 x N) += (or without ADD: =) a (64 x 16, registers) b (16 x N, shared memory, rows of 128 bytes in swizzled order)
@@ -196,9 +186,6 @@ template<int N> DEV void more_registers() { asm volatile("setmaxnreg.inc.sync.al
 DEV uint32_t transpose(uint32_t v) {   // an 8 x 8 matrix of 16-bit numbers, a pair a lane
     uint32_t d; asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(v)); return d;
 }
-DEV uint32_t high_half(uint32_t v) {   // v >> 16, twice, where this is a finite number of fp16: adding -0 keeps the bits, and the units that shift have more to do
-    uint32_t d; asm("{.reg .b16 l, h; .reg .b32 t; mov.b32 {l, h}, %1; mov.b32 t, {h, h}; add.rn.f16x2 %0, t, %2;}" : "=r"(d) : "r"(v), "r"(0x80008000u)); return d;
-}
 DEV uint32_t half_mul(uint32_t a, uint32_t b) { uint32_t d; asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
 DEV uint32_t half_sub(uint32_t a, uint32_t b) { uint32_t d; asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
 
@@ -210,14 +197,9 @@ DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar)
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
         :: "r"(saddr(dst)), "l"(map), "r"(saddr(bar)), "r"(column), "r"(row) : "memory");
 }
-DEV void box_load_all(void* dst, const Map* map, int column, int row, uint64_t* bar, uint32_t blocks) {   // to the same place in several blocks of the cluster, a bit each
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;"
-        :: "r"(saddr(dst)), "l"(map), "r"(saddr(bar)), "r"(column), "r"(row), "h"((uint16_t)blocks) : "memory");
-}
 DEV void fetch_map(const Map* map) { asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory"); }   // before the first copy needs it
 #else
 DEV void box_load(void*, const Map*, int, int, uint64_t*) {}
-DEV void box_load_all(void*, const Map*, int, int, uint64_t*, uint32_t) {}
 DEV void fetch_map(const Map*) {}
 #endif
 // the units of 8 row tiles x one block of columns, one behind the other; beyond the last tile come zeros

@@ -83,15 +83,14 @@ def few_bytes(tiles, blocks, M, bits, c):
     return 2304 + sent + max(min(2, -(-nk//c['deep']))*stage, 4*c['deep']*M*(16*n + 4))
 
 def few_cost(tiles, blocks, M, c, gpu):
-    "A guess at the time of a product: of Hopper's kernel in µs, of the other one in stages."
+    "What a product takes, by and large: of Hopper's kernel in units of a warp, of the other one in stages."
     n, nk = -(-tiles//c['groups']), -(-blocks//c['ranks'])
     room = gpu.processors*(10 if c['ranks'] > 2 else 11)//11    # large clusters don't fit everywhere
     per = -(-c['groups']*c['ranks']//room)                      # blocks of a processor
-    if gpu.arch != 90: return per*(-(-nk//c['deep']) + M*n/72) + c['ranks']/10
-    busy = min(per, 2)*min(-(-n//4), c['wide']//4)*c['deep']    # warps of a scheduler
-    units = per * -(-n//4) * nk * max(.14 + .01*few_eights(M), .3/busy)
-    tokens = per*nk*few_eights(M)*2048/40e3
-    return max(units, tokens) + .15*tokens + per*n*M*c['deep']/4e3 + c['ranks']/10*(c['ranks'] > 1)
+    stages, of_a_warp = -(-nk//c['deep']), -(-n//c['wide'])
+    if gpu.arch != 90: return per*(stages + M*n/72) + c['ranks']/10
+    sums = of_a_warp*c['wide']*c['deep']*M/200
+    return max(1, per/2)*(of_a_warp + .5)*stages + per*sums + .6*c['ranks']
 
 @lru_cache(4096)
 def few_configs(shape, M, bits, gpu):
@@ -99,7 +98,7 @@ def few_configs(shape, M, bits, gpu):
     tiles, blocks, out = -(-shape[0]//16), -(-shape[1]//128), []
     half = (gpu.shared + 1024)//2048 - 1   # of a processor's memory, in KB; a block takes one more
     four = 4 if gpu.arch == 90 else 1
-    for n, ranks, deep, tj in product(range(1, 17), (1, 2, 4, 8), (1, 2, 3, 4, 5, 6, 7, 8, 10), (1, 2)):
+    for n, ranks, deep, tj in product(range(16, 0, -1), (1, 2, 4, 8), (1, 2, 3, 4, 5, 6, 7, 8, 10), (1, 2)):
         c = dict(groups=-(-tiles//n), ranks=ranks, wide=-(-n//(tj*four))*four, deep=deep, tj=tj)
         if tj > n or deep*ranks > blocks or ranks > 1 and gpu.arch < 90 or not few_takes(c, M, gpu.arch):
             continue
@@ -120,7 +119,7 @@ def default_config(
 )->dict:
     "A fair configuration for a shape that was not tuned."
     hopper = compiled and gpu.arch == 90
-    if M > 64 or M > 16 and not compiled or M > 32 and bits < 4 and hopper:
+    if M > 64 or M > 16 and not compiled:
         return dict(backend='prefill', bm=prefill_bm(shape, M)) if hopper else dict(backend='dequantized')
     if not compiled:
         return (dict(backend='triton_decode') if M <= 4
