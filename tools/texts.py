@@ -28,6 +28,7 @@ def chats(shards, model):
     from nativebit.data.loader import prepare
     from nativebit.pipelines.self_data import own_of
     own = own_of(model)
+    if not own.parts: sys.exit(f'error: {model} has no chat template, so it writes no chats; leave out --chats')
     begin, tokens = own.tok.encode(own.parts[0]), np.asarray(prepare(f'shards:{shards}', own.tok)[0]['test'][:])
     ends, n = np.flatnonzero(tokens == own.tok.eot), (begin == own.tok.eot).sum() + 2
     starts = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(tokens, len(begin)) == begin).all(1))
