@@ -233,6 +233,32 @@ def test_prompts_are_read_together(packs, monkeypatch, graph):
         for s,t in batch.step().items(): got[s].append(t)
     assert got.pop(1) == other[:6] and got == want
 
+def test_a_replay_leaves_what_another_one_read(packs, monkeypatch):
+    "Prompts that one recorded graph reads one after the other, before the first token of any is chosen."
+    monkeypatch.setattr(decode, 'recorded', lambda step, *args, **kw: step)
+    model, rng = from_pack(packs[0]/'int8'), np.random.default_rng(0)
+    texts = {s: rng.integers(0, 256, 20).tolist() for s in range(4)}
+    want = {s: next(generate(Decoder(model), ids, 1)) for s,ids in texts.items()}
+    batch = BatchDecoder(model, 4, together=1, graph=True)
+    assert batch.begin_all(texts, {s: {} for s in texts}) == want and list(batch.chunks) == [(1, min(64, model.cfg.context_len))]
+
+def test_prompts_that_do_not_fit_change_nothing(packs):
+    model = from_pack(packs[0]/'int8')
+    batch, want = BatchDecoder(model, 3, 32), list(generate(Decoder(model, length=32), [5, 6], 4))
+    got = [batch.begin(1, [5, 6])]
+    for wrong in ([], [1]*32):
+        with pytest.raises(ValueError, match='does not fit a slot'): batch.begin_all({0: [7], 1: [8, 9], 2: wrong}, {s: {} for s in range(3)})
+    assert batch.begin_all({}, {}) == {} and batch.idle() == [0, 2]
+    for _ in range(3): got.append(batch.step()[1])
+    assert got == want
+
+def test_a_batch_that_was_stopped_leaves_its_slots(packs):
+    batch = BatchDecoder(from_pack(packs[0]/'int8'), 4, 32)
+    some = generate_batch(batch, [[1], [2, 3], [4]], 20)
+    for _ in range(5): next(some)
+    some.close()
+    assert batch.idle() == [0, 1, 2, 3] and len(list(generate_batch(batch, [[7, 8]], 3))) == 3
+
 def test_a_prompt_nobody_waits_for_is_read_no_further(packs):
     model = from_pack(packs[0]/'int8')
     batch, got = TorchBatch(model, 4, length=64, chunk=8), {s: [] for s in range(4)}

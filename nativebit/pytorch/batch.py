@@ -90,18 +90,21 @@ def generate_batch(
     as_text = lambda i, p: p if isinstance(p, Text) else Text(list(p), n_tokens, seed=seed+i, **how)
     texts = [replace(as_text(i, p), index=i, made=0) for i,p in enumerate(prompts)]
     waiting, running = deque(t for t in texts if t.n_tokens > 0), {}
-    while waiting or running:
-        new = dict(zip(decoder.idle(), [waiting.popleft() for _ in decoder.idle()[:len(waiting)]]))
-        for t in new.values(): t.ids = window(t.ids, decoder.length)
-        running |= new
-        tokens = (decoder.begin_all({s: t.ids for s,t in new.items()}, {s: t.how() for s,t in new.items()})
-                  if new else decoder.step())
-        for slot,token in tokens.items():
-            text = running[slot]
-            if token not in text.stop: yield text.index, token
-            if (ended := text.took(token)) or decoder.full(slot):
-                decoder.free(slot); del running[slot]
-                if not ended: waiting.appendleft(text)
+    try:
+        while waiting or running:
+            new = dict(zip(decoder.idle(), [waiting.popleft() for _ in decoder.idle()[:len(waiting)]]))
+            for t in new.values(): t.ids = window(t.ids, decoder.length)
+            running |= new
+            ids, hows = {s: t.ids for s,t in new.items()}, {s: t.how() for s,t in new.items()}
+            tokens = decoder.begin_all(ids, hows) if new else decoder.step()
+            for slot,token in tokens.items():
+                text = running[slot]
+                if token not in text.stop: yield text.index, token
+                if (ended := text.took(token)) or decoder.full(slot):
+                    decoder.free(slot); del running[slot]
+                    if not ended: waiting.appendleft(text)
+    finally:
+        for slot in running: decoder.free(slot)   # of a caller that stopped
 
 # %% ../../nbs/11_pytorch/09_batch.ipynb #551e858f
 class TorchBatch(BatchDecoder):

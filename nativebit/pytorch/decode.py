@@ -241,7 +241,7 @@ class Decoder:
         run()
         part = lambda cache, rows: [t[row, :T] for row in rows for kv in cache for t in kv]
         torch._foreach_copy_(part(self.cache, slots), part(own, range(n)))
-        return x[:n, :T]
+        return x[:n, :T]   # the next replay writes here, too
 
     def width(self, n:int)->int:
         "Tokens that a piece of n takes of `together`."
@@ -258,7 +258,7 @@ class Decoder:
         cut = [texts[s][a:b] for s in slots]
         tokens = torch.tensor([ids + [0]*(b-a-len(ids)) for ids in cut], device=self.device)
         x = self.replayed(slots, tokens) if self.graph and a == 0 else self.beside(slots, tokens, a, b)
-        return {s: x[i, len(texts[s])-1-a] for i,s in enumerate(slots) if len(texts[s]) <= b}
+        return {s: x[i, len(texts[s])-1-a].clone() for i,s in enumerate(slots) if len(texts[s]) <= b}
 
     def beside(self, slots:list, tokens:Integer[Tensor, "n T"], a:int, b:int)->Float[Tensor, "n T D"]:
         "Put tokens a to b into some slots: in place where they are neighbours, else into copies."
@@ -275,7 +275,7 @@ class Decoder:
     ):                # yields what `piece` returns
         "Read prompts, as many side by side as `together` tokens hold, the longest first."
         order = sorted(texts, key=lambda s: -len(texts[s]))
-        for a in range(0, len(texts[order[0]]), self.chunk):
+        for a in range(0, max(map(len, texts.values()), default=0), self.chunk):
             left = order
             while left := [s for s in left if s in texts and len(texts[s]) > a]:
                 n = max(1, self.together//self.width(min(self.chunk, len(texts[left[0]]) - a)))
@@ -302,7 +302,7 @@ class Decoder:
 
     @torch.no_grad()
     def begin_all(self,
-        texts:dict,  # {slot: prompt, at least one token and less than `length`}
+        texts:dict,  # {slot: prompt, at least one token and less than `length`}; may be empty
         hows:dict,   # {slot: options as of `begin`}
     ):
         "Read prompts into slots, many together, and choose the first token of each."
@@ -310,7 +310,7 @@ class Decoder:
             if not 0 < len(ids) < self.length:
                 raise ValueError(f"a prompt of {len(ids)} tokens does not fit a slot of {self.length}")
         behind = {s: x for piece in self.pieces(texts) for s,x in piece.items()}
-        self.choose_first(behind, texts, hows)
+        if behind: self.choose_first(behind, texts, hows)
 
     def begin(self,
         slot:int,
