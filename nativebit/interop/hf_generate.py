@@ -26,7 +26,7 @@ from ..utils.cli import UserError, say_once
 from ..kernels.layout import KINDS, PackedMatrix
 from ..pytorch.linear import PackedLinear
 from ..pytorch.model import NativeBitGPT, serve, set_floats
-from ..pytorch.decode import Decoder, generate
+from ..pytorch.decode import Decoder, generate, power_of_two
 from ..pytorch.batch import BatchDecoder
 from .families import FAMILIES, family_of, hf_names, model_config, their_name
 
@@ -194,8 +194,8 @@ def decoder_for(
         served['key'] = places(model)
     old, net = served.get(kind), served['net']
     if old is None or old.slots < batch or old.length < min(length, net.cfg.context_len):
-        slots = 1 << (max(batch, old.slots if old else 1) - 1).bit_length()
-        length = 1 << (max(length, old.length if old else 512) - 1).bit_length()
+        slots = power_of_two(max(batch, old.slots if old else 1))
+        length = power_of_two(max(length, old.length if old else 512))
         old = served.pop(kind, None) and None   # its cache is free before the new one is made
         try: served[kind] = (Decoder(net, 1, length, graph=net.embed.is_cuda, share=True) if kind == 1
                              else BatchDecoder(net, slots, length, share=True))
