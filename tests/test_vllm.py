@@ -152,7 +152,13 @@ class LLM:
         assert 'broken' not in folder, 'a broken engine'
         self.traces = Path(profiler_config['torch_profiler_dir'])
         self.llm_engine = Some(vllm_config=Some(compilation_config=Some(cudagraph_mode=''), model_config=Some(quantization=None), use_v2_model_runner=True))
-    def generate(self, texts, params, use_tqdm): return [Some(outputs=[Some(token_ids=[0]*params.max_tokens)]) for _ in texts]
+        self.ranks = kw['tensor_parallel_size']
+        self.odd = -.05 if 'near' in folder else -3.
+    def generate(self, texts, params, use_tqdm):   # from the fifth token on two GPUs choose otherwise
+        def one(k):
+            tokens = [7 if self.ranks == 2 and i >= 5 and k == 0 else 4 for i in range(params.max_tokens)]
+            return Some(token_ids=tokens, logprobs=[{t: Some(logprob=-1.), 11 - t: Some(logprob=-1. + self.odd)} for t in tokens])
+        return [Some(outputs=[one(k)]) for k,_ in enumerate(texts)]
     def start_profile(self): self.traces.mkdir(parents=True)
     def stop_profile(self):
         events = [dict(cat='kernel', name=n, dur=500) for n in 'aab'*2] + [dict(cat='cuda_runtime', name='cudaGraphLaunch', dur=1)]*2
@@ -168,8 +174,21 @@ def test_a_race_of_engines(tmp_path):
     r = subprocess.run([sys.executable, ROOT/'tests'/'vllm_gpu.py', 'race', '40', *(str(tmp_path/n) for n in ('one', 'broken', 'two'))], env=env, capture_output=True, text=True, timeout=60)
     assert r.returncode == 0 and 'a broken engine' in r.stderr, r.stderr
     rows = [json.loads(line) for line in (tmp_path/'rows').read_text().splitlines()]
+    failed, = [r for r in rows if 'failed' in r]
+    assert Path(failed['failed']).name == 'broken' and failed['why'][-1] == 'AssertionError: a broken engine'
     timed = [(r['folder'], r.get('batch', 'kernels')) for r in rows if 'batch' in r or 'kernels' in r]
     assert timed == [(n, b) for b in (16, 1, 64, 'kernels') for n in ('one', 'two')]
     assert [Path(f).name for f in rows[-1]['in time']] == ['one', 'two']
     last = rows[-2]
     assert (last['steps'], last['ms'], last['launches'], last['most']) == (2, 1.5, 3., [['a', 1., 2.], ['b', .5, 1.]])
+
+@pytest.mark.parametrize('name, ok', [('near', True), ('far', False), ('broken', False)])
+def test_texts_of_one_gpu_and_of_two(tmp_path, name, ok):
+    "Where they part, both choices have to be nearly as likely."
+    (tmp_path/'vllm.py').write_text(FAKE)
+    (tmp_path/name).mkdir(); (tmp_path/name/'config.json').write_text('{"vocab_size": 99}')
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)]), 'RESULTS': str(tmp_path/'rows')}
+    r = subprocess.run([sys.executable, ROOT/'tests'/'vllm_gpu.py', 'split', '40', tmp_path/name], env=env, capture_output=True, text=True, timeout=60)
+    last = json.loads((tmp_path/'rows').read_text().splitlines()[-1])
+    assert (r.returncode == 0, last['ok']) == (ok, ok), r.stderr
+    if name != 'broken': assert last['same_tokens'] == [5] + 7*[32] and last['gaps'] == [.05 if ok else 3.]

@@ -1,15 +1,17 @@
 """What vLLM makes of a packed folder on a GPU: the text of transformers on the same folder, and tokens a second beside bfloat16.
 
 vllm_gpu.py kernels                   compile the CUDA kernels of both geometries, once for all processes
-vllm_gpu.py build DIR [1b|8b] [GEOMETRY]  a random packed folder of Llama-3.2-1B's or Llama-3.1-8B's shape, and DIR-float: its config.json alone
+vllm_gpu.py build DIR [1b|8b|small] [GEOMETRY]  a random packed folder of Llama-3.2-1B's or Llama-3.1-8B's shape, and DIR-float: its config.json alone
 vllm_gpu.py reference DIR OUT         greedy tokens and their log probabilities by transformers (nativebit.hf)
 vllm_gpu.py serve DIR RANKS [OUT]     by vLLM: tokens a second of 1, 16 and 64 texts, and the text compared with OUT and with one GPU's; of DIR-float vLLM draws random weights
-vllm_gpu.py race SECONDS DIR...       serve of several folders: they start side by side and are timed in turns, 16 texts first, then what a step's kernels take; all end after SECONDS
+vllm_gpu.py race SECONDS DIR[:DTYPE]...   serve of several folders: they start side by side and are timed in turns, 16 texts first, then what a step's kernels take; all end after SECONDS
+vllm_gpu.py texts DIR RANKS OUT       greedy tokens, and the log probabilities of the likeliest ones
+vllm_gpu.py split SECONDS DIR         texts of one GPU and of two, which start side by side, compared: where they part, both choices have to be nearly as likely
 vllm_gpu.py heads                     the last product, of int8 rows and of bfloat16, by themselves
 
 Each says what it found in lines of JSON, as soon as it knows, and appends them to the file that RESULTS names. EAGER=1 runs vLLM without CUDA graphs, NEW sets how many tokens a text gets, DTYPE=float16 multiplies in fp16, LEVEL=2 lets vLLM compile as it does by default, ASKED=1 times what is asked for, a line each.
 (`python3 tests/vllm_gpu.py …`; vLLM and this package have to be importable, and the package installed, so that vLLM sees its entry point.)"""
-import gzip, json, os, queue, signal, subprocess, sys, threading, time
+import gzip, json, os, queue, re, signal, subprocess, sys, threading, time
 # no network; NVLink multicast stays off: neither vLLM's symmetric memory nor NCCL's may use it
 os.environ.update(HF_HUB_OFFLINE='1', VLLM_NO_USAGE_STATS='1', VLLM_ALLREDUCE_USE_SYMM_MEM='0', VLLM_ALLREDUCE_USE_FLASHINFER='0', VLLM_USE_NCCL_SYMM_MEM='0', NCCL_NVLS_ENABLE='0', TORCH_SYMM_MEM_DISABLE_MULTICAST='1')
 # every process is a fresh one; of the plugins only ours
@@ -20,6 +22,7 @@ import ml_dtypes, numpy as np
 
 SHAPES = {'1b': dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64, tie_word_embeddings=True),
           '8b': dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=False),
+          'small': dict(vocab_size=32000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4, head_dim=64, tie_word_embeddings=False),
           'tiny': dict(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True)}   # to try this program
 COMMON = dict(architectures=['LlamaForCausalLM'], model_type='llama', rms_norm_eps=1e-5, rope_theta=500000., max_position_embeddings=8192, hidden_act='silu', attention_bias=False, mlp_bias=False, bos_token_id=1, eos_token_id=2)
 BATCHES, REPEATS = (1, 16, 64), 2
@@ -190,17 +193,34 @@ def serve(folder, ranks=1, out=None):
     if out and Path(out).exists(): text(llm, folder, out, row)
     say(**row, phase='done')
 
+def reason(lines):
+    "Of what a program wrote while it failed: the first error with what stands before it, and the next ones."
+    raised = [k for k, line in enumerate(lines) if re.search(r'^\S*(Error|Exception)\b|\b\w*(Error|Exception): ', line)]
+    first = raised[0] if raised else len(lines) - 1
+    return [line.strip()[-300:] for line in lines[max(first - 6, 0):first + 1] + [lines[k] for k in raised[1:3]]]
+
 class Contender:
-    "An engine of its own process, and what it has said."
-    def __init__(self, folder):
-        self.folder, self.said = folder, queue.Queue()
-        self.job = subprocess.Popen([sys.executable, __file__, 'serve', folder, '1'], env={**os.environ, 'ASKED': '1'}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        threading.Thread(target=self.listen, daemon=True).start()
+    "An engine of its own process, and what it has said; why it ended, as soon as it has."
+    def __init__(self, folder, *args, command='serve', **env):
+        self.folder, self.said, self.errors, self.stopped = folder, queue.Queue(), [], False
+        path, _, dtype = folder.partition(':')
+        env = {**os.environ, 'ASKED': '1', **(dict(DTYPE=dtype) if dtype else {}), **env}
+        self.job = subprocess.Popen([sys.executable, __file__, command, path, *(args or '1')], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors='replace', start_new_session=True)
+        self.listeners = [threading.Thread(target=f, daemon=True) for f in (self.listen, self.overhear)]
+        for t in self.listeners: t.start()
+
+    def overhear(self):
+        for line in self.job.stderr:
+            print(line, end='', file=sys.stderr, flush=True)
+            self.errors = [*self.errors[-2000:], line]
 
     def listen(self):
         for line in self.job.stdout:
             print(line, end='', flush=True)
             if line.startswith('{"what"'): self.said.put(json.loads(line))
+        if self.job.wait() and not self.stopped:
+            self.listeners[1].join(2)
+            say(failed=self.folder, exit_code=self.job.returncode, why=reason(self.errors))
         self.said.put(None)   # it has ended
 
     def hears(self, key, end):
@@ -217,6 +237,7 @@ class Contender:
         return self.hears('kernels' if what == 'kernels' else 'batch', end)
 
     def stop(self):
+        self.stopped = True
         if self.job.poll() is None: os.killpg(self.job.pid, signal.SIGKILL)
         return False
 
@@ -230,6 +251,38 @@ def race(seconds, *folders):
     finally:
         for c in all_of_them: c.stop()
     say(**{'in time': [c.folder for c in running]})
+
+def texts(folder, ranks, out):
+    "Eight texts, each token with the five likeliest in its place."
+    llm = engine(folder, int(ranks))
+    say(folder=Path(folder).name, ranks=int(ranks), phase='started')
+    found = [r.outputs[0] for r in asked(llm, prompts(folder)[:8], max_tokens=SHORT, logprobs=5)]
+    Path(out).write_text(json.dumps([[[t, {k: v.logprob for k, v in likely.items()}] for t, likely in zip(r.token_ids, r.logprobs)] for r in found]))
+    say(folder=Path(folder).name, ranks=int(ranks), texts=len(found))
+
+def parted(one, two):
+    "(place where two texts part, how far apart both find both choices, differences of log probabilities until there)."
+    k, off, worst = 0, [], 0.
+    for (a, p), (b, q) in zip(one, two):
+        if a != b:
+            worst = max(p[str(a)] - p.get(str(b), -1e9), q[str(b)] - q.get(str(a), -1e9))
+            break
+        off.append(abs(p[str(a)] - q[str(a)])); k += 1
+    return k, worst, off
+
+def split(seconds, folder):
+    "Does a network that is split over two GPUs write what one GPU writes?"
+    end, outs = BEGUN + float(seconds), [f'{folder}-text-{ranks}.json' for ranks in (1, 2)]
+    for out in outs: Path(out).unlink(missing_ok=True)
+    jobs = [Contender(folder, str(ranks), out, command='texts') for ranks, out in zip((1, 2), outs)]
+    done = [c.hears('texts', end) for c in jobs]
+    for c in jobs: c.stop()
+    if not all(done): say(split=folder, ok=False, done=done); sys.exit(1)
+    rows = [parted(*pair) for pair in zip(*[json.loads(Path(out).read_text()) for out in outs])]
+    off, gaps = [x for r in rows for x in r[2]], [r[1] for r in rows if r[0] < SHORT]
+    ok = bool(off) and float(np.mean(off)) < .1 and max(gaps, default=0.) < .2
+    say(split=Path(folder).name, ok=ok, same_tokens=[r[0] for r in rows], of=SHORT, gaps=[round(g, 4) for g in gaps], logprob_off_mean=round(float(np.mean(off or [np.inf])), 4), logprob_off_max=round(max(off, default=np.inf), 4))
+    sys.exit(not ok)
 
 def heads():
     "Microseconds of a product with 128,256 rows."
@@ -245,4 +298,4 @@ def heads():
             ours = (lambda: table_logits(x[0], table, scale, lib=library(3, 'int8'))) if M == 1 else (lambda: rows_logits(x, table, scale))
             say(width=D, tokens=M, us_rows=round(1e3*do_bench(ours, 10, 50)), us_bfloat16=round(1e3*do_bench(lambda: torch.nn.functional.linear(x, w), 10, 50)))
 
-if __name__ == '__main__': dict(kernels=kernels, build=build, reference=reference, serve=serve, race=race, heads=heads)[sys.argv[1]](*sys.argv[2:])
+if __name__ == '__main__': dict(kernels=kernels, build=build, reference=reference, serve=serve, race=race, texts=texts, split=split, heads=heads)[sys.argv[1]](*sys.argv[2:])
