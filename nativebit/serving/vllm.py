@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Contents', 'contents_of', 'local_folder', 'Piece', 'stackable', 'stacked', 'prepared', 'scaled_lut_linear',
-           'multiplied', 'laid_block', 'check_sample', 'PackedMethod', 'RowsMethod', 'PackedConfig', 'whole_model',
-           'check_rest', 'register']
+           'multiplied', 'laid_block', 'check_sample', 'PackedMethod', 'rows_product', 'RowsMethod', 'TiedMethod',
+           'PackedConfig', 'whole_model', 'check_rest', 'register']
 
 # %% ../../nbs/18_serving/04_vllm.ipynb #3c2dabb6
 try: import vllm
@@ -22,9 +22,8 @@ from torch import nn
 from torch.nn import Parameter
 from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
-from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-from vllm.model_executor.layers.vocab_parallel_embedding import (UnquantizedEmbeddingMethod,
-                                                                 VocabParallelEmbedding)
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from ..config import QuantConfig
 from ..formats.bitpacking import QuantizedTensor
 from ..formats.hf_folder import (GUARD, METHOD, SCALE, SUFFIXES, TIED, check_index, check_indices,
@@ -33,6 +32,7 @@ from ..formats.hf_folder import (GUARD, METHOD, SCALE, SUFFIXES, TIED, check_ind
 from ..formats.share import (block_weights, check_borders, range_of, sample_sums, sampled_blocks,
                                      share_of, weights_sum)
 from ..kernels.layout import KINDS, PackedMatrix, dequantize, to_file_layout
+from ..kernels.lm_head import lm_head_rows
 from ..kernels.ops import lut_linear
 from ..pytorch.linear import PackedLinear, as_array, as_tensor, stack_packed
 from ..quant.blocks import block_of
@@ -269,44 +269,66 @@ class PackedMethod(LinearMethodBase):
         return y if bias is None else y + bias
 
 # %% ../../nbs/18_serving/04_vllm.ipynb #f2ca9eef
-class RowsMethod(UnquantizedEmbeddingMethod):
-    "An embedding or a head with a scale a row: float once it is loaded."
-    def __init__(self, config, P:str): self.config, self.P, self.parts = config, P, {}
+def rows_product(
+    x,             # (M, D)
+    codes, scale,  # (V, D) int8 and (V,) float32
+)->torch.Tensor:   # (M, V) float32
+    "Logits by rows of bytes."
+    if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and len(x) <= 64:
+        return lm_head_rows(x, codes, scale)
+    float_rows = lambda c, s: (c*s[:, None]).to(x.dtype)   # few enough for the cache of a GPU
+    return torch.cat([nn.functional.linear(x, float_rows(c, s)).float()
+                      for c,s in zip(codes.split(4096), scale.split(4096))], -1)
 
-    def create_weights(self, layer, *args, **attrs):
-        super().create_weights(layer, *args, **attrs)
-        layer.weight.weight_loader = partial(self.load, layer, '.weight')
-        scale = Parameter(torch.empty(0, dtype=torch.float32), requires_grad=False)
-        scale.weight_loader = partial(self.load, layer, SCALE)
-        layer.register_parameter(SCALE[1:], scale)
+class RowsMethod(QuantizeMethodBase):
+    "An embedding or a head of bytes, with a scale a row."
+    def __init__(self, config, P:str): self.config, self.P, self.missing = config, P, {'.weight', SCALE}
+
+    def create_weights(self, layer, columns, rows, *args, **attrs):
+        "Zeros, as the rows stay that only fill up the last rank's share."
+        for kind,x in {'.weight': torch.zeros(sum(rows), columns, dtype=torch.int8),
+                       SCALE: torch.zeros(sum(rows), dtype=torch.float32)}.items():
+            param = Parameter(x, requires_grad=False)
+            param.weight_loader = partial(self.load, layer, kind)
+            layer.register_parameter(kind[1:], param)
         self.config.waiting[id(layer)] = [self.P]
 
     @torch.no_grad()
     def load(self, layer, kind:str, param, x):
-        "Codes or scales; once both are here, this rank's rows."
-        self.parts[kind] = x = as_array(x)
+        "This rank's codes or scales."
+        x = as_array(x)
         self.config.contents.check(self.P + kind, x)
-        if len(self.parts) < 2: return
-        codes, scale = unfolded_codes(self.parts['.weight']), self.parts[SCALE]
-        if (want := (layer.org_vocab_size, layer.embedding_dim)) != codes.shape:
-            raise UserError(f"{self.P} has the shape {codes.shape}, and vLLM wants {want}; "
+        if kind == '.weight': x = unfolded_codes(x)
+        if (want := (layer.org_vocab_size, layer.embedding_dim)[:x.ndim]) != x.shape:
+            raise UserError(f"{self.P} has the shape {x.shape}, and vLLM wants {want}; "
                             "use the config.json that belongs to it")
         at = layer.shard_indices
-        own = slice(at.org_vocab_start_index, at.org_vocab_end_index)
-        w = layer.weight.data.zero_()
-        pieces = (as_tensor(x[own]).split(4096) for x in (codes, scale))
-        for to,c,s in zip(w[:own.stop - own.start].split(4096), *pieces):
-            to.copy_(c.to(w.device).float()*s.to(w.device)[:, None])
+        own = x[at.org_vocab_start_index:at.org_vocab_end_index]
+        param.data[:len(own)].copy_(as_tensor(own))
+        self.missing.discard(kind)
 
     def process_weights_after_loading(self, layer):
-        if SCALE[1:] in layer._parameters:
-            if len(self.parts) < 2:
-                raise UserError(f"{self.config.contents.path}: {self.P} was not loaded; "
-                                "copy the folder again")
-            del layer._parameters[SCALE[1:]]
-            self.parts = {}
-            self.config.arrived(layer)
-        super().process_weights_after_loading(layer)
+        if id(layer) not in self.config.waiting: return
+        if self.missing:
+            raise UserError(f"{self.config.contents.path}: {self.P}{min(self.missing)} was not loaded; "
+                            "copy the folder again")
+        self.config.arrived(layer)
+
+    def embedding(self, layer, ids):
+        rows = nn.functional.embedding(ids, layer.weight)*layer.weight_scale[ids][..., None]
+        return rows.to(layer.params_dtype)
+
+    def apply(self, layer, x, bias=None):
+        y = rows_product(x, layer.weight, layer.weight_scale)
+        return y if bias is None else y + bias
+
+class TiedMethod(QuantizeMethodBase):
+    "A head that is the embedding, and so has nothing of its own."
+    def create_weights(self, layer, *args, **attrs): pass
+    def tie_weights(self, layer, embed_tokens): return embed_tokens
+    def apply(self, layer, x, bias=None):
+        raise UserError("the folder has no lm_head, and its config.json does not say that the embedding "
+                        "is one; use the config.json that belongs to it")
 
 # %% ../../nbs/18_serving/04_vllm.ipynb #0782b151
 class PackedConfig(QuantizationConfig):
@@ -374,6 +396,9 @@ class PackedConfig(QuantizationConfig):
         rows = {n: P for n,P in self.names.items() if P in self.contents.rows}
         return next((P for n,P in rows.items() if not n.endswith('lm_head')), '')
 
+    @property
+    def has_head(self)->bool: return any('lm_head.' in n for n in self.contents.types)
+
     def get_quant_method(self, layer, prefix:str):
         "How a layer holds its weights; None where it does as ever."
         if self.contents is None:
@@ -383,7 +408,9 @@ class PackedConfig(QuantizationConfig):
             if P and P not in self.contents.rows:
                 raise UserError(f"{P} is packed, and vLLM's heads are not; pack it with --embed int8")
             self.unseen.discard(P)
-            return RowsMethod(self, P) if P else None
+            if P: return RowsMethod(self, P)
+            tied = self.contents.rows and isinstance(layer, ParallelLMHead) and not self.has_head
+            return TiedMethod() if tied else None
         if not isinstance(layer, LinearBase): return None
         names = self.packed_parts(prefix)
         self.unseen -= {*names}
