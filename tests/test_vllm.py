@@ -75,6 +75,40 @@ def test_the_entry_point_names_register():
     cfg = ConfigParser(delimiters=['=']); cfg.read(ROOT/'settings.ini')
     assert 'vllm>=0.26' in cfg['DEFAULT']['vllm_requirements']
 
+@pytest.mark.parametrize('ranks', [1, 2])
+@pytest.mark.parametrize('M', [2, 16, 17, 64])
+@pytest.mark.parametrize('kind', ['int8', 'float8_e4m3'])
+def test_products_of_an_8b_take_the_kernel_for_few(kind, M, ranks):
+    "From two texts to 64, on an H200, whole and split: no product of Llama-3.1-8B's falls back to what is made for prompts, and none asks for more memory than a block has."
+    pytest.importorskip('torch')
+    from nativebit.kernels import ops
+    table, gpu = ops.tuned('NVIDIA H200'), ops.Gpu()
+    for shape in (6144//ranks, 4096), (4096, 4096//ranks), (28672//ranks, 4096), (4096, 14336//ranks):
+        c = table.get(ops.config_key(shape, 3, kind, M)) or ops.default_config(shape, M, True, 'float', 3, gpu)
+        assert c['backend'] == 'few' or M == 2 and c['backend'] == 'decode', (shape, c)
+        if c['backend'] == 'few': assert ops.few_takes(c, M, 90) and ops.few_bytes(-(-shape[0]//16), -(-shape[1]//128), M, 3, c) <= gpu.shared
+
+@needs_vllm
+def test_logits_of_rows_come_from_the_kernel_that_reads_bytes(monkeypatch):
+    "On a GPU in half precision, up to 64 texts; elsewhere from rows made float, as exactly."
+    import torch
+    from nativebit.serving import vllm as plugin
+    asked, codes = [], torch.randint(-127, 128, (9000, 64), dtype=torch.int8)
+    scale = torch.rand(9000) + .5
+    monkeypatch.setattr(plugin, 'lm_head_rows', lambda x, c, s: asked.append(len(x)))
+    class OnGpu:   # all that is looked at
+        is_cuda = True
+        def __init__(self, n, dtype=torch.bfloat16): self.n, self.dtype = n, dtype
+        def __len__(self): return self.n
+    for n in 1, 16, 64: plugin.rows_product(OnGpu(n), codes, scale)
+    assert asked == [1, 16, 64]
+    for n in 3, 65:
+        x = torch.randn(n, 64)
+        want = x.double() @ (codes.double()*scale.double()[:, None]).T
+        got = plugin.rows_product(x, codes, scale)
+        assert got.dtype == torch.float32 and (got - want).norm() < 1e-6*want.norm()
+    assert asked == [1, 16, 64]
+
 SHAPE = dict(architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=320, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              head_dim=64, rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=256, hidden_act='silu', bos_token_id=1, eos_token_id=2)
 

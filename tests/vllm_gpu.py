@@ -295,7 +295,8 @@ def heads():
         w = (table*scale[:, None]).bfloat16()
         for M in (1, 16, 64):
             x = torch.randn(M, D, device='cuda', dtype=torch.bfloat16)
-            ours = (lambda: table_logits(x[0], table, scale, lib=library(3, 'int8'))) if M == 1 else (lambda: rows_logits(x, table, scale))
-            say(width=D, tokens=M, us_rows=round(1e3*do_bench(ours, 10, 50)), us_bfloat16=round(1e3*do_bench(lambda: torch.nn.functional.linear(x, w), 10, 50)))
+            us = dict(us_rows=lambda: rows_logits(x, table, scale), us_bfloat16=lambda: torch.nn.functional.linear(x, w))
+            if M == 1: us['us_table'] = lambda: table_logits(x[0], table, scale, lib=library(3, 'int8'))
+            say(width=D, tokens=M, **{k: round(1e3*do_bench(f, 10, 50)) for k, f in us.items()})
 
 if __name__ == '__main__': dict(kernels=kernels, build=build, reference=reference, serve=serve, race=race, texts=texts, split=split, heads=heads)[sys.argv[1]](*sys.argv[2:])
