@@ -90,7 +90,8 @@ def few_cost(tiles, blocks, M, c, gpu):
     stages, of_a_warp = -(-nk//c['deep']), -(-n//c['wide'])
     if gpu.arch != 90: return per*(stages + M*n/72) + c['ranks']/10
     sums = of_a_warp*c['wide']*c['deep']*M/200
-    return max(1, per/2)*(of_a_warp + .5)*stages + per*sums + .6*c['ranks']
+    worker = max(1, per/2)*(of_a_warp + .5)*stages + per*sums + .6*c['ranks']
+    return worker*(1 + .005*(c['wide'] - 4))
 
 @lru_cache(4096)
 def few_configs(shape, M, bits, gpu):
