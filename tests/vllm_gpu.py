@@ -195,6 +195,7 @@ def serve(folder, ranks=1, out=None):
 
 def reason(lines):
     "Of what a program wrote while it failed: the first error with what stands before it, and the next ones."
+    lines = [line for line in lines if line.strip(' ^~\n')]
     raised = [k for k, line in enumerate(lines) if re.search(r'^\S*(Error|Exception)\b|\b\w*(Error|Exception): ', line)]
     first = raised[0] if raised else len(lines) - 1
     return [line.strip()[-300:] for line in lines[max(first - 6, 0):first + 1] + [lines[k] for k in raised[1:3]]]
