@@ -8,13 +8,13 @@ __all__ = ['norm_kernel', 'as_rows', 'triton_norm', 'on_gpu', 'rms_norm', 'add_n
 # %% ../../nbs/09_kernels/11_between.ipynb #75598a17
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .triton_lut import begin, overlap_args, tl, triton
+from .triton_lut import overlap_args, start_early, tl, triton
 
 # %% ../../nbs/09_kernels/11_between.ipynb #6334bca8
 @triton.jit
 def norm_kernel(x, y, weight, both, out, x_row, y_row, D, eps, ADD:tl.constexpr, BLOCK:tl.constexpr,
                 OVERLAP:tl.constexpr):
-    begin(OVERLAP)
+    start_early(OVERLAP)
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     h = tl.load(x + row*x_row + d, mask=d < D, other=0.).to(tl.float32)                 # (D,)
     if ADD:
@@ -82,7 +82,7 @@ def add_norm(x:Tensor, y:Tensor, weight:Tensor, eps:float)->tuple:   # as of `rm
 # %% ../../nbs/09_kernels/11_between.ipynb #83c98c73
 @triton.jit
 def gate_kernel(gate, up, out, gate_row, up_row, D, BLOCK:tl.constexpr, OVERLAP:tl.constexpr):
-    begin(OVERLAP)
+    start_early(OVERLAP)
     row, d = tl.program_id(0).to(tl.int64), tl.program_id(1)*BLOCK + tl.arange(0, BLOCK)
     g = tl.load(gate + row*gate_row + d, mask=d < D, other=0.).to(tl.float32)           # (BLOCK,)
     u = tl.load(up + row*up_row + d, mask=d < D, other=0.).to(tl.float32)

@@ -9,7 +9,7 @@ __all__ = ['table_logits', 'lm_head', 'fits_head', 'rows_kernel', 'rows_logits',
 import torch
 from torch import Tensor
 from . import cuda
-from .triton_lut import begin, overlap_args, tl, triton
+from .triton_lut import overlap_args, start_early, tl, triton
 
 # %% ../../nbs/09_kernels/08_lm_head.ipynb #e871f6d4
 def table_logits(
@@ -49,7 +49,7 @@ def fits_head(
 @triton.jit
 def rows_kernel(x, table, scale, y, M, V, D, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr,
                 OVERLAP:tl.constexpr):
-    begin(OVERLAP)
+    start_early(OVERLAP)
     m, n = tl.arange(0, BM)[:, None], tl.program_id(0)*BN + tl.arange(0, BN)
     rows, acc = table + n.to(tl.int64)[:, None]*D, tl.zeros([BM, BN], tl.float32)
     for k0 in range(0, D, BK):

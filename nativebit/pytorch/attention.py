@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..models.rope import rotations as turns
 from ..kernels.between import on_gpu, rms_norm
 from ..kernels.ops import Gpu, this_gpu
-from ..kernels.triton_lut import begin, overlap_args, tl, triton
+from ..kernels.triton_lut import overlap_args, start_early, tl, triton
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #0dfdaf41
 def rotations(
@@ -128,7 +128,7 @@ def decode_attention_kernel(q, k, v, q_norm, k_norm, cos, sin, keys, values, at,
                             cache_row, scale, eps, NORMED:tl.constexpr, PARTS:tl.constexpr,
                             GROUP:tl.constexpr, ROWS:tl.constexpr, HALF:tl.constexpr, PAD:tl.constexpr,
                             TILE:tl.constexpr, DOT:tl.constexpr, OVERLAP:tl.constexpr):
-    begin(OVERLAP)
+    start_early(OVERLAP)
     kv, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     n_kv, place = tl.num_programs(0), tl.load(at + row)
     pos = tl.maximum(place, 0)
@@ -171,7 +171,7 @@ def decode_attention_kernel(q, k, v, q_norm, k_norm, cos, sin, keys, values, at,
 @triton.jit
 def join_kernel(sums, y, PARTS:tl.constexpr, MANY:tl.constexpr, H:tl.constexpr, WIDE:tl.constexpr,
                 OVERLAP:tl.constexpr):
-    begin(OVERLAP)
+    start_early(OVERLAP)
     n, i, h = tl.program_id(0).to(tl.int64), tl.arange(0, MANY)[:, None], tl.arange(0, WIDE)[None, :]
     part = sums + (n*PARTS + i)*(H + 2)
     top = tl.load(part + H, mask=i < PARTS, other=float('-inf'))
