@@ -198,7 +198,6 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {
     need((const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a bulk copy from outside the matrix");
     memcpy(dst, src, bytes); bar_bytes(bar, bytes);
 }
-DEV void async_fence() {}
 DEV void copy_piece(void* dst, const void* src, bool inside) {
     need((uintptr_t)dst%16 == 0 && (uintptr_t)src%16 == 0, "a copy off its 16-byte boundary");
     if (inside) memcpy(dst, src, 16); else memset(dst, 0, 16);

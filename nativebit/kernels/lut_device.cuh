@@ -80,11 +80,6 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) { 
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
         :: "r"(saddr(dst)), "l"(src), "r"(bytes), "r"(saddr(bar)), "l"(policy) : "memory");
 }
-DEV void async_fence() {   // what this thread has stored is there before a bulk copy that follows
-#if ARCH >= 90
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
 // by all threads of a block, each of which arrives when its parts are there
 DEV void copy_piece(void* dst, const void* src, bool inside) {   // 16 bytes, or zeros
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(saddr(dst)), "l"(src), "r"(inside ? 16 : 0) : "memory");
