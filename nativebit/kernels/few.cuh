@@ -97,9 +97,9 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
 #pragma unroll 1
         for (int i = 0; i < w.stages; i++, xs.next(p.at.x_slots)) {
             uint8_t* x = smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048;
-            const uint32_t low = shfl(matrix_low(x), 0);                 // the same for all lanes, as the compiler should know
 #pragma unroll
             for (int j = 0; j < N; j++) {
+                const uint32_t low = shfl(matrix_low(x), 0);             // the same for all lanes, as the compiler should know; for each tile anew, or it would copy each descriptor twice
                 float sum[NT*4];
                 float* to = AFTER ? sum : acc[j];
                 uint32_t a[2][FEW_BATCH][4];
