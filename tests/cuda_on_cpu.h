@@ -34,7 +34,7 @@ static inline void need(bool ok, const char* what) { if (!ok) { fprintf(stderr, 
 // where a thread is: its warp's exchange area, its block's shared memory, its cluster's blocks
 struct Warp { pthread_barrier_t sync; uint32_t in[32][8]; };
 struct Cluster;
-struct Block { uint8_t* shared; pthread_barrier_t sync; std::pair<int, pthread_barrier_t> some[16]; std::vector<Warp> warps; Cluster* cluster; int rank; };
+struct Block { uint8_t* shared; pthread_barrier_t sync; std::pair<int, pthread_barrier_t> some; std::vector<Warp> warps; Cluster* cluster; int rank; };
 struct Cluster { pthread_barrier_t sync; std::vector<Block> blocks; };
 static thread_local Block* here;
 static thread_local Dim threadIdx, blockIdx, blockDim, gridDim;
@@ -44,10 +44,10 @@ static inline int lane_id() { return threadIdx.x%32; }
 static inline void meet() { pthread_barrier_wait(&warp().sync); }
 static inline void __syncthreads() { pthread_barrier_wait(&here->sync); }
 DEV void warp_sync() { meet(); }
-DEV void sync_some(int which, int threads) {                             // the first to come makes the barrier
+DEV void sync_some(int threads) {                                        // the first to come makes the barrier
     static std::mutex lock;
     pthread_barrier_t* b;
-    { std::lock_guard<std::mutex> hold(lock); b = &here->some[which].second; int& n = here->some[which].first; if (!n) pthread_barrier_init(b, nullptr, n = threads); need(n == threads, "a barrier of other threads than before"); }
+    { std::lock_guard<std::mutex> hold(lock); b = &here->some.second; int& n = here->some.first; if (!n) pthread_barrier_init(b, nullptr, n = threads); need(n == threads, "a barrier of other threads than before"); }
     pthread_barrier_wait(b);
 }
 
@@ -198,7 +198,6 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {
     need((const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a bulk copy from outside the matrix");
     memcpy(dst, src, bytes); bar_bytes(bar, bytes);
 }
-DEV void async_fence() {}
 DEV void copy_piece(void* dst, const void* src, bool inside) {
     need((uintptr_t)dst%16 == 0 && (uintptr_t)src%16 == 0, "a copy off its 16-byte boundary");
     if (inside) memcpy(dst, src, 16); else memset(dst, 0, 16);
@@ -299,7 +298,7 @@ static int launch(const void* kernel, void** args, int blocks, int threads, int 
             Block& b = c.blocks[r];
             b.shared = (uint8_t*)aligned_alloc(1024, (bytes + guard + 1023)/1024*1024); memset(b.shared, 0xff, bytes + guard);
             b.rank = r; b.cluster = &c; b.warps.resize(threads/32);
-            pthread_barrier_init(&b.sync, nullptr, threads); for (auto& some : b.some) some.first = 0;
+            pthread_barrier_init(&b.sync, nullptr, threads); b.some.first = 0;
             for (auto& w : b.warps) pthread_barrier_init(&w.sync, nullptr, 32);
         }
         for (int r = 0; r < ranks; r++) for (int t = 0; t < threads; t++) all.emplace_back([=, &c] {

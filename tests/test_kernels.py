@@ -327,7 +327,7 @@ def test_numbers_may_come_late(monkeypatch):
 
 AHEAD = '''
 import triton
-from nativebit.kernels import between, triton_lut, triton_prefill
+from nativebit.kernels import between, lm_head, triton_lut, triton_prefill
 from nativebit.pytorch import attention
 from triton.compiler import ASTSource
 from triton.backends.compiler import GPUTarget
@@ -344,14 +344,20 @@ for kind, unit, instruction in (('int8', 928, 'sub.rn.f16x2'), ('float8_e4m3', 8
 half = dict.fromkeys('q k v q_norm k_norm keys values y x weight both out gate up'.split(), '*bf16') | dict.fromkeys('q_row k_row v_row cache_row x_row y_row gate_row up_row D T'.split(), 'i32')
 half |= dict(cos='*fp32', sin='*fp32', at='*i64', sums='*fp32', eps='fp32', scale='fp32')
 only = lambda fn: {n: half[n] for n in fn.arg_names if n in half}
+early = []   # kernels that start before the one before them has ended
 for H, group, parts, normed in ((64, 4, 1, False), (80, 1, 4, True)):
     heads = dict(NORMED=normed, HALF=H//2, PAD=H//2 if H == 64 else 64)
-    text = ptx(attention.decode_attention_kernel, only(attention.decode_attention_kernel), PARTS=parts, GROUP=group, ROWS=16, TILE=64, DOT=triton_lut.tl.bfloat16, **heads)
+    text = ptx(attention.decode_attention_kernel, only(attention.decode_attention_kernel), PARTS=parts, GROUP=group, ROWS=16, TILE=64, DOT=triton_lut.tl.bfloat16, OVERLAP=True, **heads)
     assert 'mma.sync' in text and 'bf16' in text
+    early.append(text)
 ptx(attention.write_kernel, only(attention.write_kernel), N=12, N_KV=3, ROWS=16, KV_ROWS=4, **heads)
-ptx(attention.join_kernel, only(attention.join_kernel), PARTS=3, MANY=4, H=80, WIDE=128)
-ptx(between.norm_kernel, dict(only(between.norm_kernel), y='*bf16'), ADD=True, BLOCK=2048)
-ptx(between.gate_kernel, only(between.gate_kernel), BLOCK=1024)
+early += [ptx(attention.join_kernel, only(attention.join_kernel), PARTS=3, MANY=4, H=80, WIDE=128, OVERLAP=True),
+          ptx(between.norm_kernel, dict(only(between.norm_kernel), y='*bf16'), ADD=True, BLOCK=2048, OVERLAP=True),
+          ptx(between.gate_kernel, only(between.gate_kernel), BLOCK=1024, OVERLAP=True),
+          ptx(lm_head.rows_kernel, dict(x='*bf16', table='*i8', scale='*fp32', y='*fp32', M='i32', V='i32', D='i32'), BM=16, BN=64, BK=128, OVERLAP=True)]
+for text in early:   # nothing is read or written before
+    before, after = text.split('griddepcontrol.wait')
+    assert 'griddepcontrol.launch_dependents' in before and '.global' not in before.split('.visible .entry')[1].split(')', 1)[1] and 'ld.global' in after
 print('compiled')
 '''
 

@@ -8,11 +8,13 @@ __all__ = ['norm_kernel', 'as_rows', 'triton_norm', 'on_gpu', 'rms_norm', 'add_n
 # %% ../../nbs/09_kernels/11_between.ipynb #75598a17
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .triton_lut import tl, triton
+from .triton_lut import overlap_args, start_early, tl, triton
 
 # %% ../../nbs/09_kernels/11_between.ipynb #6334bca8
 @triton.jit
-def norm_kernel(x, y, weight, both, out, x_row, y_row, D, eps, ADD:tl.constexpr, BLOCK:tl.constexpr):
+def norm_kernel(x, y, weight, both, out, x_row, y_row, D, eps, ADD:tl.constexpr, BLOCK:tl.constexpr,
+                OVERLAP:tl.constexpr):
+    start_early(OVERLAP)
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     h = tl.load(x + row*x_row + d, mask=d < D, other=0.).to(tl.float32)                 # (D,)
     if ADD:
@@ -39,7 +41,7 @@ def triton_norm(
     a, b = map(as_rows, (x, x if y is None else y))
     if len(a):
         norm_kernel[(len(a),)](a, b, weight, both, out, a.stride(0), b.stride(0), D, eps, ADD=y is not None,
-                               BLOCK=block, num_warps=min(16, max(1, block//512)))
+                               BLOCK=block, num_warps=min(16, max(1, block//512)), **overlap_args(x))
     return both, out
 
 # %% ../../nbs/09_kernels/11_between.ipynb #983a5c98
@@ -79,7 +81,8 @@ def add_norm(x:Tensor, y:Tensor, weight:Tensor, eps:float)->tuple:   # as of `rm
 
 # %% ../../nbs/09_kernels/11_between.ipynb #83c98c73
 @triton.jit
-def gate_kernel(gate, up, out, gate_row, up_row, D, BLOCK:tl.constexpr):
+def gate_kernel(gate, up, out, gate_row, up_row, D, BLOCK:tl.constexpr, OVERLAP:tl.constexpr):
+    start_early(OVERLAP)
     row, d = tl.program_id(0).to(tl.int64), tl.program_id(1)*BLOCK + tl.arange(0, BLOCK)
     g = tl.load(gate + row*gate_row + d, mask=d < D, other=0.).to(tl.float32)           # (BLOCK,)
     u = tl.load(up + row*up_row + d, mask=d < D, other=0.).to(tl.float32)
@@ -90,7 +93,8 @@ def triton_gated(gate:Tensor, up:Tensor)->Tensor:   # (…, D) all
     D, out = gate.shape[-1], torch.empty_like(gate, memory_format=torch.contiguous_format)
     a, b = as_rows(gate), as_rows(up)
     if len(a):
-        gate_kernel[(len(a), triton.cdiv(D, 1024))](a, b, out, a.stride(0), b.stride(0), D, BLOCK=1024)
+        gate_kernel[(len(a), triton.cdiv(D, 1024))](a, b, out, a.stride(0), b.stride(0), D, BLOCK=1024,
+                                                    **overlap_args(gate))
     return out
 
 @torch.library.custom_op('nativebit::gated', mutates_args=())

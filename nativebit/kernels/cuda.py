@@ -146,6 +146,13 @@ def decode(
              f'decode clusters={clusters} ranks={ranks} wide={wide} deep={deep}')
     return y
 
+def _halved(x, lib, overlap, stream):
+    "Activations in fp16; what is bf16 is converted by a kernel of its own."
+    if x.dtype == torch.float16: return x
+    half = torch.empty_like(x, dtype=torch.float16)
+    _checked(lib.nativebit_halve(_p(x), _p(half), x.numel(), overlap, _p(stream)), 'halve')
+    return half
+
 def prefill(
     x,         # (M, in) float16 or bfloat16
     p,         # `PackedMatrix` in units
@@ -155,8 +162,7 @@ def prefill(
 )->torch.Tensor:  # (M, out)
     "Multiply many tokens. Raises RuntimeError where a launch is refused."
     y, lib, stream = _prepare(x, p, lib)
-    half = x if x.dtype == torch.float16 else torch.empty_like(x, dtype=torch.float16)
-    if half is not x: _checked(lib.nativebit_halve(_p(x), _p(half), x.numel(), overlap, _p(stream)), 'halve')
+    half = _halved(x, lib, overlap, stream)
     _checked(lib.nativebit_prefill(_p(p.data), _p(half), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
                                    int(x.dtype == torch.bfloat16),
                                    bm, overlap, _p(stream)), f'prefill bm={bm}')
@@ -205,8 +211,8 @@ def few(
 )->torch.Tensor:   # (M, out)
     "Multiply some tokens. Raises RuntimeError where a launch is refused."
     y, lib, stream = _prepare(x, p, lib)
-    groups = groups or -(--(-p.shape[0]//16)//(wide*tj))
-    _checked(lib.nativebit_few(_p(p.data), _p(x), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
+    groups, half = groups or -(--(-p.shape[0]//16)//(wide*tj)), _halved(x, lib, overlap, stream)
+    _checked(lib.nativebit_few(_p(p.data), _p(half), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
                                int(x.dtype == torch.bfloat16), groups, ranks, wide, deep, tj, kb or 1024,
                                ahead, overlap, flags, _p(stream)),
              f'few groups={groups} ranks={ranks} wide={wide} deep={deep} tj={tj}')

@@ -4,7 +4,7 @@
 // keeps the sums of TJ tiles and all tokens to the end, and takes one block of each stage; one reduction adds the DEEP workers of a tile, and a cluster's blocks.
 //
 // Activations are copied as they are, a box of 64 columns x all tokens at a time: the order of its swizzle is that in which products of warpgroups
-// (on Hopper) and `ldmatrix` (elsewhere) read their second operand. So fp16 is neither converted nor rearranged; bf16 becomes fp16 in place, by those who multiply it.
+// (on Hopper) and `ldmatrix` (elsewhere) read their second operand. So they are neither converted nor rearranged; what is bf16 becomes fp16 before, by `halve`.
 enum FewFlags { NO_TOKENS = 4 };   // beside NO_PRODUCTS and NO_WAIT: activations are not read
 constexpr int FEW_BATCH = 2;   // of products with 16 columns, whose weights are looked up together
 constexpr int FEW_COPIERS = ARCH >= 90 ? 1 : 4;   // warps
@@ -44,16 +44,6 @@ struct Worker {
     }
 };
 
-// a block of 128 columns becomes fp16, by the workers that multiply it, who wait for each other
-template<int NT> DEV void halve_block(uint8_t* at, int group, int thread, int threads) {
-    for (int i = thread; i < NT*128; i += threads) {
-        const uint4 v = ((const uint4*)at)[i];
-        ((uint4*)at)[i] = make_uint4(bf16_as_half(v.x), bf16_as_half(v.y), bf16_as_half(v.z), bf16_as_half(v.w));
-    }
-    async_fence();                                                       // before products and copies that other hardware does
-    sync_some(1 + group, threads);
-}
-
 template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
     static constexpr bool AFTER = !E4M3 && NT*TJ <= 4;   // scales multiply a block's sums, or else its weights: fewer instructions, or fewer registers
     float acc[TJ][NT*4];
@@ -78,16 +68,12 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
         warp_sync();
         if (w.lane == 0) bar_arrive(few_bars(smem, kind) + slot);
     }
-    DEV static void take_tokens(const FewArgs& p, uint8_t* smem, const Worker& w, uint8_t* x, const Place& at) {
-        bar_wait(few_bars(smem, FULL_X) + at.at, at.turn);
-        if (p.bf16) halve_block<NT>(x, w.mine, w.row*32 + w.lane, 32*p.wide);
-    }
     DEV void wait_only(const FewArgs& p, uint8_t* smem, const Worker& w) {   // NO_PRODUCTS
         Place units = {0, 0}, xs = {0, 0};
         for (int i = 0; i < w.stages; i++) {
             bar_wait(few_bars(smem, FULL) + units.at, units.turn);
             give(smem, EMPTY, w, units.at);
-            take_tokens(p, smem, w, smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048, xs);
+            bar_wait(few_bars(smem, FULL_X) + xs.at, xs.turn);
             give(smem, EMPTY_X, w, xs.at);
             units.next(p.at.slots); xs.next(p.at.x_slots);
         }
@@ -111,9 +97,9 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
 #pragma unroll 1
         for (int i = 0; i < w.stages; i++, xs.next(p.at.x_slots)) {
             uint8_t* x = smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048;
-            const uint32_t low = shfl(matrix_low(x), 0);                 // the same for all lanes, as the compiler should know
 #pragma unroll
             for (int j = 0; j < N; j++) {
+                const uint32_t low = shfl(matrix_low(x), 0);             // the same for all lanes, as the compiler should know; for each tile anew, or it would copy each descriptor twice
                 float sum[NT*4];
                 float* to = AFTER ? sum : acc[j];
                 uint32_t a[2][FEW_BATCH][4];
@@ -122,7 +108,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
                     if (b > 1) wgmma_wait<1>();                          // the registers of two batches ago are free
 #pragma unroll
                     for (int q = 0; q < FEW_BATCH; q++) weights(a[b%2][q], u, b*FEW_BATCH + q, scale);
-                    if (b == 0 && j == 0) take_tokens(p, smem, w, x, xs);
+                    if (b == 0 && j == 0) bar_wait(few_bars(smem, FULL_X) + xs.at, xs.turn);
                     wgmma_fence();
 #pragma unroll
                     for (int q = 0; q < FEW_BATCH; q++) {
@@ -191,7 +177,7 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
             bar_wait(few_bars(smem, FULL) + units.at, units.turn);
             u.read(p, smem, s, w, units.at);
             give(smem, EMPTY, w, units.at);
-            take_tokens(p, smem, w, x, xs);
+            bar_wait(few_bars(smem, FULL_X) + xs.at, xs.turn);
             step<N>(u, x, w.lane);
             give(smem, EMPTY_X, w, xs.at);
             units.next(p.at.slots); xs.next(p.at.x_slots);

@@ -9,7 +9,7 @@ __all__ = ['table_logits', 'lm_head', 'fits_head', 'rows_kernel', 'rows_logits',
 import torch
 from torch import Tensor
 from . import cuda
-from .triton_lut import tl, triton
+from .triton_lut import overlap_args, start_early, tl, triton
 
 # %% ../../nbs/09_kernels/08_lm_head.ipynb #e871f6d4
 def table_logits(
@@ -47,7 +47,9 @@ def fits_head(
 
 # %% ../../nbs/09_kernels/08_lm_head.ipynb #2e58210f
 @triton.jit
-def rows_kernel(x, table, scale, y, M, V, D, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+def rows_kernel(x, table, scale, y, M, V, D, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr,
+                OVERLAP:tl.constexpr):
+    start_early(OVERLAP)
     m, n = tl.arange(0, BM)[:, None], tl.program_id(0)*BN + tl.arange(0, BN)
     rows, acc = table + n.to(tl.int64)[:, None]*D, tl.zeros([BM, BN], tl.float32)
     for k0 in range(0, D, BK):
@@ -69,7 +71,7 @@ def rows_logits(
     y = torch.empty(len(x), len(table), device=x.device)
     rows_kernel[(triton.cdiv(len(table), bn),)](x, table, scale, y, len(x), *table.shape,
                                                 BM=max(16, triton.next_power_of_2(len(x))), BN=bn, BK=bk,
-                                                num_warps=warps, num_stages=stages)
+                                                num_warps=warps, num_stages=stages, **overlap_args(x))
     return y
 
 @torch.library.custom_op('nativebit::lm_head_rows', mutates_args=())

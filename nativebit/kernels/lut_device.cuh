@@ -46,14 +46,7 @@ DEV void load_matrices(uint32_t* d, const void* row) {   // four 8 x 8 matrices 
 DEV uint32_t shfl(uint32_t v, int lane) { return __shfl_sync(~0u, v, lane); }
 DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
-template<int WHICH> DEV void sync_at(int threads) { asm volatile("bar.sync %0, %1;" :: "n"(WHICH), "r"(threads) : "memory"); }
-DEV void sync_some(int which, int threads) {   // some of the block's threads, at one of its barriers: 1 to 4 on Hopper, where a block should take no more than it uses, elsewhere 1 to 15
-#if ARCH == 90
-    switch (which) { case 1: return sync_at<1>(threads); case 2: return sync_at<2>(threads); case 3: return sync_at<3>(threads); default: return sync_at<4>(threads); }
-#else
-    asm volatile("bar.sync %0, %1;" :: "r"(which), "r"(threads) : "memory");
-#endif
-}
+DEV void sync_some(int threads) { asm volatile("bar.sync 1, %0;" :: "r"(threads) : "memory"); }   // some of the block's threads
 
 // memory: bulk copies that count down a barrier in shared memory, and loads that see what another kernel, or another block, has just written
 DEV uint8_t* align_1024(uint8_t* p) { return p + (1024 - (uint32_t)__cvta_generic_to_shared(p)%1024)%1024; }
@@ -86,11 +79,6 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) { 
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
         :: "r"(saddr(dst)), "l"(src), "r"(bytes), "r"(saddr(bar)), "l"(policy) : "memory");
-}
-DEV void async_fence() {   // what this thread has stored is there before a bulk copy that follows
-#if ARCH >= 90
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
 }
 // by all threads of a block, each of which arrives when its parts are there
 DEV void copy_piece(void* dst, const void* src, bool inside) {   // 16 bytes, or zeros

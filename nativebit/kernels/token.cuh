@@ -82,7 +82,7 @@ template<int MODE, int H, int BF16> struct Consumer {
         if (threadIdx.x < 4) shares[threadIdx.x] = share_of(p.m[threadIdx.x]);
         for (int i = threadIdx.x; i < p.n_layers*(int)sizeof(LayerArgs)/4; i += threads) ((uint32_t*)layers)[i] = ((const uint32_t*)p.layers)[i];
     }
-    DEV void meet() { sync_some(1, threads); }
+    DEV void meet() { sync_some(threads); }
     // what layer l of this token sends goes to places (turn + l) mod 3: every block has read `turn` when the last one sets it for the next token
     DEV void take_turn() {
         if (threadIdx.x == 0 && add_release(p.turn + 1, 1) == gridDim.x - 1) { p.turn[1] = 0; p.turn[0] = (copy + p.n_layers)%3; }

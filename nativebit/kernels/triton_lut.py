@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DOT', 'nibble_words', 'simple_kernel', 'simple_linear', 'lookup_asm', 'table_byte', 'half_bits', 'lookup_pair',
-           'lookup8', 'lane_word', 'lane_selectors', 'lane_table', 'lane_scale', 'low_half', 'dot8', 'pair',
-           'row_products', 'decode_kernel', 'kernel_args', 'output_of', 'as_half', 'triton_decode']
+           'lookup8', 'lane_word', 'lane_selectors', 'lane_table', 'lane_scale', 'start_early', 'overlap_args',
+           'low_half', 'dot8', 'pair', 'row_products', 'decode_kernel', 'kernel_args', 'output_of', 'as_half',
+           'triton_decode']
 
 # %% ../../nbs/09_kernels/02_triton_lut.ipynb #f17ef228
 import torch
@@ -141,6 +142,18 @@ def lane_scale(unit, lane, h, BITS:tl.constexpr):
     n: tl.constexpr = 2*(64*BITS + 4*2**BITS)
     return tl.load(unit.to(tl.pointer_type(tl.float16)) + n + lane//4*2 + h)
 
+# %% ../../nbs/09_kernels/02_triton_lut.ipynb #4602dd29
+@triton.jit
+def start_early(OVERLAP:tl.constexpr):
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+def overlap_args(x)->dict:
+    "Keywords of a kernel that calls `start_early`, for its activations: where a GPU can, it starts early."
+    can = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    return dict(OVERLAP=True, launch_pdl=True) if can else dict(OVERLAP=False)
+
 # %% ../../nbs/09_kernels/02_triton_lut.ipynb #ef56df9f
 DOT = '{.reg .b16 a, b, c, d; .reg .f32 u, v, w, x;' + ' '.join(
     f'mov.b32 {{a, b}}, ${1+i}; mov.b32 {{c, d}}, ${5+i}; cvt.f32.f16 u, a; cvt.f32.f16 v, b; cvt.f32.f16 w, '
@@ -190,9 +203,7 @@ def decode_kernel(x, units, y, O, I, KB:tl.constexpr, scale, BITS:tl.constexpr, 
     tile, token = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, 32)[None, :] + tl.zeros([BLOCKS, 1], tl.int32)                   # (BLOCKS, 32)
     upper, lower = tl.zeros([BLOCKS, 32], tl.float32), tl.zeros([BLOCKS, 32], tl.float32)
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    start_early(OVERLAP)
     for k0 in range(0, KB, BLOCKS):
         kb = tl.minimum(k0 + tl.arange(0, BLOCKS), KB - 1)[:, None]                      # (BLOCKS, 1)
         unit = units + (tile*KB + kb)*(UNIT//4) + tl.zeros([1, 32], tl.int32)

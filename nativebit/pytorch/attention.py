@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..models.rope import rotations as turns
 from ..kernels.between import on_gpu, rms_norm
 from ..kernels.ops import Gpu, this_gpu
-from ..kernels.triton_lut import tl, triton
+from ..kernels.triton_lut import overlap_args, start_early, tl, triton
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #0dfdaf41
 def rotations(
@@ -127,7 +127,8 @@ def put_part(acc, top, total, y, sums, heads, part, there, PARTS:tl.constexpr, H
 def decode_attention_kernel(q, k, v, q_norm, k_norm, cos, sin, keys, values, at, y, sums, q_row, k_row, v_row,
                             cache_row, scale, eps, NORMED:tl.constexpr, PARTS:tl.constexpr,
                             GROUP:tl.constexpr, ROWS:tl.constexpr, HALF:tl.constexpr, PAD:tl.constexpr,
-                            TILE:tl.constexpr, DOT:tl.constexpr):
+                            TILE:tl.constexpr, DOT:tl.constexpr, OVERLAP:tl.constexpr):
+    start_early(OVERLAP)
     kv, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     n_kv, place = tl.num_programs(0), tl.load(at + row)
     pos = tl.maximum(place, 0)
@@ -168,7 +169,9 @@ def decode_attention_kernel(q, k, v, q_norm, k_norm, cos, sin, keys, values, at,
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #1bc2f10e
 @triton.jit
-def join_kernel(sums, y, PARTS:tl.constexpr, MANY:tl.constexpr, H:tl.constexpr, WIDE:tl.constexpr):
+def join_kernel(sums, y, PARTS:tl.constexpr, MANY:tl.constexpr, H:tl.constexpr, WIDE:tl.constexpr,
+                OVERLAP:tl.constexpr):
+    start_early(OVERLAP)
     n, i, h = tl.program_id(0).to(tl.int64), tl.arange(0, MANY)[:, None], tl.arange(0, WIDE)[None, :]
     part = sums + (n*PARTS + i)*(H + 2)
     top = tl.load(part + H, mask=i < PARTS, other=float('-inf'))
@@ -219,9 +222,10 @@ def triton_attention(
         k_row=k.stride(0), v_row=v.stride(0), cache_row=keys.stride(0), scale=H**-.5, PARTS=parts,
         GROUP=N//n_kv, ROWS=max(16, triton.next_power_of_2(N//n_kv)), DOT=factor_type(q),
         TILE=tile or max(16, min(64, 16384//(triton.next_power_of_2(H)*q.element_size()))),
-        **shape_args(q, k, norms, eps), num_warps=warps, num_stages=stages)
+        **shape_args(q, k, norms, eps), **overlap_args(q), num_warps=warps, num_stages=stages)
     many, wide = map(triton.next_power_of_2, (parts, H))
-    if parts > 1: join_kernel[B*N,](sums, y, PARTS=parts, MANY=many, H=H, WIDE=wide)
+    if parts > 1:
+        join_kernel[B*N,](sums, y, PARTS=parts, MANY=many, H=H, WIDE=wide, **overlap_args(q))
     return y
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #d047dab6
