@@ -44,3 +44,9 @@ def test_outputs_are_merged_where_the_code_is_the_same(tmp_path):
 def test_without_a_gpu_nothing_is_run(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_cells, 'gpu_name', lambda: None)
     with pytest.raises(SystemExit, match='no NVIDIA GPU here'): gpu_cells.run(tmp_path, [], 1)
+
+def test_a_notebook_that_takes_too_long_leaves_what_there_is(tmp_path, capsys):
+    path = tmp_path/'nb.ipynb'
+    notebook(path, ("#| gpu\nprint(42)", []), ("import time; time.sleep(60)", []))
+    assert not gpu_cells.run(tmp_path/'out', [str(path)], 6, rehearse=True) and 'at the limit' in capsys.readouterr().out
+    assert outputs(tmp_path/'out'/str(path).lstrip('/'))[0] == [stream('42\n')]
