@@ -4,9 +4,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, processes, pytest
+from hypothesis import given, settings, strategies as st
 torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
 from nativebit.config import get_config
-from nativebit.utils.cli import UserError
+from nativebit.utils.cli import UserError, one_sentence
 from nativebit.formats.nbpack import pack_tensors, write_pack
 from nativebit.pipelines.generate import main
 from nativebit.pipelines.model import load
@@ -183,6 +184,23 @@ def test_attention_kernels_are_the_array_operations(H, kv, ratio, name, parts, n
         assert off(own[0], cache[0]) < LIMITS[name] and torch.equal(own[1], cache[1])
         if T == 1: assert torch.equal(own[0][1], cache[0][1])   # the idle row
 
+@settings(max_examples=10, deadline=None)
+@given(H=st.integers(4, 70).map(lambda n: 2*n), kv=st.integers(1, 3), ratio=st.integers(1, 5), S=st.integers(2, 90), parts=st.integers(1, 5), normed=st.booleans(), data=st.data())
+def test_attention_of_any_shape(H, kv, ratio, S, parts, normed, data):
+    "Of a token in three rows and of a prompt's tokens, beside array operations on float64."
+    heads, T = [kv*ratio, kv, kv], data.draw(st.integers(2, S))
+    turns, norms = torch.randn(2, S, H//2), [.5 + torch.rand(H) for _ in range(2*normed)]
+    places, begin = data.draw(st.lists(st.integers(0, S-1), min_size=3, max_size=3)), data.draw(st.integers(0, S-T))
+    for B,T,at,step in ((3, 1, places, lambda *a: attention.triton_attention(*a, parts=parts, tile=16)),
+                        (1, T, range(begin, begin+T), lambda *a: attention.cached_attention(*a, write=attention.triton_written))):
+        new, cache = [torch.randn(B, T, n, H) for n in heads], [torch.randn(B, S, kv, H) for _ in range(2)]
+        args = lambda kind, *caches: (*(x.to(kind) for x in new), *turns.to(kind), *caches, torch.tensor([*at]), [w.to(kind) for w in norms], .1)
+        exact = [x.double() for x in cache]
+        want = attention.cached_attention(*args(torch.float64, *exact))   # norms and rotations of float32
+        tensors = [x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in args(torch.float32, *cache)]
+        tensors[-2] = [w.to(DEVICE) for w in tensors[-2]]
+        assert off(step(*tensors).cpu(), want) < 1e-5 and all(off(a.cpu(), b) < 1e-6 for a,b in zip(tensors[5:7], exact))
+
 @pytest.mark.parametrize('kw', [dict(geometry='int8', qk_norm=True), dict(geometry='lut-b', n_kv_heads=1, biases=('attn.q', 'mlp.up')), dict(geometry='int8', n_kv_heads=4, head_size=24)])
 def test_a_network_by_kernels(kw, monkeypatch):
     "What a GPU computes between the products is what a CPU does, and a step takes eight operations a layer, nine with biases."
@@ -298,6 +316,15 @@ def test_a_prompt_must_leave_room(packs):
     model, tok = opened(packs[0]/'int8')
     with pytest.raises(UserError, match=r'shorten'): [*continue_text(Decoder(model), tok, 'x'*model.cfg.context_len, 5)]
 
+def test_a_full_gpu_is_one_sentence(packs, monkeypatch):
+    "What PyTorch raises, in the program that continues a text and in any other."
+    def full(*a, **kw): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has …")
+    monkeypatch.setattr(NativeBitGPT, 'empty_cache', full)
+    with pytest.raises(UserError, match='too little memory for this network') as e: main(str(packs[0]/'int8'), backend='torch', prompt='x', device='cpu')
+    assert '\n' not in str(e.value)
+    with pytest.raises(SystemExit, match='^error: out of memory; use a smaller .*$'), one_sentence(): full()
+    with pytest.raises(RuntimeError, match='another'), one_sentence(): raise RuntimeError('another')
+
 def run_program(args, head='', name='generate_torch', **kw):
     "A program in a process of its own, after some lines of Python."
     code = f"import sys, runpy; {head}; sys.argv = ['nativebit', '{name}', *sys.argv[1:]]; runpy.run_module('nativebit', run_name='__main__', alter_sys=True)"
@@ -333,6 +360,23 @@ def test_on_a_gpu(packs, name, dtype):
     ties = [end for _,end in between_ties(packs[0]/name, ids, plain, margin=.1 if dtype == 'bfloat16' else .02)]
     for other in (replayed, compiled):                                  # prompts of another length, sums in another order: a near tie may fall otherwise
         assert next((i for i,(a,b) in enumerate(zip(plain, other)) if a != b), 64) in ties
+
+@pytest.mark.parametrize('geometry, dtype', [('int8', 'bfloat16'), ('lut-b', 'float16')])
+@pytest.mark.parametrize('rows, tokens', [(1, 1), (2, 1), (16, 1), (64, 1), (1, 70), (3, 33)])
+def test_replays_give_equal_bits_on_a_gpu(monkeypatch, geometry, dtype, rows, tokens):
+    "All that several texts and prompts take: products of one to 99 tokens, norms, gates, attention in one part and in more, head. On a CPU: repeated calls."
+    if DEVICE == 'cpu': monkeypatch.setattr(decode, 'recorded', lambda step: step)
+    kind, many = (getattr(torch, dtype), 1000) if DEVICE == 'cuda' else (torch.float32, 2)
+    net = random_network(get_config('tiny', geometry=geometry, n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, head_size=64, d_ff=520, context_len=512, qk_norm=True), DEVICE, kind, 'int8')
+    cache, ids = net.empty_cache(rows, 512), torch.randint(0, 256, (rows, tokens), device=DEVICE)
+    at, out, differ = torch.arange(tokens if tokens > 1 else rows, device=DEVICE) + 400, {}, 0
+    for kv in cache: [x.normal_() for x in kv]
+    def step(): out['y'] = net.scores(net.hidden(ids, cache, at)[:, -1])
+    with torch.no_grad():
+        replay = decode.recorded(step)
+        replay(); want = out['y'].clone()
+        for _ in range(many): replay(); differ += not torch.equal(out['y'], want)
+    assert differ == 0 and want.isfinite().all() and want.std() > 0
 
 class FakeGraph:
     "What `recorded` needs of torch.cuda, without a GPU: it records nothing and does nothing again."
