@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault('TRITON_INTERPRET', '1')   # before Triton is imported
 torch, triton = pytest.importorskip('torch', reason='the kernels need the extra `torch`'), pytest.importorskip('triton', reason='no Triton for this system')
 from hypothesis import given, settings, strategies as st
-from nativebit.pytorch import decode as torch_decode, model as torch_model
+from nativebit.pytorch import attention, decode as torch_decode, model as torch_model
 from nativebit.pytorch.attention import cached_attention
 from nativebit.config import get_config
 from nativebit.kernels import between, cuda, decode_layer, layout, lm_head, megakernel, ops, triton_lut, triton_prefill
@@ -192,6 +192,21 @@ def test_heads_of_any_shape(M, V, D):
     x, table, scale = torch.randn(M, D).half(), torch.randint(-127, 128, (V, D)).to(torch.int8), torch.rand(V) + .1
     want = x.double() @ table.double().T*scale
     assert distance(lm_head.rows_logits(x, table, scale), want) < 1e-5 and distance(lm_head.table_logits(x[0], table, scale, lib=on_cpu(3, 'int8')), want[0]) < 1e-5
+
+@settings(max_examples=10, deadline=None)
+@given(H=st.integers(4, 70).map(lambda n: 2*n), kv=st.integers(1, 3), ratio=st.integers(1, 5), S=st.integers(2, 90), parts=st.integers(1, 5), normed=st.booleans(), data=st.data())
+def test_attention_of_any_shape(H, kv, ratio, S, parts, normed, data):
+    "Of a token in three rows and of a prompt's tokens, beside array operations on float64 (norms and rotations of float32)."
+    heads, T = [kv*ratio, kv, kv], data.draw(st.integers(2, S))
+    turns, norms = torch.randn(2, S, H//2), [.5 + torch.rand(H) for _ in range(2*normed)]
+    places, begin = data.draw(st.lists(st.integers(0, S-1), min_size=3, max_size=3)), data.draw(st.integers(0, S-T))
+    for B,T,at,step in ((3, 1, places, lambda *a: attention.triton_attention(*a, parts=parts, tile=16)),
+                        (1, T, range(begin, begin+T), lambda *a: cached_attention(*a, write=attention.triton_written))):
+        new, cache = [torch.randn(B, T, n, H) for n in heads], [torch.randn(B, S, kv, H) for _ in range(2)]
+        args = lambda kind, caches: (*(x.to(kind) for x in new), *turns.to(kind), *caches, torch.tensor([*at]), [w.to(kind) for w in norms], .1)
+        exact = [x.double() for x in cache]
+        want = cached_attention(*args(torch.float64, exact))
+        assert distance(step(*args(torch.float32, cache)), want) < 1e-5 and all(distance(a, b) < 1e-6 for a,b in zip(cache, exact))
 
 MORE = [pytest.param(gpu, kind, marks=pytest.mark.slow) for gpu,kind in [*(((9, 0), k) for k in layout.KINDS), ((8, 9), 'int8'), ((12, 0), 'float8_e4m3')]]   # 10 to 30 seconds each
 

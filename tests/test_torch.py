@@ -4,7 +4,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, processes, pytest
-from hypothesis import given, settings, strategies as st
 torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
 from nativebit.config import get_config
 from nativebit.utils.cli import UserError, one_sentence
@@ -183,23 +182,6 @@ def test_attention_kernels_are_the_array_operations(H, kv, ratio, name, parts, n
         assert off(y[live], want[live]) < LIMITS[name]
         assert off(own[0], cache[0]) < LIMITS[name] and torch.equal(own[1], cache[1])
         if T == 1: assert torch.equal(own[0][1], cache[0][1])   # the idle row
-
-@settings(max_examples=10, deadline=None)
-@given(H=st.integers(4, 70).map(lambda n: 2*n), kv=st.integers(1, 3), ratio=st.integers(1, 5), S=st.integers(2, 90), parts=st.integers(1, 5), normed=st.booleans(), data=st.data())
-def test_attention_of_any_shape(H, kv, ratio, S, parts, normed, data):
-    "Of a token in three rows and of a prompt's tokens, beside array operations on float64."
-    heads, T = [kv*ratio, kv, kv], data.draw(st.integers(2, S))
-    turns, norms = torch.randn(2, S, H//2), [.5 + torch.rand(H) for _ in range(2*normed)]
-    places, begin = data.draw(st.lists(st.integers(0, S-1), min_size=3, max_size=3)), data.draw(st.integers(0, S-T))
-    for B,T,at,step in ((3, 1, places, lambda *a: attention.triton_attention(*a, parts=parts, tile=16)),
-                        (1, T, range(begin, begin+T), lambda *a: attention.cached_attention(*a, write=attention.triton_written))):
-        new, cache = [torch.randn(B, T, n, H) for n in heads], [torch.randn(B, S, kv, H) for _ in range(2)]
-        args = lambda kind, *caches: (*(x.to(kind) for x in new), *turns.to(kind), *caches, torch.tensor([*at]), [w.to(kind) for w in norms], .1)
-        exact = [x.double() for x in cache]
-        want = attention.cached_attention(*args(torch.float64, *exact))   # norms and rotations of float32
-        tensors = [x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in args(torch.float32, *cache)]
-        tensors[-2] = [w.to(DEVICE) for w in tensors[-2]]
-        assert off(step(*tensors).cpu(), want) < 1e-5 and all(off(a.cpu(), b) < 1e-6 for a,b in zip(tensors[5:7], exact))
 
 @pytest.mark.parametrize('kw', [dict(geometry='int8', qk_norm=True), dict(geometry='lut-b', n_kv_heads=1, biases=('attn.q', 'mlp.up')), dict(geometry='int8', n_kv_heads=4, head_size=24)])
 def test_a_network_by_kernels(kw, monkeypatch):
