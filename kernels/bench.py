@@ -3,13 +3,14 @@
     python kernels/bench.py --minutes 4     writes data/results/decode.jsonl
     python kernels/bench.py --rehearse      a CPU, tiny shapes, Triton's interpreter
 """
-import argparse, datetime, math, os, subprocess, sys
+import argparse, datetime, math, os, sys
 from pathlib import Path
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, say, write
 import torch
 from nativebit.kernels import ops
+from nativebit.utils.files import git_hash
 
-TOKENS = (1, 2, 4, 8, 16, 512, 2048)
+TOKENS = (1, 2, 4, 8, 16, 64, 512, 2048)
 WEIGHTS = LAYERS*sum(math.prod(s) for s in SHAPES)
 
 class Bench:
@@ -62,7 +63,7 @@ def int4(b):
         q = torch.randint(0, 256, (s[0], s[1]//2), device=DEVICE, dtype=torch.uint8)
         return torch.ops.aten._convert_weight_to_int4pack(q, 8), torch.randn(s[1]//128, s[0], 2, device=DEVICE, dtype=torch.bfloat16)
     b.kernel('PyTorch int4, 128 a group', make, lambda x, w: torch.ops.aten._weight_int4pack_mm(x, w[0], 128, w[1]), lambda w: w[0].nbytes + w[1].nbytes,
-             tokens=[m for m in b.tokens if m <= 16], dtype=torch.bfloat16)
+             dtype=torch.bfloat16)
 
 def nf4(b):
     try: import bitsandbytes.functional as F
@@ -70,15 +71,11 @@ def nf4(b):
     def make(s): return F.quantize_4bit(torch.randn(s, device=DEVICE, dtype=torch.bfloat16), quant_type='nf4', blocksize=64)
     b.kernel('bitsandbytes NF4, 64 a block', make, lambda x, w: F.gemv_4bit(x.view(1, 1, -1), w[0].t(), state=w[1]), lambda w: w[0].nbytes + w[1].absmax.nbytes, tokens=[1], dtype=torch.bfloat16)
 
-def git_hash():
-    r = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
-    return r.stdout.strip() or 'unknown'
-
 def header(bandwidth):
     name = torch.cuda.get_device_name() if DEVICE == 'cuda' else 'CPU, rehearsal'
     from importlib.metadata import version
     return dict(type='header', command=' '.join(['python', 'kernels/bench.py', *sys.argv[1:]]), device=name, torch=torch.__version__, triton=version('triton'), date=str(datetime.date.today()),
-                git_hash=git_hash(), copy_bandwidth=bandwidth, layers=LAYERS, shapes=[list(s) for s in SHAPES])
+                git_hash=os.environ.get('NATIVEBIT_GIT_HASH') or git_hash(), copy_bandwidth=bandwidth, layers=LAYERS, shapes=[list(s) for s in SHAPES])
 
 TRITON = {}   # (shape, M) → the fastest Triton configuration, from --triton
 
@@ -100,8 +97,8 @@ def run(b):
     int4(b); nf4(b)
     ours(b, 'int8', 'int8', tokens=[1, 2, 4, 8, 16], note=', int8 activations')
     ours(b, 'int8', dtype=torch.bfloat16, note=', bf16 activations')
-    ours(b, '2bit', tokens=[1, 16, 512]); ours(b, '4bit', tokens=[1, 16, 512])
-    ours(b, 'int8', tokens=[1, 16, 512, 2048], note=', Triton', run=triton_only)
+    ours(b, '2bit', tokens=[1, 16, 64, 512]); ours(b, '4bit', tokens=[1, 16, 64, 512])
+    ours(b, 'int8', tokens=[1, 16, 64, 512, 2048], note=', Triton', run=triton_only)
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,14 +1,16 @@
 """Each CUDA kernel on small ragged matrices, its result compared: a program for NVIDIA's compute-sanitizer, which looks at every access.
 
-    compute-sanitizer --tool memcheck --error-exitcode 1 python3 kernels/sanitize.py
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 python3 kernels/sanitize.py
     compute-sanitizer --tool racecheck --error-exitcode 1 python3 kernels/sanitize.py
 
-Without the sanitizer it takes seconds; --rehearse runs it on a CPU."""
+With PyTorch's cache of memory an access behind a tensor can fall into another one, and nobody notices. Without the sanitizer it takes seconds; --rehearse runs it on a CPU."""
 import sys
+from functools import partial
 from common import DEVICE, GEOMETRIES, REHEARSE, activations, say
 import torch
 from nativebit.config import Config, ModelConfig, get_config
-from nativebit.kernels import cuda, layout, lm_head, megakernel
+from nativebit.kernels import between, cuda, layout, lm_head, megakernel, triton_lut, triton_prefill
+from nativebit.pytorch import attention
 from nativebit.pytorch.benchmark import random_network
 
 WAYS = dict(decode=[(M, dict(clusters=2, ranks=ranks, wide=2)) for M, ranks in ((1, 1), (3, 2), (16, 2))],
@@ -48,16 +50,47 @@ def tokens(geometry, qk_norm):
     for layer in net.layers: layer.fuse(torch.float16)
     yield f'five launches, {geometry}, queries normed: {qk_norm}', off(through(caches[2]))
 
+def relative(y, want): return ((y.double() - want).norm()/want.norm()).item()
+
 def head():
-    "The head of one token."
-    table, scale, x = torch.randint(-127, 128, (1000, 272), device=DEVICE).to(torch.int8), torch.rand(1000, device=DEVICE), activations(1, 272)[0]
-    want = (table.double() @ x.double())*scale
-    yield 'head', ((lm_head.table_logits(x, table, scale, lib=cuda.library(3, 'int8')) - want).norm()/want.norm()).item()
+    "The head of one token, and of several."
+    table, scale, x = torch.randint(-127, 128, (1000, 272), device=DEVICE).to(torch.int8), torch.rand(1000, device=DEVICE), activations(5, 272)
+    want = (x.double() @ table.double().T)*scale
+    yield 'head', relative(lm_head.table_logits(x[0], table, scale, lib=cuda.library(3, 'int8')), want[0])
+    yield 'head, 5 tokens', relative(lm_head.rows_logits(x, table, scale), want)
+
+def triton_products(geometry):
+    "Those that GPUs without nvcc take."
+    p = layout.random_matrix(40, 200, *GEOMETRIES[geometry]).to(DEVICE)
+    for name, f, M in (('decode', triton_lut.triton_decode, 3), ('matmul', partial(triton_prefill.triton_matmul, bm=16, bn=16), 19), ('dequantize', triton_prefill.dequantized_linear, 70)):
+        x = activations(M, 200)
+        yield f'Triton {name} {geometry}, {M} tokens', layout.relative_error(f(x, p), x, p)
+
+def between_products():
+    "Norms and gates, of parts of longer rows."
+    x, y, weight = activations(7, 3*136)[:, 136:272], activations(7, 136), activations(1, 136)[0]
+    for name, y in (('norm', None), ('a sum and its norm', y)):
+        h = x.double() if y is None else (x + y).double()
+        yield name, relative(between.triton_norm(x, y, weight, .1)[1], h*torch.rsqrt((h*h).mean(-1, keepdim=True) + .1)*weight)
+    gate, up = activations(7, 2*1100).chunk(2, -1)
+    yield 'gate', relative(between.triton_gated(gate, up), torch.nn.functional.silu(gate.double())*up)
+
+def attentions(H, parts):
+    "Of one token in rows at different places, one of them idle, and of a prompt in two rows: beside array operations in float64."
+    S, kv, N = 70, 2, 6
+    turns, norms = torch.randn(2, S, H//2, device=DEVICE), [.5 + torch.rand(H, device=DEVICE).half() for _ in range(2)]
+    one = partial(attention.triton_attention, parts=parts, tile=16)
+    for what, B, T, at, f in (('one token', 4, 1, [5, -3, S-1, 0], one), ('a prompt', 2, 5, range(S-5, S), partial(attention.cached_attention, write=attention.triton_written))):
+        qkv = [x.view(B, T, -1, H) for x in activations(B*T, (N + 2*kv)*H).split([N*H, kv*H, kv*H], 1)]
+        cache, at = [activations(B*S*kv, H).view(B, S, kv, H) for _ in range(2)], torch.tensor([*at], device=DEVICE)
+        want = attention.cached_attention(*(x.double() for x in qkv), *turns.double(), *(x.double() for x in cache), at, [x.double() for x in norms], .1)
+        live = at >= 0 if T == 1 else slice(None)
+        yield f'attention, {what}, heads of {H}, {parts} parts', relative(f(*qkv, *turns, *cache, at, norms, .1)[live], want[live])
 
 def main():
     if not (REHEARSE or torch.cuda.is_available()): sys.exit('error: this needs an NVIDIA GPU; --rehearse tries the program on a CPU')
     torch.manual_seed(0)
-    parts = [*map(products, GEOMETRIES), *(tokens(g, q) for g in ('int8', 'lut-b') for q in (False, True)), head()]
+    parts = [*map(products, GEOMETRIES), *(tokens(g, q) for g in ('int8', 'lut-b') for q in (False, True)), head(), between_products(), attentions(64, 1), attentions(80, 3), *map(triton_products, GEOMETRIES)]
     found = [say(f'{name}: {off:.1e}') or (name, off) for part in parts for name, off in part]
     if DEVICE == 'cuda': torch.cuda.synchronize()
     if bad := [name for name, off in found if not off < 4e-3]: sys.exit(f"error: {len(bad)} are wrong: {', '.join(bad)}")

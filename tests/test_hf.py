@@ -404,6 +404,12 @@ def test_an_error_of_the_decoder_is_named_and_transformers_writes(packed, capsys
         def put(self, x): pass
     with pytest.raises(RuntimeError, match='no such kernel'): ours(model, TOKENS[:1], streamer=Streamed(), **kw)   # some of its text may have been given away
 
+def test_a_cache_that_does_not_fit_is_named_and_transformers_writes(packed, capsys, monkeypatch):
+    model, kw = load(packed()), dict(max_new_tokens=3, do_sample=False)
+    def full(*a, **kw): raise torch.OutOfMemoryError("CUDA out of memory.")
+    monkeypatch.setattr(hf_generate, 'BatchDecoder', full)
+    assert torch.equal(ours(model, TOKENS, **kw), theirs(model, TOKENS, **kw)) and note_of(capsys) == 'a cache for these texts does not fit the GPU'
+
 def test_on_a_cpu_generate_is_what_it_was(packed, capsys, monkeypatch):
     model = load(packed())
     monkeypatch.setattr(hf_generate, 'our_sample', lambda *a: 1/0)

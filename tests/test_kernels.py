@@ -8,11 +8,11 @@ import pytest
 os.environ.setdefault('TRITON_INTERPRET', '1')   # before Triton is imported
 torch, triton = pytest.importorskip('torch', reason='the kernels need the extra `torch`'), pytest.importorskip('triton', reason='no Triton for this system')
 from hypothesis import given, settings, strategies as st
-from nativebit.pytorch import decode as torch_decode, model as torch_model
+from nativebit.pytorch import attention, decode as torch_decode, model as torch_model
 from nativebit.pytorch.attention import cached_attention
 from nativebit.config import get_config
-from nativebit.kernels import cuda, decode_layer, layout, megakernel, ops, triton_lut, triton_prefill
-from nativebit.pytorch.benchmark import random_network
+from nativebit.kernels import between, cuda, decode_layer, layout, lm_head, megakernel, ops, triton_lut, triton_prefill
+from nativebit.pytorch.benchmark import dequantized, random_network
 
 ROOT = Path(__file__).resolve().parent.parent
 GXX = ['g++', '-std=c++17', '-O1', '-DON_CPU', '-I../../tests', '-x', 'c++', '-shared', '-fPIC', '-pthread']
@@ -163,6 +163,51 @@ def test_few_refuses_and_saturates():
     x[1, 5] = 1e30
     assert layout.relative_error(cuda.few(x, p, lib=lib), x.clamp(-65504, 65504), p) < 2.2e-3
 
+@settings(max_examples=15, deadline=None)
+@given(o=st.integers(1, 140), i=st.integers(1, 90).map(lambda n: 8*n), geometry=st.sampled_from([(3, 'int8'), (3, 'float8_e4m3')]), M=st.integers(1, 75), dtype=st.sampled_from([torch.float16, torch.bfloat16]))
+def test_products_of_any_shape(o, i, geometry, M, dtype):
+    "By the kernel that a GPU would take for it, beside float64."
+    p, x, c = layout.random_matrix(o, i, *geometry), torch.randn(M, i).to(dtype), ops.default_config((o, i), M, True, bits=geometry[0])
+    y = getattr(cuda, c.pop('backend'))(x, p, lib=on_cpu(*geometry), **c)
+    assert layout.relative_error(y, x, p) < (5e-4 if dtype == torch.float16 else 2.2e-3)
+
+KINDS_OF_FLOAT = st.sampled_from([(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])   # the interpreter truncates to bfloat16
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 5), D=st.integers(1, 1500), kind=KINDS_OF_FLOAT, left=st.integers(0, 3))
+def test_norms_and_gates_of_any_shape(rows, D, kind, left):
+    "Of parts of longer rows, beside float64 of what is rounded."
+    dtype, limit = kind
+    (x, y), w = torch.randn(2, rows, 2*D + left).to(dtype), torch.rand(D).to(dtype)
+    x, y, up = x[:, left:left+D], y[:, :D], y[:, left+D:]
+    norm = lambda h: h.double()*torch.rsqrt(h.double().square().mean(-1, keepdim=True) + .1)*w
+    both, out = between.triton_norm(x, y, w, .1)
+    assert distance(both, x.double() + y.double()) < limit and distance(out, norm(both)) < limit and distance(between.triton_norm(x, None, w, .1)[1], norm(x)) < limit
+    assert distance(between.triton_gated(x, up), torch.nn.functional.silu(x.double())*up) < limit
+
+@settings(max_examples=12, deadline=None)
+@given(M=st.integers(1, 64), V=st.integers(1, 200), D=st.integers(1, 20).map(lambda n: 16*n))
+def test_heads_of_any_shape(M, V, D):
+    "Of several tokens and of one, beside float64."
+    x, table, scale = torch.randn(M, D).half(), torch.randint(-127, 128, (V, D)).to(torch.int8), torch.rand(V) + .1
+    want = x.double() @ table.double().T*scale
+    assert distance(lm_head.rows_logits(x, table, scale), want) < 1e-5 and distance(lm_head.table_logits(x[0], table, scale, lib=on_cpu(3, 'int8')), want[0]) < 1e-5
+
+@settings(max_examples=10, deadline=None)
+@given(H=st.integers(4, 70).map(lambda n: 2*n), kv=st.integers(1, 3), ratio=st.integers(1, 5), S=st.integers(2, 90), parts=st.integers(1, 5), normed=st.booleans(), data=st.data())
+def test_attention_of_any_shape(H, kv, ratio, S, parts, normed, data):
+    "Of a token in three rows and of a prompt's tokens, beside array operations on float64 (norms and rotations of float32)."
+    heads, T = [kv*ratio, kv, kv], data.draw(st.integers(2, S))
+    turns, norms = torch.randn(2, S, H//2), [.5 + torch.rand(H) for _ in range(2*normed)]
+    places, begin = data.draw(st.lists(st.integers(0, S-1), min_size=3, max_size=3)), data.draw(st.integers(0, S-T))
+    for B,T,at,step in ((3, 1, places, lambda *a: attention.triton_attention(*a, parts=parts, tile=16)),
+                        (1, T, range(begin, begin+T), lambda *a: cached_attention(*a, write=attention.triton_written))):
+        new, cache = [torch.randn(B, T, n, H) for n in heads], [torch.randn(B, S, kv, H) for _ in range(2)]
+        args = lambda kind, caches: (*(x.to(kind) for x in new), *turns.to(kind), *caches, torch.tensor([*at]), [w.to(kind) for w in norms], .1)
+        exact = [x.double() for x in cache]
+        want = cached_attention(*args(torch.float64, exact))
+        assert distance(step(*args(torch.float32, cache)), want) < 1e-5 and all(distance(a, b) < 1e-6 for a,b in zip(cache, exact))
+
 MORE = [pytest.param(gpu, kind, marks=pytest.mark.slow) for gpu,kind in [*(((9, 0), k) for k in layout.KINDS), ((8, 9), 'int8'), ((12, 0), 'float8_e4m3')]]   # 10 to 30 seconds each
 
 @pytest.mark.parametrize('capability, kind', [((8, 0), 'float8_e4m3'), ((10, 0), 'int8'), *MORE])
@@ -226,6 +271,12 @@ def normed_network(geometry, dtype, shape, before):
     for kv in cache: [t[:, :before].normal_() for t in kv]
     return net, cache
 
+def in_float64(net, x, cache, at):
+    "A token through a network, its weights looked up, its activations in float64."
+    exact, x = dequantized(net, torch.float64), x.double()
+    for l, kv in zip(exact.layers, cache): x = l(x, net.cos, net.sin, [t.double() for t in kv], at)
+    return x, exact.norm(x)
+
 HEADED = [dict(n_heads=2, n_kv_heads=2, head_size=64, qk_norm=True), dict(n_heads=4, n_kv_heads=2, head_size=96, qk_norm=True), dict(n_heads=8, n_kv_heads=1, head_size=128, qk_norm=True),
           dict(n_heads=2, n_kv_heads=1, head_size=256, qk_norm=True), dict(n_heads=2, n_kv_heads=2, head_size=256, qk_norm=False)]
 
@@ -237,7 +288,8 @@ def test_a_layer_in_five_launches(i, monkeypatch):
     lib = on_cpu(3, layer.attn.qkv.packed.kind)
     monkeypatch.setattr(cuda, 'library', lambda *a: lib)
     monkeypatch.setattr(decode_layer, 'choose', lambda p, M: dict(clusters=3, ranks=1 + i%2, wide=2))
-    want = layer(x, net.cos, net.sin, cache, at)
+    want, _ = in_float64(net, x, [cache], at)
+    layer(x, net.cos, net.sin, cache, at)
     layer.fused = decode_layer.layer_args(layer)
     assert distance(layer(x, net.cos, net.sin, other, at), want) < limit and all(distance(a, b) < limit for a, b in zip(other, cache))
     how = dict(layer.fused, cos=net.cos, sin=net.sin, keys=other[0], values=other[1], at=at)
@@ -247,12 +299,12 @@ def test_a_layer_in_five_launches(i, monkeypatch):
 def test_one_launch(i):
     geometry, dtype, limit = ('lut-b', torch.bfloat16, 1.6e-2) if i % 2 else ('int8', torch.float16, 2e-3)
     net, cache = normed_network(geometry, dtype, dict(n_layers=2, d_model=136, d_ff=264, **HEADED[i]), 7*i)
-    want = x = torch.randn(1, 1, 136, dtype=dtype)
+    y = x = torch.randn(1, 1, 136, dtype=dtype)
     at, other = torch.tensor([7*i]), [tuple(t.clone() for t in kv) for kv in cache]
     plan = megakernel.TokenPlan(net, other, blocks=9, warps=2, ranks=(1, 2, 1, 2), lib=on_cpu(3, net.layers[0].attn.qkv.packed.kind))
-    got = plan.run(x, at)
-    for l, kv in zip(net.layers, cache): want = l(want, net.cos, net.sin, kv, at)
-    assert distance(got, net.norm(want)) < limit and all(distance(a, b) < limit for c, d in zip(other, cache) for a, b in zip(c, d))
+    got, (_, want) = plan.run(x, at), in_float64(net, x, cache, at)
+    for l, kv in zip(net.layers, cache): y = l(y, net.cos, net.sin, kv, at)
+    assert distance(got, want) < limit and all(distance(a, b) < limit for c, d in zip(other, cache) for a, b in zip(c, d))
     assert torch.equal(plan.run(x, at), got)
 
 SHAPE = dict(n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, head_size=64, d_ff=512)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np, processes, pytest
 torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
 from nativebit.config import get_config
-from nativebit.utils.cli import UserError
+from nativebit.utils.cli import UserError, one_sentence
 from nativebit.formats.nbpack import pack_tensors, write_pack
 from nativebit.pipelines.generate import main
 from nativebit.pipelines.model import load
@@ -298,6 +298,15 @@ def test_a_prompt_must_leave_room(packs):
     model, tok = opened(packs[0]/'int8')
     with pytest.raises(UserError, match=r'shorten'): [*continue_text(Decoder(model), tok, 'x'*model.cfg.context_len, 5)]
 
+def test_a_full_gpu_is_one_sentence(packs, monkeypatch):
+    "What PyTorch raises, in the program that continues a text and in any other."
+    def full(*a, **kw): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has …")
+    monkeypatch.setattr(NativeBitGPT, 'empty_cache', full)
+    with pytest.raises(UserError, match='too little memory for this network') as e: main(str(packs[0]/'int8'), backend='torch', prompt='x', device='cpu')
+    assert '\n' not in str(e.value)
+    with pytest.raises(SystemExit, match='^error: out of memory; use a smaller .*$'), one_sentence(): full()
+    with pytest.raises(RuntimeError, match='another'), one_sentence(): raise RuntimeError('another')
+
 def run_program(args, head='', name='generate_torch', **kw):
     "A program in a process of its own, after some lines of Python."
     code = f"import sys, runpy; {head}; sys.argv = ['nativebit', '{name}', *sys.argv[1:]]; runpy.run_module('nativebit', run_name='__main__', alter_sys=True)"
@@ -333,6 +342,23 @@ def test_on_a_gpu(packs, name, dtype):
     ties = [end for _,end in between_ties(packs[0]/name, ids, plain, margin=.1 if dtype == 'bfloat16' else .02)]
     for other in (replayed, compiled):                                  # prompts of another length, sums in another order: a near tie may fall otherwise
         assert next((i for i,(a,b) in enumerate(zip(plain, other)) if a != b), 64) in ties
+
+@pytest.mark.parametrize('geometry, dtype', [('int8', 'bfloat16'), ('lut-b', 'float16')])
+@pytest.mark.parametrize('rows, tokens', [(1, 1), (2, 1), (16, 1), (64, 1), (1, 70), (3, 33)])
+def test_replays_give_equal_bits_on_a_gpu(monkeypatch, geometry, dtype, rows, tokens):
+    "All that several texts and prompts take: products of one to 99 tokens, norms, gates, attention in one part and in more, head. On a CPU: repeated calls."
+    if DEVICE == 'cpu': monkeypatch.setattr(decode, 'recorded', lambda step: step)
+    kind, many = (getattr(torch, dtype), 1000) if DEVICE == 'cuda' else (torch.float32, 2)
+    net = random_network(get_config('tiny', geometry=geometry, n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, head_size=64, d_ff=520, context_len=512, qk_norm=True), DEVICE, kind, 'int8')
+    cache, ids = net.empty_cache(rows, 512), torch.randint(0, 256, (rows, tokens), device=DEVICE)
+    at, out, differ = torch.arange(tokens if tokens > 1 else rows, device=DEVICE) + 400, {}, 0
+    for kv in cache: [x.normal_() for x in kv]
+    def step(): out['y'] = net.scores(net.hidden(ids, cache, at)[:, -1])
+    with torch.no_grad():
+        replay = decode.recorded(step)
+        replay(); want = out['y'].clone()
+        for _ in range(many): replay(); differ += not torch.equal(out['y'], want)
+    assert differ == 0 and want.isfinite().all() and want.std() > 0
 
 class FakeGraph:
     "What `recorded` needs of torch.cuda, without a GPU: it records nothing and does nothing again."

@@ -45,8 +45,8 @@ def one_sentence():
         sys.exit(f"error: cannot use {str(e.filename or 'a file')[:200]}: {e.strerror}; free some space, "
                  "or choose another name or folder")
     except OverflowError as e: sys.exit(f"error: a number is too large ({e}); use a smaller one")
-    except RuntimeError as e:   # what JAX raises is one
-        if 'RESOURCE_EXHAUSTED' not in str(e): raise
+    except RuntimeError as e:   # what JAX and PyTorch raise is one
+        if not any(words in str(e) for words in ('RESOURCE_EXHAUSTED', 'CUDA out of memory')): raise
         sys.exit("error: out of memory; use a smaller --batch-size, --context-len or model")
     except KeyboardInterrupt: sys.exit(130)
 
