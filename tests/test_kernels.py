@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault('TRITON_INTERPRET', '1')   # before Triton is imported
 torch, triton = pytest.importorskip('torch', reason='the kernels need the extra `torch`'), pytest.importorskip('triton', reason='no Triton for this system')
 from hypothesis import given, settings, strategies as st
-from nativebit.pytorch import attention, decode as torch_decode, model as torch_model
+from nativebit.pytorch import attention, decode as torch_decode, linear as torch_linear, model as torch_model
 from nativebit.pytorch.attention import cached_attention
 from nativebit.config import get_config
 from nativebit.kernels import between, cuda, decode_layer, layout, lm_head, megakernel, ops, triton_lut, triton_prefill
@@ -307,6 +307,38 @@ def test_one_launch(i):
     assert distance(got, want) < limit and all(distance(a, b) < limit for c, d in zip(other, cache) for a, b in zip(c, d))
     assert torch.equal(plan.run(x, at), got)
 
+@pytest.mark.parametrize('geometry, parts', [('int8', 1), ('lut-b', 3)])
+def test_a_step_that_converts_nothing(geometry, parts, monkeypatch):
+    "Several texts of a bfloat16 network, by `few`: what is between the products writes fp16, every bit as if it were converted before, where it is beyond fp16, too."
+    torch.manual_seed(0)
+    net, _ = normed_network(geometry, torch.bfloat16, dict(n_layers=2, d_model=136, n_heads=4, n_kv_heads=2, head_size=64, d_ff=264), 5)
+    lib, fp16, bf16, read, convert = on_cpu(3, net.layers[0].attn.o.packed.kind), torch.float16, torch.bfloat16, [], cuda._halved
+    net.layers[1].mlp_norm.weight.data *= 1e5
+    old, at, ids = net.empty_cache(3, 40), torch.tensor([9, -1, 4]), torch.randint(0, 99, (3, 6))
+    for kv in old: [t.normal_() for t in kv]
+    monkeypatch.setattr(cuda, 'library', lambda *a: lib)
+    monkeypatch.setattr(cuda, '_halved', lambda x, *a: read.append(x) or convert(x, *a))
+    monkeypatch.setattr(ops, 'choose', lambda p, M, *a: dict(backend='few', wide=4, deep=1, tj=1))
+    monkeypatch.setattr(ops, '_multiply', lambda x, p, activations, dtype: ops.run_config(x, p, ops.choose(p, len(x)), dtype))
+    monkeypatch.setattr(attention, 'parts_of', lambda *a: parts)
+    def run(tokens, at, asks=True, kernels=True):
+        "What comes out and the cache, and as what the products read their inputs."
+        for module in (between, attention): monkeypatch.setattr(module, 'on_gpu', lambda *xs: kernels)
+        monkeypatch.setattr(torch_linear, 'on_gpu', lambda x: asks)
+        cache = [tuple(t.clone() for t in kv) for kv in old]
+        read.clear()
+        y = [net.hidden(tokens, cache, at), *(t for kv in cache for t in kv)]
+        return y, [x.dtype for x in read], sum((x.abs() > 65000).sum().item() for x in read)
+    for tokens, at, kinds in ((ids[:, :1], at, [fp16]*4), (ids, torch.arange(6), [fp16, bf16, fp16, fp16])):   # a step; prompts, whose attention is not our kernel
+        (y, types, most), (want, before, _) = run(tokens, at), run(tokens, at, False)
+        assert types == kinds*2 and before == [bf16]*8 and most > 0 and y[0].dtype == bf16 and y[0].isfinite().all()
+        assert all(torch.equal(a, b) for a, b in zip(y, want))
+        (y, types, _), (want, before, _) = run(tokens, at, kernels=False), run(tokens, at, False, False)   # by array operations
+        assert types == kinds*2 and before == [bf16]*8 and all(torch.equal(a, b) for a, b in zip(y, want))
+    compiled = torch.compile(lambda x: x.to(torch_linear.read_type(net.layers[0].attn.o, x)), fullgraph=True, backend='aot_eager')
+    monkeypatch.setattr(torch_linear, 'on_gpu', lambda x: True)
+    assert compiled(torch.ones(1, 3, 256, dtype=bf16)).dtype == fp16 and compiled(torch.ones(1, 3, 256)).dtype == torch.float32
+
 SHAPE = dict(n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, head_size=64, d_ff=512)
 
 @pytest.mark.parametrize('change, geometry, dtype, words', [({}, 'int8', torch.float16, None), (dict(qk_norm=True, head_size=256), 'lut-b', torch.bfloat16, None),
@@ -396,18 +428,24 @@ for kind, unit, instruction in (('int8', 928, 'sub.rn.f16x2'), ('float8_e4m3', 8
 half = dict.fromkeys('q k v q_norm k_norm keys values y x weight both out gate up'.split(), '*bf16') | dict.fromkeys('q_row k_row v_row cache_row x_row y_row gate_row up_row D T'.split(), 'i32')
 half |= dict(cos='*fp32', sin='*fp32', at='*i64', sums='*fp32', eps='fp32', scale='fp32')
 only = lambda fn: {n: half[n] for n in fn.arg_names if n in half}
-early = []   # kernels that start before the one before them has ended
+early, for_few = [], []   # kernels that start before the one before them has ended; those that write fp16 for a product
 for H, group, parts, normed in ((64, 4, 1, False), (80, 1, 4, True)):
     heads = dict(NORMED=normed, HALF=H//2, PAD=H//2 if H == 64 else 64)
-    text = ptx(attention.decode_attention_kernel, only(attention.decode_attention_kernel), PARTS=parts, GROUP=group, ROWS=16, TILE=64, DOT=triton_lut.tl.bfloat16, OVERLAP=True, **heads)
-    assert 'mma.sync' in text and 'bf16' in text
-    early.append(text)
+    attend = lambda to: ptx(attention.decode_attention_kernel, dict(only(attention.decode_attention_kernel), y=to), PARTS=parts, GROUP=group, ROWS=16, TILE=64, DOT=triton_lut.tl.bfloat16, OVERLAP=True, **heads)
+    early.append(attend('*bf16'))
+    assert 'mma.sync' in early[-1] and 'bf16' in early[-1]
+    if parts == 1: for_few.append(attend('*fp16'))
 ptx(attention.write_kernel, only(attention.write_kernel), N=12, N_KV=3, ROWS=16, KV_ROWS=4, **heads)
-early += [ptx(attention.join_kernel, only(attention.join_kernel), PARTS=3, MANY=4, H=80, WIDE=128, OVERLAP=True),
-          ptx(between.norm_kernel, dict(only(between.norm_kernel), y='*bf16'), ADD=True, BLOCK=2048, OVERLAP=True),
-          ptx(between.gate_kernel, only(between.gate_kernel), BLOCK=1024, OVERLAP=True),
-          ptx(lm_head.rows_kernel, dict(x='*bf16', table='*i8', scale='*fp32', y='*fp32', M='i32', V='i32', D='i32'), BM=16, BN=64, BK=128, OVERLAP=True)]
-for text in early:   # nothing is read or written before
+early.append(ptx(lm_head.rows_kernel, dict(x='*bf16', table='*i8', scale='*fp32', y='*fp32', M='i32', V='i32', D='i32'), BM=16, BN=64, BK=128, OVERLAP=True))
+for to, texts in (('*bf16', early), ('*fp16', for_few)):
+    texts += [ptx(attention.join_kernel, dict(only(attention.join_kernel), y=to), PARTS=3, MANY=4, H=80, WIDE=128, OVERLAP=True),
+              ptx(between.norm_kernel, dict(only(between.norm_kernel), out=to), ADD=True, BLOCK=2048, OVERLAP=True),
+              ptx(between.gate_kernel, dict(only(between.gate_kernel), out=to), BLOCK=1024, OVERLAP=True)]
+for text in for_few:   # rounded to bf16, kept within fp16, NaN kept
+    rounded, within, last = [text.find(word) for word in ('cvt.rn.bf16', 'min.NaN', 'cvt.rn.f16')]
+    assert 0 < rounded < within < last
+assert not any('cvt.rn.f16' in text for text in early)
+for text in early + for_few:   # nothing is read or written before
     before, after = text.split('griddepcontrol.wait')
     assert 'griddepcontrol.launch_dependents' in before and '.global' not in before.split('.visible .entry')[1].split(')', 1)[1] and 'ld.global' in after
 print('compiled')

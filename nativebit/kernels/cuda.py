@@ -94,12 +94,12 @@ ERRORS = {-1: 'no such kernel', -2: 'too much shared memory', -3: 'the driver ha
 
 def _p(x): return ctypes.c_void_p(x.data_ptr() if isinstance(x, torch.Tensor) else x)
 
-def _prepare(x, p, lib):
+def _prepare(x, p, lib, dtype=None):
     "Room for the output, the library, the stream; a library built for a CPU is told what it may read."
     lib, stream = (lib or library(p.bits, p.kind),
                    torch.cuda.current_stream().cuda_stream if x.is_cuda else None)
     if stream is None: lib.cuda_on_cpu_range(_p(p.data), ctypes.c_int64(p.data.numel()))
-    return x.new_empty(len(x), p.shape[0]), lib, stream
+    return x.new_empty(len(x), p.shape[0], dtype=dtype), lib, stream
 
 def _checked(code, what):
     if code: raise RuntimeError(f"{what}: {ERRORS.get(code, f'CUDA error {code}')}")
@@ -159,12 +159,13 @@ def prefill(
     bm=128,    # tokens of a tile: 64, 96, 128, 160, 192 or 256
     overlap=1, # 1: start before the kernel before it has ended
     lib=None,  # as of `decode`
+    dtype=None, # of the result; None: x's
 )->torch.Tensor:  # (M, out)
     "Multiply many tokens. Raises RuntimeError where a launch is refused."
-    y, lib, stream = _prepare(x, p, lib)
+    y, lib, stream = _prepare(x, p, lib, dtype)
     half = _halved(x, lib, overlap, stream)
     _checked(lib.nativebit_prefill(_p(p.data), _p(half), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
-                                   int(x.dtype == torch.bfloat16),
+                                   int(y.dtype == torch.bfloat16),
                                    bm, overlap, _p(stream)), f'prefill bm={bm}')
     return y
 
@@ -208,12 +209,13 @@ def few(
     overlap=1,     # as of `decode`
     flags=0,       # as of `decode`; 4 reads no activations
     lib=None,      # as of `decode`
+    dtype=None,    # of the result; None: x's
 )->torch.Tensor:   # (M, out)
     "Multiply some tokens. Raises RuntimeError where a launch is refused."
-    y, lib, stream = _prepare(x, p, lib)
+    y, lib, stream = _prepare(x, p, lib, dtype)
     groups, half = groups or -(--(-p.shape[0]//16)//(wide*tj)), _halved(x, lib, overlap, stream)
     _checked(lib.nativebit_few(_p(p.data), _p(half), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
-                               int(x.dtype == torch.bfloat16), groups, ranks, wide, deep, tj, kb or 1024,
+                               int(y.dtype == torch.bfloat16), groups, ranks, wide, deep, tj, kb or 1024,
                                ahead, overlap, flags, _p(stream)),
              f'few groups={groups} ranks={ranks} wide={wide} deep={deep} tj={tj}')
     return y

@@ -13,7 +13,7 @@ from torch import Tensor
 from jaxtyping import Float, Integer
 from ..config import ModelConfig
 from ..models.rope import rotations as turns
-from ..kernels.between import on_gpu, rms_norm
+from ..kernels.between import in_type, on_gpu, rms_norm, write_as
 from ..kernels.ops import Gpu, this_gpu
 from ..kernels.triton_lut import overlap_args, start_early, tl, triton
 
@@ -110,13 +110,12 @@ def turned(x, weight, cos, sin, there, eps, NORMED:tl.constexpr, HALF:tl.constex
     return (a*c - b*s).to(x.dtype.element_ty), (b*c + a*s).to(x.dtype.element_ty)
 
 @triton.jit
-def put_part(acc, top, total, y, sums, heads, part, there, PARTS:tl.constexpr, HALF:tl.constexpr,
+def put_part(acc, top, total, q, y, sums, heads, part, there, PARTS:tl.constexpr, HALF:tl.constexpr,
              PAD:tl.constexpr):
     "What heads have seen of a part: the result where it is the only one, else what `join_kernel` adds."
     h = tl.arange(0, 2*PAD)[None, :]
     if PARTS == 1:
-        out = (acc/total[:, None]).to(y.dtype.element_ty)
-        tl.store(y + heads*2*HALF + h, out, mask=there & (h < 2*HALF))
+        write_as(y + heads*2*HALF + h, acc/total[:, None], q, there & (h < 2*HALF))
     else:
         to = sums + (heads*PARTS + part)*(2*HALF + 2)
         tl.store(to + h, acc, mask=there & (h < 2*HALF))
@@ -165,11 +164,12 @@ def decode_attention_kernel(q, k, v, q_norm, k_norm, cos, sin, keys, values, at,
         p, old = tl.exp(z - high[:, None]), tl.exp(top - high)
         total, top = total*old + tl.sum(p, 1), high
         acc = tl.dot(p.to(w.dtype).to(DOT), w.to(DOT), acc*old[:, None], input_precision='ieee')
-    put_part(acc, top, total, y, sums, row*n_kv*GROUP + heads, part, (g < GROUP)[:, None], PARTS, HALF, PAD)
+    heads += row*n_kv*GROUP
+    put_part(acc, top, total, q, y, sums, heads, part, (g < GROUP)[:, None], PARTS, HALF, PAD)
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #1bc2f10e
 @triton.jit
-def join_kernel(sums, y, PARTS:tl.constexpr, MANY:tl.constexpr, H:tl.constexpr, WIDE:tl.constexpr,
+def join_kernel(sums, q, y, PARTS:tl.constexpr, MANY:tl.constexpr, H:tl.constexpr, WIDE:tl.constexpr,
                 OVERLAP:tl.constexpr):
     start_early(OVERLAP)
     n, i, h = tl.program_id(0).to(tl.int64), tl.arange(0, MANY)[:, None], tl.arange(0, WIDE)[None, :]
@@ -178,7 +178,7 @@ def join_kernel(sums, y, PARTS:tl.constexpr, MANY:tl.constexpr, H:tl.constexpr, 
     by = tl.exp(top - tl.max(top, 0)[:, None])
     total = tl.sum(by*tl.load(part + H + 1, mask=i < PARTS, other=0.), 0)[:, None]
     acc = tl.sum(by*tl.load(part + h, mask=(i < PARTS) & (h < H), other=0.), 0)[None, :]
-    tl.store(y + n*H + h, (acc/total).to(y.dtype.element_ty), mask=h < H)
+    write_as(y + n*H + h, acc/total, q, h < H)
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #bb033267
 def token_rows(x:Tensor)->Tensor:   # (B, T, n, H) → (B T, n, H)
@@ -211,9 +211,10 @@ def triton_attention(
     parts=None,    # as of `parts_of`
     tile=None,     # positions at a time, at least 16
     warps=4, stages=3,
+    dtype=None,    # of the result, as of `write_as`; None: q's
 )->Tensor:         # (B, 1, N, H)
     "`cached_attention` for one token."
-    (B, _, N, H), n_kv, y = q.shape, k.shape[2], q.new_empty(q.shape)
+    (B, _, N, H), n_kv, y = q.shape, k.shape[2], q.new_empty(q.shape, dtype=dtype)
     q, k, v = map(token_rows, (q, k, v))
     at, parts = at if len(at) == B else at.expand(B).contiguous(), parts or parts_of(n_kv*B, keys.shape[1])
     sums = torch.empty(B*N*parts, H + 2, device=q.device) if parts > 1 else y
@@ -225,7 +226,7 @@ def triton_attention(
         **shape_args(q, k, norms, eps), **overlap_args(q), num_warps=warps, num_stages=stages)
     many, wide = map(triton.next_power_of_2, (parts, H))
     if parts > 1:
-        join_kernel[B*N,](sums, y, PARTS=parts, MANY=many, H=H, WIDE=wide, **overlap_args(q))
+        join_kernel[B*N,](sums, q, y, PARTS=parts, MANY=many, H=H, WIDE=wide, **overlap_args(q))
     return y
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #d047dab6
@@ -262,13 +263,14 @@ def triton_written(q, k, v, cos, sin, keys, values, at, norms, eps)->Tensor:   #
 # %% ../../nbs/11_pytorch/01_attention.ipynb #6884229d
 @torch.library.custom_op('nativebit::decode_attention', mutates_args=('keys', 'values'))
 def decode_attention(q:Tensor, k:Tensor, v:Tensor, cos:Tensor, sin:Tensor, keys:Tensor, values:Tensor,
-                     at:Tensor, norms:list[Tensor], eps:float)->Tensor:
-    "Attention of one new token over the cache, which it is written into; arguments as of `cached_attention`."
-    if on_gpu(q): return triton_attention(q, k, v, cos, sin, keys, values, at, norms, eps)
-    return cached_attention(q, k, v, cos, sin, keys, values, at, norms, eps).contiguous()
+                     at:Tensor, norms:list[Tensor], eps:float, dtype:torch.dtype)->Tensor:
+    "Attention of one new token over the cache, which it is written into; arguments as of `triton_attention`."
+    args = q, k, v, cos, sin, keys, values, at, norms, eps
+    return (triton_attention(*args, dtype=dtype) if on_gpu(q)
+            else in_type(cached_attention(*args).contiguous(), dtype))
 
 @decode_attention.register_fake
-def _(q, k, v, cos, sin, keys, values, at, norms, eps): return q.new_empty(q.shape)
+def _(q, k, v, cos, sin, keys, values, at, norms, eps, dtype): return q.new_empty(q.shape, dtype=dtype)
 
 @torch.library.custom_op('nativebit::write_heads', mutates_args=('keys', 'values'))
 def write_heads(q:Tensor, k:Tensor, v:Tensor, cos:Tensor, sin:Tensor, keys:Tensor, values:Tensor,
@@ -279,7 +281,8 @@ def write_heads(q:Tensor, k:Tensor, v:Tensor, cos:Tensor, sin:Tensor, keys:Tenso
 @write_heads.register_fake
 def _(q, k, v, cos, sin, keys, values, at, norms, eps): return q.new_empty(q.shape)
 
-def attend_cached(q, k, v, cos, sin, keys, values, at, norms, eps)->Tensor:   # as of `cached_attention`
-    "`cached_attention` by the operators."
+def attend_cached(q, k, v, cos, sin, keys, values, at, norms, eps, dtype=None)->Tensor:
+    "`cached_attention` by the operators; of one token in the type that is read next, None: q's."
     args = q, k, v, cos, sin, keys, values, at, norms, eps
-    return decode_attention(*args) if q.shape[1] == 1 else cached_attention(*args, write=write_heads)
+    return (decode_attention(*args, dtype or q.dtype) if q.shape[1] == 1
+            else cached_attention(*args, write=write_heads))

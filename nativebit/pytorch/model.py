@@ -15,7 +15,7 @@ from ..config import ModelConfig, QuantConfig
 from ..formats.nbpack import Pack, read_pack
 from .attention import attend, attend_cached, normed, rotate, rotations
 from .quant import NativeBitLinear
-from .linear import as_tensor, pack_linear
+from .linear import as_tensor, pack_linear, read_type
 from ..kernels.lm_head import fits_head, fits_rows, lm_head, lm_head_rows
 from ..kernels.decode_layer import decode_layer, fits, layer_args
 from ..kernels.megakernel import decode_token
@@ -28,12 +28,12 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(d)), eps
 
-    def forward(self, x:Float[Tensor, "... D"])->Float[Tensor, "... D"]:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x:Float[Tensor, "... D"], dtype=None)->Float[Tensor, "... D"]:   # as of `rms_norm`
+        return rms_norm(x, self.weight, self.eps, dtype)
 
-    def added(self, x, y)->tuple:   # y may be None
+    def added(self, x, y, dtype=None)->tuple:   # y may be None
         "x + y, and its norm."
-        return (x, self(x)) if y is None else add_norm(x, y, self.weight, self.eps)
+        return (x, self(x, dtype)) if y is None else add_norm(x, y, self.weight, self.eps, dtype)
 
 def together(
     x:Float[Tensor, "... I"],  # an input
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         if cache is None:
             turns = cos[:x.shape[1]], sin[:x.shape[1]]
             y = attend(*(rotate(z, *turns) for z in normed(q, k, norms, self.eps)), v)
-        else: y = attend_cached(q, k, v, cos, sin, *cache, at, norms, self.eps)
+        else: y = attend_cached(q, k, v, cos, sin, *cache, at, norms, self.eps, read_type(self.o, q))
         return self.o(y.flatten(2))
 
 class SwiGLU(nn.Module):
@@ -79,7 +79,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x):
         gate, up = self.gate_up(x) if self.gate_up else together(x, self.gate, self.up)
-        return self.down(gated(gate, up))
+        return self.down(gated(gate, up, read_type(self.down, gate)))
 
 class Layer(nn.Module):
     "x + attention(norm(x)), then x + mlp(norm(x))"
@@ -100,8 +100,9 @@ class Layer(nn.Module):
         if self.fused and cache and x.shape[:2] == (1, 1):
             x, turns = x if y is None else x + y, dict(cos=cos, sin=sin)
             return decode_layer(x, **self.fused, **turns, keys=cache[0], values=cache[1], at=at), None
-        x, h = self.attn_norm.added(x, y)
-        x, h = self.mlp_norm.added(x, self.attn(h, cos, sin, cache, at))
+        x, h = self.attn_norm.added(x, y, read_type(self.attn.qkv, x))
+        y = self.attn(h, cos, sin, cache, at)
+        x, h = self.mlp_norm.added(x, y, read_type(self.mlp.gate_up, x))
         return x, self.mlp(h)
 
     def forward(self, x, cos, sin, cache=None, at=None):
@@ -200,7 +201,9 @@ def serve(
         for whole,parts in FUSED.items():
             module, name = whole.split('.')
             for p in parts: setattr(getattr(layer, module), p.split('.')[1], None)
-            setattr(getattr(layer, module), name, make([f'layers.{i}.{p}' for p in parts]))
+            stack = make([f'layers.{i}.{p}' for p in parts])
+            stack.dtype = dtype
+            setattr(getattr(layer, module), name, stack)
     return model
 
 def set_floats(
