@@ -200,7 +200,7 @@ def factor_type(x:Tensor):
 def parts_of(programs:int, length:int)->int:   # those of all key heads and rows; tokens of a slot
     "Into how many parts a row is cut."
     processors = (this_gpu() if torch.cuda.is_available() else Gpu()).processors
-    return max(1, min(16, processors*(1 + (length >= 4096))//programs, length//128))
+    return max(1, min(16, 2*processors//programs, length//128))
 
 def triton_attention(
     q, k, v,       # (B, 1, N or Nkv, H): of one new token, not rotated
