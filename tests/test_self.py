@@ -25,17 +25,22 @@ def test_quantize_needs_nothing_but_the_model(home):
     got = json.loads((home/'by-itself'/'quantize.json').read_text())
     assert got['data'] == 'self' and got['text']['source'][0] == 'self' and got['rows'][1]['kl'] > 0
 
-def test_a_mixture_has_the_other_texts_splits_and_none_of_its_test(home, monkeypatch):
+@pytest.mark.parametrize('data, others', [('self:0.25,text:some.txt', ['text:some.txt']), ('self,text:some.txt,text:more.txt', ['text:some.txt', 'text:more.txt'])])
+def test_a_mixture_has_the_other_texts_splits_and_none_of_their_tests(home, monkeypatch, data, others):
     monkeypatch.chdir(home)
-    own = own_of('model')
-    dataset = self_dataset('self:0.25,text:some.txt', own, 2048)
-    assert self_dataset('self:0.25,text:some.txt', own, 2048) == dataset
+    (home/'more.txt').write_text('\n\n'.join(f'Text {i} of {i*i} words, and {i**3} more of them.' for i in range(400)))
+    own, size = own_of('model'), 1536 if len(others) == 1 else 683
+    dataset = self_dataset(data, own, 2048)
+    assert self_dataset(data, own, 2048) == dataset
     tokens, meta = prepare(dataset, own.tok)
-    alone = prepare('text:some.txt', own.tok)[0]
-    assert np.array_equal(tokens['test'], alone['test']) and meta['also']['tokens'] == 1536
-    written = tokens['train'][:len(tokens['train']) - 1536]
-    assert not np.isin(sequences(written, 13), sequences(np.asarray(alone['test']), 13)).any()
-    assert len(written) >= 512 and meta['train']['tokens'] == len(tokens['train'])
+    alone = [prepare(d, own.tok)[0] for d in others]
+    for s in ('valid', 'test'): assert np.array_equal(tokens[s][:], np.concatenate([a[s][:] for a in alone]))
+    assert meta['also'] == [dict(dataset=d, tokens=size) for d in others]
+    train = tokens['train'][:]
+    written, borrowed = train[:-size*len(others)], train[-size*len(others):]
+    assert np.array_equal(borrowed, np.concatenate([a['train'][:size] for a in alone]))
+    for a in alone: assert not np.isin(sequences(written, 13), sequences(np.asarray(a['test'][:]), 13)).any()
+    assert len(written) >= 512 and meta['train']['tokens'] == len(train)
 
 def test_chats_by_the_models_template(home, monkeypatch, tmp_path):
     from transformers import PreTrainedTokenizerFast

@@ -336,22 +336,22 @@ def check_source(
 # %% ../../nbs/03_data/01_corpora.ipynb #9549cdab
 def parse_self(
     data,      # what --data says, or None
-):             # (share of the model's own text, the other dataset or ''); None where no own text is asked for
-    "Read `self`, `self,DATASET` or `self:SHARE,DATASET`. Raises `UserError` for what is none of them."
-    first, _, other = (data or '').partition(',')
+):             # (share of the model's own text, the other datasets); None where no own text is asked for
+    "Read `self`, or `self` or `self:SHARE` and other datasets. Raises `UserError` for what is none of them."
+    first, *others = re.split(r',(?!(?:valid|test)=)', data or '')
     name, _, share = first.partition(':')
     if name != 'self': return None
-    try: value = float(share or (.5 if other else 1.))
+    try: value = float(share or 1/(1 + len(others)))
     except ValueError: value = -1.
-    need(0 < value <= 1 and bool(other) == (value < 1), 'data', data,
-         "self, self,DATASET or self:SHARE,DATASET with a share between 0 and 1, "
-         "such as self:0.8,text:book.txt")
-    if other: check_dataset(other)
-    return value, other
+    need(0 < value <= 1 and bool(others) == (value < 1), 'data', data,
+         "self, or self and other datasets, with a share between 0 and 1 or without: "
+         "self:0.8,text:book.txt or self,wikitext-2,python:PATH")
+    for d in others: check_dataset(d)
+    return value, tuple(others)
 
 def check_readable(
     data:str,  # as of `documents`, or of `parse_self`
 ):
     "Raise `UserError` for a text whose files are not there."
     own = parse_self(data)
-    if dataset := own[1] if own else data: check_source(dataset)
+    for dataset in own[1] if own else [data]: check_source(dataset)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPACES', 'SPLITS', 'COUNTS', 'NO_ARRAY', 'in_batches', 'thread_map', 'count_words', 'tokenized', 'write_whole',
            'checksum', 'ShardWriter', 'Tokens', 'not_done', 'sealed', 'unsealed', 'so_far', 'finish', 'write_shards',
-           'shard', 'open_split', 'whole_splits', 'open_shards', 'prepare', 'Windows', 'batches', 'calibration_batches',
-           'eval_batches', 'main']
+           'shard', 'joined', 'open_split', 'whole_splits', 'with_others', 'open_shards', 'prepare', 'Windows',
+           'batches', 'calibration_batches', 'eval_batches', 'main']
 
 # %% ../../nbs/03_data/03_loader.ipynb #17a29489
 import io, json, os, sys, tokenize
@@ -224,6 +224,12 @@ def shard(
         raise ValueError(f"{path.name} holds no tokens")
     return x
 
+def joined(
+    parts:list,  # of tokens
+):               # tokens: an array, or `Tokens` of several
+    "Tokens one behind the other."
+    return Tokens(parts) if len(parts) > 1 else parts[0] if parts else np.zeros(0, np.uint16)
+
 def open_split(
     folder,       # as `write_shards` leaves it
     split:str,    # 'train', 'valid' or 'test'
@@ -238,7 +244,7 @@ def open_split(
     except NO_ARRAY as e:
         raise UserError(f"the prepared data in {folder} is damaged ({e}); "
                         "delete that folder and start again") from e
-    return Tokens(shards) if len(shards) > 1 else shards[0] if shards else np.zeros(0, np.uint16)
+    return joined(shards)
 
 # %% ../../nbs/03_data/03_loader.ipynb #e75b5789
 def whole_splits(
@@ -254,13 +260,35 @@ def whole_splits(
         raise UserError(f"the prepared data in {folder} is damaged ({type(e).__name__}: {e}); "
                         "delete that folder and start again") from e
 
+def with_others(
+    tokens, meta,  # as of `prepare`; `also` in meta: [{'dataset': …, 'tokens': …}, …]
+    tokenizer,     # as of `load_tokenizer`
+    folder,        # which says so
+)->tuple:          # as of `prepare`
+    "Tokens to train on, and the first ones of other datasets, whose other splits take the place of these."
+    also = meta['also'] if isinstance(meta['also'], list) else [meta['also']]   # older folders name one
+    try:
+        wanted = [(str(a['dataset']), a['tokens'].__index__()) for a in also]
+        source, counts = [meta['source']], dict(meta['train'])
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{folder}/meta.json is damaged (what it says of `also`); "
+                        "delete that folder and start again") from e
+    parts, others = [tokens['train']], []
+    for dataset,n in wanted:
+        other, theirs = prepare(dataset, tokenizer)
+        others, parts, source = [*others, other], [*parts, other['train'][:n]], [*source, theirs['source'], n]
+        share = min(1, n/max(1, len(other['train'])))
+        for k in ('tokens', 'bytes'): counts[k] += round(share*theirs['train'][k])
+    splits = {s: joined([x[s] for x in others]) for s in SPLITS}
+    return {**splits, 'train': joined([t for t in parts if len(t)])}, meta | dict(source=source, train=counts)
+
 def open_shards(
     folder,     # that a dataset shards:FOLDER names
     tokenizer,  # as of `load_tokenizer`
 )->tuple:       # as of `prepare`
-    """The tokens of a folder, and where its meta.json says so (`also`) the first ones of another dataset.
+    """The tokens of a folder, and where its meta.json says so (`also`) the first ones of other datasets.
 
-    That one's other splits take the place of the folder's. Raises `UserError` for another tokenizer's."""
+    Their other splits take the place of the folder's. Raises `UserError` for another tokenizer's."""
     folder = Path(folder).expanduser()
     if not (folder/'meta.json').is_file():
         raise UserError(f"{folder} holds no prepared tokens; "
@@ -269,16 +297,7 @@ def open_shards(
     if meta.get('tokenizer') != digest(tokenizer.to_str()):
         raise UserError(f"the tokens in {folder} are of another tokenizer; "
                         "write them again with this model's")
-    if not (also := meta.get('also')): return tokens, meta
-    try: dataset, n, own = str(also['dataset']), also['tokens'].__index__(), meta['source']
-    except (KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{folder}/meta.json is damaged (what it says of `also`); "
-                        "delete that folder and start again") from e
-    other, theirs = prepare(dataset, tokenizer)
-    joined = [t for t in (tokens['train'], other['train'][:n]) if len(t)]
-    made_of, share = [own, theirs['source'], n], min(1, n/max(1, len(other['train'])))
-    counted = {k: meta['train'][k] + round(share*theirs['train'][k]) for k in ('tokens', 'bytes')}
-    return {**other, 'train': Tokens(joined)}, {**meta, 'source': made_of, 'train': meta['train'] | counted}
+    return with_others(tokens, meta, tokenizer, folder) if meta.get('also') else (tokens, meta)
 
 def prepare(
     dataset:str,                # as of `documents`

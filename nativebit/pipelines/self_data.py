@@ -179,14 +179,14 @@ def self_dataset(
     shape=None,     # as of `own_shape`
 )->str:             # shards:FOLDER, as of `prepare`
     "Have a model write its text unless that was done before."
-    share, other = parse_self(data)
-    tested = prepare(other, own.tok)[0]['test'][:] if other else np.zeros(0, np.int64)
-    own = own._replace(avoid=np.unique(np.concatenate([own.avoid, sequences(tested, 13)])))
+    share, others = parse_self(data)
+    tested = [sequences(prepare(d, own.tok)[0]['test'][:], 13) for d in others]
+    own = own._replace(avoid=np.unique(np.concatenate([own.avoid, *tested])))
     shape, wanted = shape or own_shape(own.pack.config.model.context_len), -(-wanted//1024)*1024
     about = dict(dataset=data, tokenizer=digest(own.tok.to_str()),
                  source=['self', own.identity, wanted, share, seed, *shape, digest(json.dumps(KINDS)),
                          *own.parts])
-    if other: about['also'] = dict(dataset=other, tokens=round(wanted*(1 - share)))
+    if others: about['also'] = [dict(dataset=d, tokens=round(wanted*(1 - share)/len(others))) for d in others]
     folder = cache_dir()/f'self-{digest(json.dumps([about, len(own.avoid)]))}'
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):
