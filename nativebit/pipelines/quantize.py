@@ -696,7 +696,7 @@ def main(
     bits:float=None,
     geometry:Param(geometry_help())=None,
     # self (the model writes it), text:FILES, python:FOLDER, wikitext-2, wikitext-103, openwebtext, or
-    # self:SHARE,DATASET for some of both; gptq and qat read its training split (gptq without it a text that
+    # self:SHARE,DATASET,… for some of each; gptq and qat read its training split (gptq without it a text that
     # comes with the package), the table is of its test split
     data:str=None,
     # embedding and head: int8 (a scale a row), 6 or 4 bits so, bfloat16, or auto: int8 where that costs less
