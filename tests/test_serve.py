@@ -1,6 +1,7 @@
 "The server, as clients meet it: a process of its own, OpenAI's own Python client, two hundred streams at once, clients that go away, SIGTERM, and every wrong request."
 import asyncio, json, os, re, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
+from pathlib import Path
 import httpx, openai, pytest
 import nativebit as nb
 from nativebit.config import get_config, override
@@ -12,6 +13,7 @@ from nativebit.pipelines.exporting import export_plain
 from nativebit.pipelines.opening import opened
 from test_chat import CHATML
 
+ROOT = Path(__file__).resolve().parent.parent
 TEXT = 'Who are you? I am a small model of few words, and I count: one, two, three. ' * 20
 
 @pytest.fixture(scope='module')
@@ -154,3 +156,16 @@ def test_wrong_starts(packed, tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); s.listen()
         assert "can't listen on 127.0.0.1" in says(packed, '--port', s.getsockname()[1])
+
+def test_the_benchmark(packed, tmp_path):
+    "It finds that all is well, and says so where nothing starts."
+    def rows(model, *flags):
+        r = subprocess.run([sys.executable, ROOT/'kernels'/'bench_serve.py', model, '--slots', '2', '--at-once', '5', '--tokens', '9', *flags], capture_output=True, text=True, env=dict(os.environ, JAX_PLATFORMS='cpu'), timeout=120)
+        return r.returncode, [json.loads(line) for line in r.stdout.splitlines()]
+    code, (header, *found) = rows(packed, '--out', tmp_path/'rows')
+    assert code == 0 and header['type'] == 'header' and all(r['ok'] for r in found), found
+    assert [next(iter(r)) for r in found] == ['started', 'health', 'completion', 'chat', 'at_once', 'at_once', 'sigterm']
+    assert found[2]['completion']['completion_tokens'] <= 9 and found[3]['pieces'] > 1 and 5 <= found[4]['tokens'] <= 45 and found[6]['whole_answers'] == 2
+    assert len((tmp_path/'rows').read_text().splitlines()) == 8
+    code, (_, *found) = rows(tmp_path)
+    assert code == 1 and not found[-1]['ok'] and 'did not start' in found[-1]['error']
