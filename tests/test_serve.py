@@ -1,5 +1,5 @@
 "The server, as clients meet it: a process of its own, OpenAI's own Python client, two hundred streams at once, clients that go away, SIGTERM, and every wrong request."
-import asyncio, json, os, re, signal, socket, subprocess, sys, time
+import asyncio, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 import httpx, openai, pytest
@@ -140,6 +140,23 @@ def test_a_full_line_a_client_that_leaves_and_sigterm(packed):
 def test_wrong_requests(up, body, status, says):
     r = httpx.post(up + '/completions', content=body if isinstance(body, bytes) else json.dumps(body), headers={'Content-Type': 'application/json'})
     assert r.status_code == status and says in r.json()['error']['message'] and '\n' not in r.json()['error']['message'], r.text
+
+@pytest.mark.parametrize('stream', [False, True])
+@pytest.mark.parametrize('body, status, says', [
+    (b'{"messages": [', 400, 'not JSON'), (dict(model='other'), 404, "no model 'other'"), (dict(content='Who are you? '*200), 400, 'context holds 256'), (dict(content='Hi', max_tokens=250), 400, 'context holds 256')])
+def test_wrong_chats_are_refused_before_a_stream_begins(up, stream, body, status, says):
+    "With the status that says so: a stream that has begun could only break off."
+    if isinstance(body, dict): body = json.dumps(dict(messages=[dict(role='user', content=body.get('content', 'Hi'))], stream=stream) | {k: v for k,v in body.items() if k != 'content'})
+    r = httpx.post(up + '/chat/completions', content=body, headers={'Content-Type': 'application/json'})
+    assert r.status_code == status and says in r.json()['error']['message'] and r.headers['content-type'] == 'application/json', r.text
+
+@pytest.mark.skipif(shutil.which('curl') is None, reason='no curl')
+def test_readmes_curl(up):
+    line = next(l for l in (ROOT/'README.md').read_text().splitlines() if l.startswith('curl'))
+    words = [w.replace('http://127.0.0.1:8000/v1', up) for w in shlex.split(line, comments=True)]
+    out = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    parts = [l.removeprefix('data: ') for l in out.splitlines() if l]
+    assert parts[-1] == '[DONE]' and json.loads(parts[0])['choices'][0]['delta']['role'] == 'assistant' and json.loads(parts[-2])['choices'][0]['finish_reason'] in ('stop', 'length')
 
 def test_wrong_paths(up):
     assert httpx.get(up + '/nothing').status_code == 404 and httpx.get(up + '/completions').status_code == 405 and 'error' in httpx.get(up + '/nothing').json()
