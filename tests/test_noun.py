@@ -1,5 +1,6 @@
 "One noun: every command takes every kind of model, or says in one sentence which command comes first; and a model goes from one form to another and back with equal bits, and equal logits in transformers."
 import json, re, shlex, shutil
+from importlib.util import find_spec
 from pathlib import Path
 import jax.numpy as jnp, numpy as np, pytest
 transformers, torch, gguf = map(pytest.importorskip, ('transformers', 'torch', 'gguf'))
@@ -15,6 +16,7 @@ from nativebit.models.transformer import forward_fn, init_model
 from nativebit.utils.cli import UserError
 from test_convert import CASES, SMALL as SMALL_NETWORK, TOKENS, random_transformer, theirs, write_gguf
 
+ROOT = Path(__file__).resolve().parent.parent
 transformers.utils.logging.disable_progress_bar()
 FLOAT = {'book': 'run', 'logs/book': 'checkpoint', 'ckpt': 'checkpoint', 'model': 'hub folder', 'model.gguf': 'gguf', 'some/model': 'hub name'}
 PACKED = {'trained': 'run', 'logs/trained': 'checkpoint', 'rtn': 'packed folder', 'one/rtn.nbpack.safetensors': 'packed file'}
@@ -106,6 +108,26 @@ def test_every_command_takes_it_or_names_the_next(home, capsys, monkeypatch, com
     last = err.strip().splitlines()[-1]
     assert code == 1 and last.startswith('error: ') and says.format(m=model) in last, (code, err)
     assert {p for p in home.glob('out-*')} == before   # nothing is begun
+
+# ---- README's exports ---------------------------------------------------------------------------------------
+
+EXPORTS = [shlex.split(l, comments=True)[3:] for l in (ROOT/'README.md').read_text().splitlines() if l.startswith('nativebit export model-3bit ')]   # --to FORM …
+PACKAGES = dict(gguf='gguf', openvino='openvino', onnx='onnxruntime', coreml='coremltools')
+
+def test_readme_names_every_form():
+    from nativebit.pipelines.exporting import FORMS
+    assert {words[1] for words in EXPORTS} | {'packed'} == set(FORMS)
+
+@pytest.mark.parametrize('words', EXPORTS, ids=lambda words: words[1])
+def test_readmes_exports(home, capsys, tmp_path, words):
+    "Each as it stands there; of an empty folder none is made, and nothing is left."
+    to, out = words[1], tmp_path/words[-1]
+    code, _, err = said(capsys, ['export', str(tmp_path), *words[:-1], str(out)])
+    assert code == 1 and 'holds no model' in err and not [*tmp_path.iterdir()]
+    if to in PACKAGES and find_spec(PACKAGES[to]) is None: pytest.skip(f'{PACKAGES[to]} is not installed')
+    code, printed, err = said(capsys, ['export', 'rtn', *words[:-1], str(out)])
+    assert code == 0 and str(out) in printed and out.exists(), err
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
 
 def test_what_is_named_next_works(home, capsys, monkeypatch):
     "The commands of the sentences, one after the other, with what they name filled in."

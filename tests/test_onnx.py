@@ -61,6 +61,11 @@ def test_what_goes_wrong(tmp_path):
     with pytest.raises(UserError, match='exists and is not empty'): export_main(str(folder), 'onnx', str(out))
     with pytest.raises(UserError, match='cannot write'): export_main(str(folder), 'onnx', str(out/MODEL/'x'))
     with pytest.raises(UserError, match='has one type only'): export_main(str(folder), 'onnx', str(tmp_path/'x'), dtype='float16')
+    model, whole = onnx().load(str(out/MODEL), load_external_data=False), (out/MODEL).read_bytes()
+    model.opset_import[0].version = 99   # of a time to come
+    (out/MODEL).write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="^onnxruntime .* can't open .*update it"): OnnxNetwork(out).session
+    (out/MODEL).write_bytes(whole)
     (out/DATA).write_bytes((out/DATA).read_bytes()[:-100])
     with pytest.raises(UserError, match='copy or export it again'): OnnxNetwork(out)
     for n in (10, 1000, 5000):

@@ -1,6 +1,7 @@
 "The server, as clients meet it: a process of its own, OpenAI's own Python client, two hundred streams at once, clients that go away, SIGTERM, and every wrong request."
-import asyncio, json, os, re, signal, socket, subprocess, sys, time
+import asyncio, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
+from pathlib import Path
 import httpx, openai, pytest
 import nativebit as nb
 from nativebit.config import get_config, override
@@ -12,6 +13,7 @@ from nativebit.pipelines.exporting import export_plain
 from nativebit.pipelines.opening import opened
 from test_chat import CHATML
 
+ROOT = Path(__file__).resolve().parent.parent
 TEXT = 'Who are you? I am a small model of few words, and I count: one, two, three. ' * 20
 
 @pytest.fixture(scope='module')
@@ -139,6 +141,23 @@ def test_wrong_requests(up, body, status, says):
     r = httpx.post(up + '/completions', content=body if isinstance(body, bytes) else json.dumps(body), headers={'Content-Type': 'application/json'})
     assert r.status_code == status and says in r.json()['error']['message'] and '\n' not in r.json()['error']['message'], r.text
 
+@pytest.mark.parametrize('stream', [False, True])
+@pytest.mark.parametrize('body, status, says', [
+    (b'{"messages": [', 400, 'not JSON'), (dict(model='other'), 404, "no model 'other'"), (dict(content='Who are you? '*200), 400, 'context holds 256'), (dict(content='Hi', max_tokens=250), 400, 'context holds 256')])
+def test_wrong_chats_are_refused_before_a_stream_begins(up, stream, body, status, says):
+    "With the status that says so: a stream that has begun could only break off."
+    if isinstance(body, dict): body = json.dumps(dict(messages=[dict(role='user', content=body.get('content', 'Hi'))], stream=stream) | {k: v for k,v in body.items() if k != 'content'})
+    r = httpx.post(up + '/chat/completions', content=body, headers={'Content-Type': 'application/json'})
+    assert r.status_code == status and says in r.json()['error']['message'] and r.headers['content-type'] == 'application/json', r.text
+
+@pytest.mark.skipif(shutil.which('curl') is None, reason='no curl')
+def test_readmes_curl(up):
+    line = next(l for l in (ROOT/'README.md').read_text().splitlines() if l.startswith('curl'))
+    words = [w.replace('http://127.0.0.1:8000/v1', up) for w in shlex.split(line, comments=True)]
+    out = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    parts = [l.removeprefix('data: ') for l in out.splitlines() if l]
+    assert parts[-1] == '[DONE]' and json.loads(parts[0])['choices'][0]['delta']['role'] == 'assistant' and json.loads(parts[-2])['choices'][0]['finish_reason'] in ('stop', 'length')
+
 def test_wrong_paths(up):
     assert httpx.get(up + '/nothing').status_code == 404 and httpx.get(up + '/completions').status_code == 405 and 'error' in httpx.get(up + '/nothing').json()
     assert httpx.post(up + '/chat/completions', json=dict(messages=[dict(role='user', content=[dict(type='image_url', image_url='x')])])).status_code == 400
@@ -154,3 +173,16 @@ def test_wrong_starts(packed, tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); s.listen()
         assert "can't listen on 127.0.0.1" in says(packed, '--port', s.getsockname()[1])
+
+def test_the_benchmark(packed, tmp_path):
+    "It finds that all is well, and says so where nothing starts."
+    def rows(model, *flags):
+        r = subprocess.run([sys.executable, ROOT/'kernels'/'bench_serve.py', model, '--slots', '2', '--at-once', '5', '--tokens', '9', *flags], capture_output=True, text=True, env=dict(os.environ, JAX_PLATFORMS='cpu'), timeout=120)
+        return r.returncode, [json.loads(line) for line in r.stdout.splitlines()]
+    code, (header, *found) = rows(packed, '--out', tmp_path/'rows')
+    assert code == 0 and header['type'] == 'header' and all(r['ok'] for r in found), found
+    assert [next(iter(r)) for r in found] == ['started', 'health', 'completion', 'chat', 'at_once', 'at_once', 'sigterm']
+    assert found[2]['completion']['completion_tokens'] <= 9 and found[3]['pieces'] > 1 and 5 <= found[4]['tokens'] <= 45 and found[6]['whole_answers'] == 2
+    assert len((tmp_path/'rows').read_text().splitlines()) == 8
+    code, (_, *found) = rows(tmp_path)
+    assert code == 1 and not found[-1]['ok'] and 'did not start' in found[-1]['error']

@@ -2,6 +2,7 @@
 
 Minutes: `pytest -m slow tests/test_walk.py`. Long trainings are cut to a few steps (`SHORTER`), and what needs a network or a GPU is left out, by name (`LEFT_OUT`)."""
 import json, os, re, shlex, subprocess, sys, time
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
 
@@ -9,6 +10,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = {'source': "a shell's matter", 'git clone': 'this is the clone', 'make': 'tests/test_demo.py', 'pip install': 'installed', 'nativebit data wikitext-103': 'needs a network',
             'nativebit hf lm_eval': 'another package', 'nativebit evaluate model-3bit --tasks': 'another package', 'nativebit serve': 'tests/test_serve.py', 'curl': 'tests/test_serve.py', 'nativebit quantize path/to/model --method qat --geometry': 'needs a GPU: --attention cudnn'}
+LEFT_OUT |= {f'nativebit export model-3bit --to {to}': 'another package' for to,package in dict(openvino='openvino', onnx='onnxruntime', coreml='coremltools').items() if find_spec(package) is None}   # tests/test_noun.py
 SHORTER = {'nativebit train --no-nativebit': '--config stdlib-5m --max-steps 12 --batch-size 2 --val-batches 1', 'nativebit train --init-from': '--max-steps 6 --save-every 3 --batch-size 2 --val-batches 1',
            'nativebit posthoc': '--methods rtn,kmeans --max-tokens 2048', 'nativebit evaluate': '--max-tokens 2048', 'nativebit compare': '--max-tokens 2048', 'nativebit chat': '--max-tokens 8',
            'nativebit quantize path/to/model --out': '--calibration-tokens 2048', 'nativebit quantize path/to/model --method qat --data self': '--max-steps 3 --batch-size 2 --val-batches 1 --calibration-tokens 1024 --test-tokens 1024 --force',

@@ -377,9 +377,12 @@ class OnnxNetwork:
     @cached_property
     def session(self):
         import onnxruntime
-        without = [] if self.fold else ['ConstantFolding']
-        return onnxruntime.InferenceSession(str(self.folder/MODEL), options(self.threads),
-                                            ['CPUExecutionProvider'], disabled_optimizers=without)
+        without, path = [] if self.fold else ['ConstantFolding'], self.folder/MODEL
+        try: return onnxruntime.InferenceSession(str(path), options(self.threads), ['CPUExecutionProvider'],
+                                                 disabled_optimizers=without)
+        except Exception as e:   # its own kinds have no other base
+            raise UserError(f"onnxruntime {onnxruntime.__version__} can't open {path} "
+                            f"(…{str(e).splitlines()[0][-90:]}); update it, or export the model again") from e
 
     def needed(self, name:str)->set:
         "The values that one hangs on, by name."

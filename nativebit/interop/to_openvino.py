@@ -235,7 +235,12 @@ class OpenVinoNetwork:
         if not (path := Path(folder)/'openvino_model.xml').is_file():
             raise UserError(f"{folder} has no openvino_model.xml; "
                             "nativebit export MODEL --to openvino makes one")
-        self.compiled = openvino().Core().compile_model(str(path), 'CPU', dict(settings))
+        ov = openvino()
+        try: self.compiled = ov.Core().compile_model(str(path), 'CPU', dict(settings))
+        except RuntimeError as e:   # damaged, or with operations that this version does not know
+            why = str(e).strip().splitlines()[-1]
+            raise UserError(f"OpenVINO {ov.__version__} can't open {path} ({why[:200]}); update it, "
+                            "or export the model again") from e
         self.reset()
     def reset(self): self.request, self.read = self.compiled.create_infer_request(), 0
     def step(self,
