@@ -1,6 +1,6 @@
 """Texts decoded together, and transformers' generate by the decoder, on a random packed folder of Llama-3.2-1B's shape: checks, and times beside transformers in bfloat16 and our own program.
 
-    python kernels/bench_generate.py                        JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl has two runs
+    python kernels/bench_generate.py                        JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl has four runs
     python kernels/bench_generate.py --only eight_billion   16 texts of a network of Llama-3.1-8B's shape, packed beside dense bfloat16 of the same code
     python kernels/bench_generate.py --rehearse             a CPU, tiny shapes
 """
@@ -227,7 +227,7 @@ def step_times(net, slots, counts, **row):
 
 def steps():
     step_times(dequantized(program, DTYPE), 64, (2, 8, 16, 64), by='dense bfloat16')
-    batch, _ = step_times(program, 64, (1, 2, 4, 8, 16, 32, 64))
+    batch, _ = step_times(program, 64, (1, 2, 4, 8, 16, 32, 64), by='packed')
     for how in (dict(temperature=1.), dict(temperature=1., top_k=50), dict(temperature=1., top_p=.9)):
         for s in range(16, 64):
             if batch.ends[s] is not None: batch.free(s)
