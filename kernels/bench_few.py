@@ -2,7 +2,8 @@
 
     python kernels/bench_few.py --minutes 1.5     writes data/results/few.jsonl, what is most wanted first
     python kernels/bench_few.py --explore         the same with configurations of every kind, of which the fastest are taken; half an hour
-    python kernels/bench_few.py --keep h200       no measuring: makes nativebit/kernels/configs/h200.json of data/results/few.jsonl
+    python kernels/bench_few.py --network 8b      writes data/results/few_8b.jsonl: each product of Llama-3.1-8B's shapes alone, with configurations of every kind
+    python kernels/bench_few.py --keep h200       no measuring: makes nativebit/kernels/configs/h200.json of both files
     python kernels/bench_few.py --rehearse        a CPU, tiny shapes, the CUDA source lane by lane
 """
 import argparse, json, random, sys
@@ -18,6 +19,10 @@ TOKENS = (16, 8, 64, 2, 32, 4) if not REHEARSE else (3, 33)
 OTHERWISE = {'one launch after the other': dict(overlap=0), 'no products': dict(flags=1), 'no activations': dict(flags=4), 'neither': dict(flags=5), 'neither, no waiting': dict(flags=7),
             '64 KB of activations ahead': dict(ahead=64), 'all shared memory': dict(kb=None)}
 
+NETWORKS = {'2.2b': (LAYERS, SHAPES), '8b': (2, [(64, 256), (32, 256), (48, 256), (32, 512)]) if REHEARSE else (32, [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)])}
+FEW = 'few, default', 'few, tuned', 'few, explored'
+FILES = {n: ROOT/'data'/'results'/f'few{"" if n == "2.2b" else "_" + n}.jsonl' for n in NETWORKS}
+
 def this_gpu(): return ops.Gpu(90, 3, 101376) if REHEARSE else ops.this_gpu()
 
 def before(shape, bits, kind, M):
@@ -26,7 +31,7 @@ def before(shape, bits, kind, M):
     for name in () if REHEARSE else ('h100',):   # an H200 computes like an H100
         if ops.tuned(name).get(key, {}).get('backend') in ('decode', 'prefill'): return ops.tuned(name)[key]
     if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_bm(shape, M))
-    return dict(ops.default_config(shape, M, True, 'int8', bits), activations='float')
+    return ops.default_decode(shape, M, bits=bits)
 
 def spread(shape, M, geometry, most):
     "Configurations of `few` of every kind: the likeliest of each number of warps and tiles of a warp, with clusters and without, some with all the memory."
@@ -38,40 +43,39 @@ def spread(shape, M, geometry, most):
     ways = [d for some in found.values() for c in some for d in ([c, dict(c, kb=full)] if c['kb'] < full else [c])]
     return random.Random(0).sample(ways, min(most, len(ways)))
 
-def stacks(rows):
-    "Milliseconds of each kind of stack, the fastest; of what there was before with 4 tokens, where that was not timed, a third of the way from 2 to 8."
-    ms = {(r['kernel'], r['geometry'], r['M']): r['ms'] for r in sorted((r for r in rows if 'kernel' in r and 'ms' in r), key=lambda r: -r['ms'])}
-    for name, g, M in list(ms):
-        if M == 2 and (name, g, 8) in ms: ms.setdefault((name, g, 4), ms[name, g, 2] + (ms[name, g, 8] - ms[name, g, 2])/3)
-    return ms
+def measured():
+    "The header of the first file, and the rows of all."
+    (head, *rows), *others = [[json.loads(l) for l in f.read_text().splitlines()] for f in FILES.values()]
+    return head, [*rows, *(r for _, *more in others for r in more)]
 
 WAY = 'backend', 'groups', 'ranks', 'wide', 'deep', 'tj', 'kb', 'ahead'
 def way(r): return {k: r[k] for k in WAY if k in r}
 
 def found(rows):
-    "(geometry, tokens, shape) → the configuration in the fastest stack that has one for today's kernel, or else the fastest alone."
-    rows = sorted((r for r in rows if 'ms' in r), key=lambda r: r['ms'])
-    together = [(r['geometry'], r['M'], s, c) for r in rows if r.get('kernel') == 'few, explored' for s, c in zip(SHAPES, r.get('configs', ()))]
-    alone, out = [(r['geometry'], r['M'], r['shape'], r) for r in rows if 'groups' in r and not {'share', 'variant'} & {*r}], {}
+    "(geometry, tokens, shape) → the configuration in the fastest stack, or else the fastest alone."
+    rows, out = sorted((r for r in rows if 'ms' in r), key=lambda r: r['ms']), {}
+    together = [(r['geometry'], r['M'], s, c) for r in rows if r.get('kernel') in FEW for s, c in zip(SHAPES, r['configs'])]
+    alone = [(r['geometry'], r['M'], r['shape'], r) for r in rows if 'groups' in r]
     ms = {(g, M, *s, *way(c).items()): c['ms'] for g, M, s, c in reversed(alone)}
     for g, M, s, c in [*together, *alone]:
-        if 'share' in c or not ops.few_takes(c, M, 90): continue      # what the kernel had, and has no more
         t = ms.get((g, M, *s, *way(c).items()))
         out.setdefault((g, M, tuple(s)), dict(way(c), **(dict(ms=round(t, 5)) if t else {})))
     return out
 
 def table(rows):
     "What was found for each key, or what there was before where its stack was faster."
-    ms, best = stacks(rows), {}
+    ms, best = {}, {}
+    for r in rows:
+        if 'kernel' in r and 'ms' in r: ms.setdefault((r['kernel'] in FEW, r['kernel'] == 'before', r['geometry'], r['M']), []).append(r['ms'])
     for (g, M, shape), new in found(rows).items():
         old = {k: v for k,v in before(shape, *GEOMETRIES[g], M).items() if k != 'ms'}
-        slower = ms.get(('before', g, M), float('inf')) > ms['few, explored', g, M]
+        slower = min(ms[False, True, g, M]) > min(ms[True, False, g, M])
         best[ops.config_key(shape, *GEOMETRIES[g], M)] = new if slower else old
     return dict(sorted(best.items()))
 
-def keep(path, slug):
-    "Write the table of a file's GPU into the package."
-    head, *rows = [json.loads(l) for l in path.read_text().splitlines()]
+def keep(slug):
+    "Write the table of the files' GPU into the package."
+    head, rows = measured()
     out = ROOT/'nativebit'/'kernels'/'configs'/f'{slug}.json'
     with atomic_path(out) as tmp: tmp.write_text(json.dumps(dict(device=head['device'], torch=head['torch'], configs=table(rows)), indent=0) + '\n')
     say(f'wrote {out.relative_to(ROOT)}')
@@ -142,6 +146,29 @@ class Bench:
             xs = {s[1]: activations(M, s[1], torch.bfloat16) for s in SHAPES}
             self.row('cuBLAS bf16', 'bf16', M, graph_ms(lambda: [torch.nn.functional.linear(xs[m.shape[1]], m) for layer in w for m in layer]))
 
+    def alone(self, layers, dense, i, M):
+        "A shape without the others: configurations of every kind, and the fastest with something left out."
+        xs = {t: activations(M, SHAPES[i][1], t) for t in (torch.float16, torch.bfloat16)}
+        def timed(part, product, **more):
+            ms = graph_ms(lambda: [product(layer[i]) for layer in layers], reps=7)/len(layers)
+            write(self.path, dict(shape=SHAPES[i], geometry='int8', M=M, part=part, ms=round(ms, 6))); say(f'{SHAPES[i]} M={M:<3} {part:30} {ms*1e3:8.2f} us')
+        few = lambda c, t=torch.float16: lambda p: ops.run_config(xs[t], p, c)
+        timed('default', few(ops.few_configs(SHAPES[i], M, 3, this_gpu())[0]))
+        best = self.fastest(layers, i, M, 'int8')
+        timed('fastest', few(best))
+        for what, change in OTHERWISE.items(): timed(what, few(dict(best, **change)))
+        timed('bf16 activations', few(best, torch.bfloat16))
+        ws = iter([layer[i] for layer in dense]*1000)
+        timed('cuBLAS bf16', lambda _: torch.nn.functional.linear(xs[torch.bfloat16], next(ws)))
+
+def run_alone(b):
+    layers = [[random_packed(s, *GEOMETRIES['int8']) for s in SHAPES] for _ in range(LAYERS)]
+    dense = [[torch.randn(s, device=DEVICE).to(torch.bfloat16) for s in SHAPES] for _ in range(LAYERS)]
+    for M in (16, 64) if not REHEARSE else (3,):
+        for i in range(len(SHAPES)):
+            if b.clock.left < 1: return say(f'{SHAPES[i]} M={M}: skipped, no time left')
+            b.alone(layers, dense, i, M)
+
 def run(b):
     b.cublas()
     weights = {g: [[random_packed(s, *GEOMETRIES[g]) for s in SHAPES] for _ in range(LAYERS)] for g in GEOMETRIES if not REHEARSE or g in ('int8', 'lut-b')}
@@ -153,21 +180,24 @@ def run(b):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--minutes', type=float, default=1.5, help='time budget, without compiling')
-    ap.add_argument('--out', default=str(ROOT/'data'/'results'/'few.jsonl'), help='where the rows go')
+    ap.add_argument('--network', choices=NETWORKS, default='2.2b', help='whose shapes; of 8b each alone')
+    ap.add_argument('--out', help='where the rows go, if not into the file of the network')
     ap.add_argument('--explore', action='store_true', help='configurations of every kind, not only likely ones')
-    ap.add_argument('--keep', metavar='GPU', help='make the table of this name from the file, and measure nothing')
+    ap.add_argument('--keep', metavar='GPU', help='make the table of this name from the files, and measure nothing')
     ap.add_argument('--rehearse', action='store_true', help='on a CPU, tiny')
     a = ap.parse_args()
-    if a.keep: return keep(Path(a.out), a.keep)
+    if a.keep: return keep(a.keep)
     if not REHEARSE and not torch.cuda.is_available(): sys.exit('error: this measures an NVIDIA GPU; --rehearse tries the program on a CPU')
-    out = Path(ROOT/'logs'/'few_rehearsal.jsonl' if REHEARSE else a.out)
+    globals().update(zip(('LAYERS', 'SHAPES'), NETWORKS[a.network]))
+    out = Path(ROOT/'logs'/'few_rehearsal.jsonl' if REHEARSE else a.out or FILES[a.network])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     build_libraries(list(GEOMETRIES.values()))
     clock = Clock(a.minutes)
     with torch.inference_mode():
-        write(out, dict(header(copy_bandwidth()), command=' '.join(['python', 'kernels/bench_few.py', *sys.argv[1:]])))
-        run(Bench(out, clock, a.explore))
+        write(out, dict(header(copy_bandwidth()), command=' '.join(['python', 'kernels/bench_few.py', *sys.argv[1:]]), network=a.network, layers=LAYERS, shapes=SHAPES))
+        if a.network == '8b': run_alone(Bench(out, clock, explore=True))
+        else: run(Bench(out, clock, a.explore))
     say(f'wrote {out}')
 
 if __name__ == '__main__': main()

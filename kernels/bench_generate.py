@@ -1,7 +1,7 @@
 """Texts decoded together, and transformers' generate by the decoder, on a random packed folder of Llama-3.2-1B's shape: checks, and times beside transformers in bfloat16 and our own program.
 
-    python kernels/bench_generate.py                        JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl has two runs
-    python kernels/bench_generate.py --only eight_billion   16 texts of a network of Llama-3.1-8B's shape, packed beside dense bfloat16 of the same code
+    python kernels/bench_generate.py                        JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl has four runs
+    python kernels/bench_generate.py --only eight_billion   16 and 64 texts of a network of Llama-3.1-8B's shape, packed beside dense bfloat16 of the same code; and where a step's time goes
     python kernels/bench_generate.py --rehearse             a CPU, tiny shapes
 """
 import argparse, os, sys
@@ -227,7 +227,7 @@ def step_times(net, slots, counts, **row):
 
 def steps():
     step_times(dequantized(program, DTYPE), 64, (2, 8, 16, 64), by='dense bfloat16')
-    batch, _ = step_times(program, 64, (1, 2, 4, 8, 16, 32, 64))
+    batch, _ = step_times(program, 64, (1, 2, 4, 8, 16, 32, 64), by='packed')
     for how in (dict(temperature=1.), dict(temperature=1., top_k=50), dict(temperature=1., top_p=.9)):
         for s in range(16, 64):
             if batch.ends[s] is not None: batch.free(s)
@@ -237,6 +237,28 @@ def steps():
         for _ in range(10): batch.step()
         say(time=f'a step of 16 slots, drawn: {how}', ms=round(1e2*(time.perf_counter() - a), 3))
 
+KINDS = {'few': ('void few',), 'decode': ('void decode<',), 'cuBLAS': ('gemm', 'nvjet', 'cutlass', 'aten::mm', 'aten::linear'), 'attention': ('decode_attention',), 'join': ('join_kernel',), 'norm': ('norm_kernel',), 'gate': ('gate_kernel',), 'head': ('rows_kernel',)}
+
+def moved(events, layers):
+    "Of (start, end, name) of kernels: kind → by how many microseconds these move the end on, for they overlap, and how many there are; products by their place in a layer."
+    out, end, products = {}, min(events)[0], 0
+    for a,b,name in sorted(events):
+        kind = next((k for k,words in KINDS.items() if any(w in name for w in words)), name[:48])
+        if kind in ('few', 'decode', 'cuBLAS'):
+            kind += ' ' + (('qkv', 'o', 'gate_up', 'down')[products % 4] if products < 4*layers else 'head')
+            products += 1
+        us, n = out.get(kind, (0, 0))
+        out[kind], end = (us + max(0, b - end), n + 1), max(end, b)
+    return out
+
+def profile(batch, B, layers, **row):
+    from torch.profiler import ProfilerActivity, profile as profiled
+    where = 'CPU' if TINY else 'CUDA'
+    with profiled(activities=[ProfilerActivity.CPU] if TINY else [ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p: batch.step(); sync()
+    events = [(e.time_range.start, e.time_range.end, e.name) for e in p.events() if str(e.device_type).endswith(where) and e.time_range.end > e.time_range.start and 'decode_step' not in e.name]   # which is the mark around a step
+    most = sorted(moved(events, layers).items(), key=lambda r: -r[1][0])
+    say(profile=f'a step of {B} slots', us=round(sum(us for _,(us,_) in most), 1), kernels=len(events), most=[[k, round(us, 1), n] for k,(us,n) in most[:13]], **row)
+
 def eight_billion():
     "Of Llama-3.1-8B's shape, random weights made where they are needed."
     global V
@@ -244,8 +266,12 @@ def eight_billion():
     shape = ModelConfig(V, 2, 128, 4, 256, n_kv_heads=2, context_len=256) if TINY else ModelConfig(V, 32, 4096, 32, 14336, n_kv_heads=8, head_size=128, context_len=1024, tied=False)
     net, ms = random_network(Config('8B', shape, QuantConfig(**GEOMETRIES['int8'])), DEVICE, DTYPE, 'int8'), {}
     for by,make in (('packed', lambda: net), ('dense bfloat16', lambda: dequantized(net, DTYPE))):
-        ms[by] = step_times(make(), 16, (16,), shape='Llama-3.1-8B', by=by)[1][16]
-    say(check='16 texts of the 8B shape at twice the speed of dense bfloat16 of the same code', ratio=round(ms['dense bfloat16']/ms['packed'], 2), ok=ms['dense bfloat16'] >= 2*ms['packed'])
+        for B in (16, 64):
+            batch, took = step_times(make(), B, (B,), shape='Llama-3.1-8B', by=by)
+            ms[by, B] = took[B]
+            profile(batch, B, shape.n_layers, shape='Llama-3.1-8B', by=by)
+            del batch
+    say(check='16 texts of the 8B shape at twice the speed of dense bfloat16 of the same code', ratio=round(ms['dense bfloat16', 16]/ms['packed', 16], 2), ok=ms['dense bfloat16', 16] >= 2*ms['packed', 16])
 
 for name in ONLY: section(globals()[name])
 shutil.rmtree(tmp)

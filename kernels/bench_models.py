@@ -85,7 +85,7 @@ def older(geometry, layers):
     lib, (bits, kind) = library_for_80(*GEOMETRIES[geometry]), GEOMETRIES[geometry]
     weights = [random_packed(s, bits, kind) for _ in range(layers) for s in SHAPES]
     xs = {s[1]: activations(1, s[1]) for s in SHAPES}
-    config = lambda p, gpu: {k: v for k,v in ops.default_config(p.shape, 1, True, bits=bits, gpu=gpu).items() if k != 'backend'}
+    config = lambda p, gpu: {k: v for k,v in ops.default_decode(p.shape, 1, bits=bits, gpu=gpu).items() if k != 'backend'}
     gpu = ops.Gpu(90, 3) if REHEARSE else ops.this_gpu()
     old = gpu._replace(arch=80, shared=min(gpu.shared, 101376 if REHEARSE else 166912))   # as an A100 has
     ways = {'for 8.0': lambda x, p: cuda.decode(x, p, lib=lib, **config(p, old)),

@@ -186,7 +186,7 @@ def stage_layer(t, geometry='int8', context=512, others=5):
     bits, kind = GEOMETRIES[geometry]
     D, F, N, H = (256, 384, 2, 128) if REHEARSE else (2560, 6912, 20, 128)
     shapes, lib = [(3*D, D), (D, D), (2*F, D), (D, F)], cuda.library(bits, kind)
-    tried = [sorted(t.tried.get((s, geometry, 1, 'float', 'decode'), [(0., ops.default_config(s, 1, True), 0, 0)]), key=lambda c: c[0])[:others+1] for s in shapes]
+    tried = [sorted(t.tried.get((s, geometry, 1, 'float', 'decode'), [(0., ops.default_decode(s, 1), 0, 0)]), key=lambda c: c[0])[:others+1] for s in shapes]
     half = lambda *size: torch.randn(*size, device=DEVICE).half()
     layers = [([random_packed(s, bits, kind) for s in shapes], [half(D), half(D)], half(2, context + 8, N, H)) for _ in range(LAYERS)]
     cos, sin, at, x = torch.ones(context + 8, H//2, device=DEVICE), torch.zeros(context + 8, H//2, device=DEVICE), torch.tensor([context], device=DEVICE), half(1, D)

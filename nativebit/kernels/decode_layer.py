@@ -10,7 +10,7 @@ __all__ = ['PRODUCTS', 'layer_products', 'decode_layer', 'float_tensors', 'no_un
 import torch
 from torch import Tensor
 from . import cuda
-from .ops import choose
+from .ops import choose_decode
 from .layout import KINDS, PackedMatrix
 
 # %% ../../nbs/09_kernels/06_decode_layer.ipynb #a3d2db93
@@ -33,7 +33,7 @@ def layer_products(
 # %% ../../nbs/09_kernels/06_decode_layer.ipynb #601c62f7
 def _configured(x, p, **kw):
     "`decode` as tuned for this GPU."
-    cfg = {k: v for k,v in choose(p, 1).items() if k not in ('backend', 'ms')}
+    cfg = {k: v for k,v in choose_decode(p).items() if k not in ('backend', 'ms')}
     return cuda.decode(x, p, **cfg, **kw)
 
 @torch.library.custom_op('nativebit::decode_layer', mutates_args=('keys', 'values'))
@@ -105,7 +105,7 @@ def why_not(
     if not p.data.is_cuda: return "it is not on an NVIDIA GPU"
     if why := cuda.missing(): return why
     if not cuda.library(p.bits, p.kind): return "the kernels could not be built"
-    wide = [m.packed.shape for m in layer.products() if choose(m.packed, 1)['backend'] != 'decode']
+    wide = [m.packed.shape for m in layer.products() if choose_decode(m.packed) is None]
     if wide: return f"16 rows of {wide[0][1]} weights do not fit this GPU's shared memory"
 
 def fits(layer, dtype)->bool:
