@@ -105,11 +105,15 @@ class Bench:
 
     def ends(self, n=8):
         "SIGTERM while it writes as many texts as it has slots, or `n`: all of them come to their end."
-        n, writing, ends = min(n, self.args.slots), threading.Semaphore(0), []
+        n, ends = min(n, self.args.slots), []
+        writing = [threading.Event() for _ in range(n)]   # or ended already
         body = lambda k: dict(prompt=STORY.format(k), max_tokens=4*self.args.tokens, temperature=.8, seed=k)
-        threads = [threading.Thread(target=lambda k=k: ends.append(self.stream('/v1/completions', body(k), writing.release))) for k in range(n)]
+        def one(k):
+            try: ends.append(self.stream('/v1/completions', body(k), writing[k].set))
+            finally: writing[k].set()
+        threads = [threading.Thread(target=one, args=(k,)) for k in range(n)]
         for t in threads: t.start()
-        for t in threads: writing.acquire(timeout=self.args.seconds)
+        for w in writing: w.wait(self.args.seconds)
         begun = time.perf_counter(); self.server.send_signal(signal.SIGTERM)
         for t in threads: t.join(self.args.seconds)
         code, whole = self.server.wait(self.args.seconds), sum(e[-1:] == ['[DONE]'] for e in ends)
@@ -117,8 +121,8 @@ class Bench:
 
 def main(args):
     bench = Bench(args)
-    bench.put(json.dumps(dict(type='header', command=' '.join(['python kernels/bench_serve.py', *sys.argv[1:]]), git_hash=os.environ.get('NATIVEBIT_GIT_HASH', 'unknown'), device=device(), date=time.strftime('%Y-%m-%d'))))
     try:
+        bench.put(json.dumps(dict(type='header', command=' '.join(['python kernels/bench_serve.py', *sys.argv[1:]]), git_hash=os.environ.get('NATIVEBIT_GIT_HASH', 'unknown'), device=device(), date=time.strftime('%Y-%m-%d'))))
         for step in bench.starts, bench.completes, bench.chats: step()
         for k in range(args.repeats): bench.many(k + 1)
         bench.ends()

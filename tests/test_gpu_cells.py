@@ -41,6 +41,12 @@ def test_outputs_are_merged_where_the_code_is_the_same(tmp_path):
     with pytest.raises(SystemExit, match='only this machine has'): gpu_cells.merge(tmp_path/'out', tmp_path/'repo')
     assert outputs(here)[1] == two
 
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    for d in 'none', 'other': (tmp_path/d).mkdir()
+    notebook(tmp_path/'other'/'a.ipynb', ('#| gpu\n1', [stream('1')]))
+    with pytest.raises(SystemExit, match='has no notebooks'): gpu_cells.merge(tmp_path/'none', tmp_path)
+    with pytest.raises(SystemExit, match='has no such notebook'): gpu_cells.merge(tmp_path/'other', tmp_path)
+
 def test_without_a_gpu_nothing_is_run(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_cells, 'gpu_name', lambda: None)
     with pytest.raises(SystemExit, match='no NVIDIA GPU here'): gpu_cells.run(tmp_path, [], 1)

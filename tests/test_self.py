@@ -73,10 +73,12 @@ def test_a_teacher_that_repeats_itself_is_reported(home, monkeypatch):
     monkeypatch.setattr(self_data, 'repeated', lambda doc: 1.)
     with pytest.raises(UserError, match='repeats itself: of'): next(rounds(own_of('model'), (16, 48), 0))
 
-@pytest.mark.parametrize('data, says', [('self:3,stdlib', 'is not valid'), ('self:0.5', 'is not valid'), ('self,text:gone.txt', 'no such file'), ('shards:.', 'holds no prepared tokens')])
-def test_what_is_no_dataset(home, data, says):
+@pytest.mark.parametrize('data, says', [('self:3,stdlib', 'is not valid'), ('self:0.5', 'is not valid'), ('self,text:gone.txt', 'no such file'), ('shards:.', 'holds no prepared tokens'), ('self,', 'is not valid'), ('self,text:some.txt,text:some.txt', 'each once'), ('self,python:nothing', 'no Python files'), ('self,text:a.txt', 'a.txt: no text is left for the test')])
+def test_what_is_no_dataset(home, tmp_path, data, says):
+    (home/'nothing').mkdir(exist_ok=True); (home/'a.txt').write_text('a line and no more')
     r = start(home, 'nativebit', 'quantize', 'model', '--data', data, '--out', 'never').wait()
-    assert r.returncode == 1 and says in r.stderr and r.stderr.count('\n') == 1 and not (home/'never').exists()
+    assert r.returncode == 1 and says in r.stderr and r.stderr.count('\n') == 1 and not [*home.glob('never*')]
+    assert not [*(tmp_path/'cache').glob('self-*')]   # nothing was written that is of no use
 
 def test_text_that_was_begun_with_other_settings_is_not_mixed(home, monkeypatch, tmp_path):
     monkeypatch.chdir(home); out = str(tmp_path/'own'); real = self_data.rounds
@@ -97,3 +99,13 @@ def test_killed_before_its_first_round_is_recorded(tmp_path, left):
     self_data.check_fresh(tmp_path)
     (tmp_path/'progress.json').unlink(missing_ok=True); (tmp_path/'train-00000.npy').write_text('')
     with pytest.raises(UserError, match='exists; delete it'): self_data.check_fresh(tmp_path)
+
+def test_other_test_texts_of_equal_length_are_kept_out(home, monkeypatch, tmp_path):
+    "A test that has changed has the text written again, though its sequences are as many."
+    monkeypatch.chdir(tmp_path)
+    own, folders = own_of(str(home/'model')), []
+    for word in 'line', 'text':
+        Path('test.txt').write_text('\n\n'.join(f'{word} {i} of {i*i}' for i in range(100)))
+        monkeypatch.setattr(self_data, 'write_own', lambda own, folder, *a: folders.append(folder))
+        self_dataset(f"self,text:{home/'some.txt'},test=test.txt", own, 1024)
+    assert len({*folders}) == 2

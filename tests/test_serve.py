@@ -2,6 +2,7 @@
 import asyncio, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 import httpx, openai, pytest
 import nativebit as nb
 from nativebit.config import get_config, override
@@ -186,3 +187,18 @@ def test_the_benchmark(packed, tmp_path):
     assert len((tmp_path/'rows').read_text().splitlines()) == 8
     code, (_, *found) = rows(tmp_path)
     assert code == 1 and not found[-1]['ok'] and 'did not start' in found[-1]['error']
+
+def test_the_benchmark_leaves_no_server_and_waits_for_no_text_that_has_ended(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/'kernels'))
+    import bench_serve
+    server = Mock(**{'wait.return_value': 0})
+    monkeypatch.setattr(bench_serve.subprocess, 'Popen', lambda *a, **kw: server)
+    monkeypatch.setattr(bench_serve, 'device', lambda: '')
+    args = lambda *flags: bench_serve.ap.parse_args(['model', '--seconds', '60', *map(str, flags)])
+    with pytest.raises(FileNotFoundError): bench_serve.main(args('--out', tmp_path/'no folder'/'rows'))
+    assert server.kill.called
+    bench, begun = bench_serve.Bench(args('--slots', 2)), time.time()
+    monkeypatch.setattr(bench, 'stream', lambda path, body, third: ['', '[DONE]'])   # no third event
+    bench.ends()
+    bench.end.cancel()
+    assert not bench.failed and time.time() - begun < 20

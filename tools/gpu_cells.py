@@ -60,9 +60,11 @@ def run(folder, notebooks, seconds, rehearse=False):
 def merge(folder, root=ROOT):
     "Put outputs into the notebooks of the same names, as nbdev_clean leaves them; notebook → number of cells that have new ones."
     from nbdev.clean import nbdev_clean
-    merged = {}
-    for ran in sorted(folder.rglob('*.ipynb')):
+    merged, found = {}, sorted(folder.rglob('*.ipynb'))
+    if not found: sys.exit(f'error: {folder} has no notebooks; gpu_cells.py run writes some')
+    for ran in found:
         path = root/ran.relative_to(folder)
+        if not path.is_file(): sys.exit(f'error: {ran}: {root} has no such notebook; name the folder that gpu_cells.py run wrote into')
         nb, new = json.loads(path.read_text()), {source(c): c['outputs'] for c in json.loads(ran.read_text())['cells'] if 'gpu' in flags(c)}
         cells = [c for c in nb['cells'] if 'gpu' in flags(c) and new.get(source(c))]
         for c in cells:

@@ -19,7 +19,7 @@ from ..config import Config, QuantConfig
 from ..utils.cli import UserError, need, next_step
 from ..utils.files import cache_dir, check_writable, one_writer, stamps
 from ..data.corpora import nth_split, parse_self
-from ..data.loader import (SPLITS, ShardWriter, count_words, finish, prepare, sealed,
+from ..data.loader import (SPLITS, ShardWriter, checksum, count_words, finish, prepare, sealed,
                                    so_far, thread_map, write_whole)
 from ..data.tokenizers import digest
 from ..formats.nbpack import SMALL, Pack
@@ -180,14 +180,16 @@ def self_dataset(
 )->str:             # shards:FOLDER, as of `prepare`
     "Have a model write its text unless that was done before."
     share, others = parse_self(data)
-    tested = [sequences(prepare(d, own.tok)[0]['test'][:], 13) for d in others]
-    own = own._replace(avoid=np.unique(np.concatenate([own.avoid, *tested])))
+    tests = [prepare(d, own.tok)[0]['test'][:] for d in others]
+    if others and sum(map(len, tests)) < 2:
+        raise UserError(f"{', '.join(others)}: no text is left for the test, which is of these; use more text")
+    own = own._replace(avoid=np.unique(np.concatenate([own.avoid, *(sequences(t, 13) for t in tests)])))
     shape, wanted = shape or own_shape(own.pack.config.model.context_len), -(-wanted//1024)*1024
     about = dict(dataset=data, tokenizer=digest(own.tok.to_str()),
                  source=['self', own.identity, wanted, share, seed, *shape, digest(json.dumps(KINDS)),
                          *own.parts])
     if others: about['also'] = [dict(dataset=d, tokens=round(wanted*(1 - share)/len(others))) for d in others]
-    folder = cache_dir()/f'self-{digest(json.dumps([about, len(own.avoid)]))}'
+    folder = cache_dir()/f'self-{digest(json.dumps([about, checksum([own.avoid])]))}'
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):
         if not (folder/'meta.json').exists(): write_own(own, folder, round(wanted*share), shape, seed, about)

@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 import ml_dtypes, numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import has_static_value
 from jaxtyping import Float
 from ..quant.blocks import block_of
 from ..formats.bitpacking import index_width
@@ -99,8 +100,9 @@ def read_type(
     x:Tensor,  # (B, T, …) in the network's type
 ):             # x's type, or float16 where the layer multiplies that
     "In which type a layer's input should be written."
+    M = x.shape[0]*x.shape[1]   # while torch.compile makes one program for any number, it is not known
     half = (isinstance(layer, PackedLinear) and layer.dtype == x.dtype == torch.bfloat16 and on_gpu(x)
-            and reads_half(layer.form, x.shape[0]*x.shape[1]))
+            and has_static_value(M) and reads_half(layer.form, M))
     return torch.float16 if half else x.dtype
 
 # %% ../../nbs/11_pytorch/03_linear.ipynb #189077e0
