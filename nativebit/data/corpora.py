@@ -343,8 +343,9 @@ def parse_self(
     if name != 'self': return None
     try: value = float(share or 1/(1 + len(others)))
     except ValueError: value = -1.
-    need(0 < value <= 1 and bool(others) == (value < 1) and all(others) and len({*others}) == len(others),
-         'data', data, "self, or self and other datasets, each once, with a share between 0 and 1 or without: "
+    good = 0 < value <= 1 and bool(others) == (value < 1)
+    need(good and all(others) and len({*others}) == len(others), 'data', data,
+         "self, or self and other datasets, each once, with a share between 0 and 1 or without: "
          "self:0.8,text:book.txt or self,wikitext-2,python:PATH")
     for d in others: check_dataset(d)
     return value, tuple(others)

@@ -182,7 +182,7 @@ def self_dataset(
     share, others = parse_self(data)
     tests = [prepare(d, own.tok)[0]['test'][:] for d in others]
     if others and sum(map(len, tests)) < 2:
-        raise UserError(f"{', '.join(others)}: no text is left for the test, which is of these; use more text")
+        raise UserError(f"{', '.join(others)}: no text is left for the test; use more text")
     own = own._replace(avoid=np.unique(np.concatenate([own.avoid, *(sequences(t, 13) for t in tests)])))
     shape, wanted = shape or own_shape(own.pack.config.model.context_len), -(-wanted//1024)*1024
     about = dict(dataset=data, tokenizer=digest(own.tok.to_str()),
