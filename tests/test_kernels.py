@@ -196,8 +196,8 @@ def test_products_of_any_shape(o, i, geometry, M, dtype):
 KINDS_OF_FLOAT = st.sampled_from([(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])   # the interpreter truncates to bfloat16
 
 @settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 5), D=st.integers(1, 1500), kind=KINDS_OF_FLOAT, left=st.integers(0, 3))
-def test_norms_and_gates_of_any_shape(rows, D, kind, left):
+@given(rows=st.integers(1, 5), D=st.integers(1, 1500), kind=KINDS_OF_FLOAT, left=st.integers(0, 3), scale=st.sampled_from([1e-4, 1, 3e4]))
+def test_norms_and_gates_of_any_shape(rows, D, kind, left, scale):
     "Of parts of longer rows, beside float64 of what is rounded."
     dtype, limit = kind
     (x, y), w = torch.randn(2, rows, 2*D + left).to(dtype), torch.rand(D).to(dtype)
@@ -206,6 +206,9 @@ def test_norms_and_gates_of_any_shape(rows, D, kind, left):
     both, out = between.triton_norm(x, y, w, .1)
     assert distance(both, x.double() + y.double()) < limit and distance(out, norm(both)) < limit and distance(between.triton_norm(x, None, w, .1)[1], norm(x)) < limit
     assert distance(between.triton_gated(x, up), torch.nn.functional.silu(x.double())*up) < limit
+    x, y, fp16 = x*scale, y*scale, torch.float16   # what is written as fp16 is the same, rounded to it
+    for step in lambda to: between.triton_norm(x, y, w*scale, .1, to)[1], lambda to: between.triton_gated(x, up, to):
+        assert torch.allclose(step(fp16), between.in_type(step(None), fp16), 0, 0, equal_nan=True)
 
 @settings(max_examples=12, deadline=None)
 @given(M=st.integers(1, 64), V=st.integers(1, 200), D=st.integers(1, 20).map(lambda n: 16*n))
@@ -228,7 +231,11 @@ def test_attention_of_any_shape(H, kv, ratio, S, parts, normed, data):
         args = lambda kind, caches: (*(x.to(kind) for x in new), *turns.to(kind), *caches, torch.tensor([*at]), [w.to(kind) for w in norms], .1)
         exact = [x.double() for x in cache]
         want = cached_attention(*args(torch.float64, exact))
-        assert distance(step(*args(torch.float32, cache)), want) < 1e-5 and all(distance(a, b) < 1e-6 for a,b in zip(cache, exact))
+        got = step(*args(torch.float32, cache))
+        assert distance(got, want) < 1e-5 and all(distance(a, b) < 1e-6 for a,b in zip(cache, exact))
+        if T > 1: continue
+        half = attention.triton_attention(*args(torch.float32, cache), parts=parts, tile=16, dtype=torch.float16)
+        assert torch.equal(half, between.in_type(got, torch.float16))
 
 MORE = [pytest.param(gpu, kind, marks=pytest.mark.slow) for gpu,kind in [*(((9, 0), k) for k in layout.KINDS), ((8, 9), 'int8'), ((12, 0), 'float8_e4m3')]]   # 10 to 30 seconds each
 

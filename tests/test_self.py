@@ -73,7 +73,7 @@ def test_a_teacher_that_repeats_itself_is_reported(home, monkeypatch):
     monkeypatch.setattr(self_data, 'repeated', lambda doc: 1.)
     with pytest.raises(UserError, match='repeats itself: of'): next(rounds(own_of('model'), (16, 48), 0))
 
-@pytest.mark.parametrize('data, says', [('self:3,stdlib', 'is not valid'), ('self:0.5', 'is not valid'), ('self,text:gone.txt', 'no such file'), ('shards:.', 'holds no prepared tokens'), ('self,', 'is not valid'), ('self,text:some.txt,text:some.txt', 'each once'), ('self,python:nothing', 'no Python files'), ('self,text:a.txt', 'a.txt: no text is left for the test')])
+@pytest.mark.parametrize('data, says', [('self:3,stdlib', 'is not valid'), ('self:0.5', 'is not valid'), ('self,text:gone.txt', 'no such file'), ('shards:.', 'holds no prepared tokens'), ('self,', 'is not valid'), ('self,text:some.txt,text:some.txt', 'each once'), ('self,python:nothing', 'no Python files'), ('self,text:a.txt', 'the test split of text:a.txt is empty')])
 def test_what_is_no_dataset(home, tmp_path, data, says):
     (home/'nothing').mkdir(exist_ok=True); (home/'a.txt').write_text('a line and no more')
     r = start(home, 'nativebit', 'quantize', 'model', '--data', data, '--out', 'never').wait()
@@ -109,3 +109,7 @@ def test_other_test_texts_of_equal_length_are_kept_out(home, monkeypatch, tmp_pa
         monkeypatch.setattr(self_data, 'write_own', lambda own, folder, *a: folders.append(folder))
         self_dataset(f"self,text:{home/'some.txt'},test=test.txt", own, 1024)
     assert len({*folders}) == 2
+
+def test_a_cache_that_cannot_be_written(home, monkeypatch):
+    monkeypatch.chdir(home); monkeypatch.setenv('NATIVEBIT_CACHE', str(home/'some.txt'))
+    with pytest.raises(UserError, match='cannot write .*another folder with NATIVEBIT_CACHE'): self_dataset('self', own_of('model'), 1024)

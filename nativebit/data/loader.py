@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPACES', 'SPLITS', 'COUNTS', 'NO_ARRAY', 'in_batches', 'thread_map', 'count_words', 'tokenized', 'write_whole',
            'checksum', 'ShardWriter', 'Tokens', 'not_done', 'sealed', 'unsealed', 'so_far', 'finish', 'write_shards',
-           'shard', 'joined', 'open_split', 'whole_splits', 'with_others', 'open_shards', 'prepare', 'Windows',
-           'batches', 'calibration_batches', 'eval_batches', 'main']
+           'shard', 'joined', 'open_split', 'whole_splits', 'with_others', 'open_shards', 'unwritable', 'prepare',
+           'Windows', 'batches', 'calibration_batches', 'eval_batches', 'main']
 
 # %% ../../nbs/03_data/03_loader.ipynb #17a29489
 import io, json, os, sys, tokenize
@@ -299,6 +299,10 @@ def open_shards(
                         "write them again with this model's")
     return with_others(tokens, meta, tokenizer, folder) if meta.get('also') else (tokens, meta)
 
+def unwritable(folder, e:OSError)->UserError:
+    "What is raised where the cache can't be written."
+    return UserError(f"cannot write {folder} ({e.strerror or e}); choose another folder with NATIVEBIT_CACHE")
+
 def prepare(
     dataset:str,                # as of `documents`
     tokenizer,                  # as of `load_tokenizer`
@@ -317,9 +321,7 @@ def prepare(
             with FileLock(f'{folder}.lock'):   # of several processes one does it, the others wait
                 if not (folder/'meta.json').exists():
                     write_shards(documents(dataset), tokenizer, folder, meta, shard_tokens)
-        except OSError as e:
-            raise UserError(f"cannot write {folder} ({e.strerror or e}); "
-                            "choose another folder with NATIVEBIT_CACHE") from e
+        except OSError as e: raise unwritable(folder, e) from e
     return whole_splits(folder)
 
 # %% ../../nbs/03_data/03_loader.ipynb #6323fbc9

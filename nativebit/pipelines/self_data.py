@@ -20,7 +20,7 @@ from ..utils.cli import UserError, need, next_step
 from ..utils.files import cache_dir, check_writable, one_writer, stamps
 from ..data.corpora import nth_split, parse_self
 from ..data.loader import (SPLITS, ShardWriter, checksum, count_words, finish, prepare, sealed,
-                                   so_far, thread_map, write_whole)
+                                   so_far, thread_map, unwritable, write_whole)
 from ..data.tokenizers import digest
 from ..formats.nbpack import SMALL, Pack
 from ..inference.generate import pack_params
@@ -182,7 +182,8 @@ def self_dataset(
     share, others = parse_self(data)
     tests = [prepare(d, own.tok)[0]['test'][:] for d in others]
     if others and sum(map(len, tests)) < 2:
-        raise UserError(f"{', '.join(others)}: no text is left for the test; use more text")
+        raise UserError(f"the test split of {', '.join(others)} is empty, and the table is of it; "
+                        "use more text")
     own = own._replace(avoid=np.unique(np.concatenate([own.avoid, *(sequences(t, 13) for t in tests)])))
     shape, wanted = shape or own_shape(own.pack.config.model.context_len), -(-wanted//1024)*1024
     about = dict(dataset=data, tokenizer=digest(own.tok.to_str()),
@@ -190,7 +191,8 @@ def self_dataset(
                          *own.parts])
     if others: about['also'] = [dict(dataset=d, tokens=round(wanted*(1 - share)/len(others))) for d in others]
     folder = cache_dir()/f'self-{digest(json.dumps([about, checksum([own.avoid])]))}'
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise unwritable(folder, e) from e
     with FileLock(f'{folder}.lock'):
         if not (folder/'meta.json').exists(): write_own(own, folder, round(wanted*share), shape, seed, about)
     return f'shards:{folder}'
