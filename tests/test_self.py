@@ -2,7 +2,7 @@
 import json
 from pathlib import Path
 import numpy as np, pytest
-from nativebit.data.loader import prepare
+from nativebit.data.loader import in_turn, prepare
 from nativebit.data.tokenizers import load_tokenizer
 from nativebit.inference.synthetic import sequences
 from nativebit.interop.convert import open_model, source_tokenizer
@@ -34,13 +34,17 @@ def test_a_mixture_has_the_other_texts_splits_and_none_of_their_tests(home, monk
     assert self_dataset(data, own, 2048) == dataset
     tokens, meta = prepare(dataset, own.tok)
     alone = [prepare(d, own.tok)[0] for d in others]
-    for s in ('valid', 'test'): assert np.array_equal(tokens[s][:], np.concatenate([a[s][:] for a in alone]))
+    for s in ('valid', 'test'): assert np.array_equal(tokens[s][:], in_turn([a[s] for a in alone])[:]) and len(tokens[s]) == sum(len(a[s]) for a in alone)
     assert meta['also'] == [dict(dataset=d, tokens=size) for d in others]
     train = tokens['train'][:]
     written, borrowed = train[:-size*len(others)], train[-size*len(others):]
     assert np.array_equal(borrowed, np.concatenate([a['train'][:size] for a in alone]))
     for a in alone: assert not np.isin(sequences(written, 13), sequences(np.asarray(a['test'][:]), 13)).any()
     assert len(written) >= 512 and meta['train']['tokens'] == len(train)
+
+def test_whoever_reads_the_first_tokens_has_read_all():
+    assert in_turn([np.arange(5), np.arange(10, 12), np.zeros(0, int)], 2)[:].tolist() == [0, 1, 10, 11, 2, 3, 4]
+    assert in_turn([np.arange(5)], 2).tolist() == [*range(5)] and not len(in_turn([])) and not len(in_turn([np.zeros(0, int)]*2))
 
 def test_chats_by_the_models_template(home, monkeypatch, tmp_path):
     from transformers import PreTrainedTokenizerFast

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPACES', 'SPLITS', 'COUNTS', 'NO_ARRAY', 'in_batches', 'thread_map', 'count_words', 'tokenized', 'write_whole',
            'checksum', 'ShardWriter', 'Tokens', 'not_done', 'sealed', 'unsealed', 'so_far', 'finish', 'write_shards',
-           'shard', 'joined', 'open_split', 'whole_splits', 'with_others', 'open_shards', 'unwritable', 'prepare',
-           'Windows', 'batches', 'calibration_batches', 'eval_batches', 'main']
+           'shard', 'joined', 'open_split', 'whole_splits', 'in_turn', 'with_others', 'open_shards', 'unwritable',
+           'prepare', 'Windows', 'batches', 'calibration_batches', 'eval_batches', 'main']
 
 # %% ../../nbs/03_data/03_loader.ipynb #17a29489
 import io, json, os, sys, tokenize
@@ -260,6 +260,15 @@ def whole_splits(
         raise UserError(f"the prepared data in {folder} is damaged ({type(e).__name__}: {e}); "
                         "delete that folder and start again") from e
 
+def in_turn(
+    parts:list,   # of tokens
+    n:int=8192,   # of each at a time
+):                # tokens, as of `joined`
+    "Some tokens of each in turn, so that whoever reads the first ones has read all."
+    if len(parts) < 2: return joined(parts)
+    starts = range(0, max(map(len, parts)), n)
+    return joined([x[i:i+n] for i in starts for x in parts if i < len(x)])
+
 def with_others(
     tokens, meta,  # as of `prepare`; `also` in meta: [{'dataset': …, 'tokens': …}, …]
     tokenizer,     # as of `load_tokenizer`
@@ -279,7 +288,7 @@ def with_others(
         others, parts, source = [*others, other], [*parts, other['train'][:n]], [*source, theirs['source'], n]
         share = min(1, n/max(1, len(other['train'])))
         for k in ('tokens', 'bytes'): counts[k] += round(share*theirs['train'][k])
-    splits = {s: joined([x[s] for x in others]) for s in SPLITS}
+    splits = {s: in_turn([x[s] for x in others]) for s in SPLITS if s != 'train'}
     return {**splits, 'train': joined([t for t in parts if len(t)])}, meta | dict(source=source, train=counts)
 
 def open_shards(
