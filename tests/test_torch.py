@@ -294,6 +294,20 @@ def test_mistakes_are_one_sentence(packs, args, says):
     with pytest.raises(UserError) as e: main(backend='torch', **args)
     assert says in str(e.value) and '\n' not in str(e.value)
 
+def test_a_model_on_another_gpu_than_the_current_one(packs, monkeypatch):
+    "Operators make its GPU the current one; a decoder, whose graphs are the current GPU's, says what to do."
+    from nativebit.kernels import between
+    from nativebit.pytorch import decode
+    seen, model = [], opened(packs[0]/'int8')[0]
+    monkeypatch.setattr(torch.cuda, 'device_of', lambda x: seen.append(x) or nullcontext())
+    x = torch.randn(2, 8)
+    between._norm(x, torch.ones(8), 1e-5, torch.float32)
+    assert len(seen) == 1 and seen[0].shape == x.shape
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
+    assert not any(decode.not_current(torch.device(d)) for d in ('cpu', 'cuda', 'cuda:0'))
+    monkeypatch.setattr(decode, 'not_current', lambda d, ask=decode.not_current: ask(torch.device('cuda:1')))
+    with pytest.raises(UserError, match=r'on cuda:1 while the current GPU is cuda:0; call torch.cuda.set_device\(1\) first'): Decoder(model)
+
 def test_a_prompt_must_leave_room(packs):
     model, tok = opened(packs[0]/'int8')
     with pytest.raises(UserError, match=r'shorten'): [*continue_text(Decoder(model), tok, 'x'*model.cfg.context_len, 5)]

@@ -26,7 +26,7 @@ from ..utils.cli import UserError, say_once
 from ..kernels.layout import KINDS, PackedMatrix
 from ..pytorch.linear import PackedLinear
 from ..pytorch.model import NativeBitGPT, serve, set_floats
-from ..pytorch.decode import Decoder, generate, power_of_two
+from ..pytorch.decode import Decoder, generate, not_current, power_of_two
 from ..pytorch.batch import BatchDecoder
 from .families import FAMILIES, family_of, hf_names, model_config, their_name
 
@@ -125,6 +125,7 @@ def unlike(model)->str|None:
     place = next((n or 'the model' for n,m in model.named_modules() if hooked(m)), None)
     if place: return f"a hook on {place}"
     if len({x.device for x in model.parameters()}) > 1: return "a model on several devices"
+    if why := not_current(model.device): return why
     try: names = hf_names(shape_of(model))
     except UserError as e: return str(e)
     kinds = {type(model.model.norm), NativeBitHfLinear, nn.Linear, nn.Embedding}

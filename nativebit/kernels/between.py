@@ -10,6 +10,7 @@ __all__ = ['write_as', 'in_type', 'norm_kernel', 'as_rows', 'triton_norm', 'on_g
 from functools import partial
 import torch, torch.nn.functional as F
 from torch import Tensor
+from .layout import on_its_gpu
 from .triton_lut import overlap_args, start_early, tl, triton
 
 # %% ../../nbs/09_kernels/11_between.ipynb #46117f11
@@ -66,6 +67,7 @@ def on_gpu(*xs)->bool:
     return xs[0].is_cuda and not (torch.is_grad_enabled() and any(x.requires_grad for x in xs))
 
 @torch.library.custom_op('nativebit::norm', mutates_args=())
+@on_its_gpu
 def _norm(x:Tensor, weight:Tensor, eps:float, dtype:torch.dtype)->Tensor:
     return triton_norm(x, None, weight, eps, dtype)[1]
 
@@ -73,6 +75,7 @@ def _norm(x:Tensor, weight:Tensor, eps:float, dtype:torch.dtype)->Tensor:
 def _(x, weight, eps, dtype): return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 @torch.library.custom_op('nativebit::add_norm', mutates_args=())
+@on_its_gpu
 def _add_norm(x:Tensor, y:Tensor, weight:Tensor, eps:float, dtype:torch.dtype)->tuple[Tensor, Tensor]:
     return triton_norm(x, y, weight, eps, dtype)
 
@@ -116,6 +119,7 @@ def triton_gated(gate:Tensor, up:Tensor, dtype=None)->Tensor:   # (…, D) all; 
     return out
 
 @torch.library.custom_op('nativebit::gated', mutates_args=())
+@on_its_gpu
 def _gated(gate:Tensor, up:Tensor, dtype:torch.dtype)->Tensor: return triton_gated(gate, up, dtype)
 
 @_gated.register_fake

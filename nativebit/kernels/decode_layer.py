@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from . import cuda
 from .ops import choose_decode
-from .layout import KINDS, PackedMatrix
+from .layout import KINDS, PackedMatrix, on_its_gpu
 
 # %% ../../nbs/09_kernels/06_decode_layer.ipynb #a3d2db93
 def layer_products(
@@ -37,6 +37,7 @@ def _configured(x, p, **kw):
     return cuda.decode(x, p, **cfg, **kw)
 
 @torch.library.custom_op('nativebit::decode_layer', mutates_args=('keys', 'values'))
+@on_its_gpu
 def decode_layer(x:Tensor, data:list[Tensor], shapes:list[int], scales:list[float], bits:int, kind:str,
                  norms:list[Tensor], head_norms:list[Tensor], biases:list[Tensor],
                  sizes:list[int], factors:list[float], cos:Tensor, sin:Tensor, keys:Tensor, values:Tensor,

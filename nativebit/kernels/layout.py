@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PackedMatrix', 'lane_words', 'file_words', 'to_units', 'from_units', 'random_tensor', 'to_kernel_layout',
-           'to_file_layout', 'dequantize', 'reference', 'check_product', 'random_matrix', 'relative_error']
+           'to_file_layout', 'dequantize', 'reference', 'check_product', 'on_its_gpu', 'random_matrix',
+           'relative_error']
 
 # %% ../../nbs/09_kernels/01_layout.ipynb #db113b38
 import math
 from dataclasses import dataclass, replace
+from functools import wraps
 import torch
 from ..quant.blocks import from_blocks, to_blocks
 from ..formats.bitpacking import QuantizedTensor, pack_indices, unpack_indices
@@ -167,6 +169,16 @@ def check_product(
                          "check which layer this is")
     if x.device != p.data.device:
         raise ValueError(f"x is on {x.device} and the matrix on {p.data.device}; move one with .to()")
+
+# %% ../../nbs/09_kernels/01_layout.ipynb #ed11a766
+def on_its_gpu(
+    f,  # of a tensor and more
+):      # the same function
+    "Run a function while the GPU of its first tensor is the current one."
+    @wraps(f)
+    def run(x, *args, **kw):
+        with torch.cuda.device_of(x): return f(x, *args, **kw)
+    return run
 
 # %% ../../nbs/09_kernels/01_layout.ipynb #d9a8d023
 def random_matrix(

@@ -9,6 +9,7 @@ __all__ = ['table_logits', 'lm_head', 'fits_head', 'rows_kernel', 'rows_logits',
 import torch
 from torch import Tensor
 from . import cuda
+from .layout import on_its_gpu
 from .triton_lut import overlap_args, start_early, tl, triton
 
 # %% ../../nbs/09_kernels/08_lm_head.ipynb #e871f6d4
@@ -29,6 +30,7 @@ def table_logits(
 
 # %% ../../nbs/09_kernels/08_lm_head.ipynb #69ce9dc5
 @torch.library.custom_op('nativebit::lm_head', mutates_args=())
+@on_its_gpu
 def lm_head(x:Tensor, table:Tensor, scale:Tensor, bits:int, kind:str)->Tensor:
     "`table_logits` with the library of a geometry."
     return table_logits(x, table, scale, lib=cuda.library(bits, kind))
@@ -75,6 +77,7 @@ def rows_logits(
     return y
 
 @torch.library.custom_op('nativebit::lm_head_rows', mutates_args=())
+@on_its_gpu
 def lm_head_rows(x:Tensor, table:Tensor, scale:Tensor)->Tensor:
     "`rows_logits` as an operator."
     return rows_logits(x.contiguous(), table, scale)

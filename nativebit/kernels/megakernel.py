@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from . import cuda
 from .decode_layer import float_tensors, misfit, why_not
+from .layout import on_its_gpu
 from ..utils.cli import say_once
 
 # %% ../../nbs/09_kernels/07_megakernel.ipynb #447e08df
@@ -115,6 +116,7 @@ class TokenPlan:
 PLANS = weakref.WeakValueDictionary()   # by the address of the first layer's keys, which a plan keeps alive
 
 @torch.library.custom_op('nativebit::decode_token', mutates_args=('keys', 'values'))
+@on_its_gpu
 def decode_token(x:Tensor, keys:list[Tensor], values:list[Tensor], at:Tensor)->Tensor:
     "One token through all layers and the last norm, (1, 1, D) to (1, 1, D); a plan was made for this cache."
     p = PLANS.get(keys[0].data_ptr())

@@ -16,7 +16,7 @@ import torch
 from . import cuda
 from .triton_lut import simple_linear, triton_decode
 from .triton_prefill import dequantized_linear, triton_matmul
-from .layout import PackedMatrix, check_product, dequantize, reference
+from .layout import PackedMatrix, check_product, dequantize, on_its_gpu, reference
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #93f1775e
 BACKENDS = dict(triton_decode=triton_decode, triton_matmul=triton_matmul, dequantized=dequantized_linear)
@@ -197,6 +197,7 @@ def run_config(
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #318c28ce
 @torch.library.custom_op('nativebit::lut_linear', mutates_args=())
+@on_its_gpu
 def _lut_linear(x:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:list[int],
                 block_shape:list[int], bits:int, kind:str,
                 scale:float, activations:str, dtype:Optional[torch.dtype]=None)->torch.Tensor:
@@ -210,6 +211,7 @@ def _(x, data, codebook, shape, block_shape, bits, kind, scale, activations, dty
     return x.new_empty(*x.shape[:-1], shape[0], dtype=dtype)
 
 @torch.library.custom_op('nativebit::lut_linear_back', mutates_args=())
+@on_its_gpu
 def _lut_linear_back(grad:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:list[int],
                      block_shape:list[int], bits:int, kind:str, scale:float)->torch.Tensor:
     return grad @ dequantize(PackedMatrix(data, codebook, tuple(shape), tuple(block_shape), bits, kind,

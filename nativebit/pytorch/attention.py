@@ -15,6 +15,7 @@ from ..config import ModelConfig
 from ..models.rope import rotations as turns
 from ..kernels.between import in_type, on_gpu, rms_norm, write_as
 from ..kernels.ops import Gpu, this_gpu
+from ..kernels.layout import on_its_gpu
 from ..kernels.triton_lut import overlap_args, start_early, tl, triton
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #0dfdaf41
@@ -262,6 +263,7 @@ def triton_written(q, k, v, cos, sin, keys, values, at, norms, eps)->Tensor:   #
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #6884229d
 @torch.library.custom_op('nativebit::decode_attention', mutates_args=('keys', 'values'))
+@on_its_gpu
 def decode_attention(q:Tensor, k:Tensor, v:Tensor, cos:Tensor, sin:Tensor, keys:Tensor, values:Tensor,
                      at:Tensor, norms:list[Tensor], eps:float, dtype:torch.dtype)->Tensor:
     "Attention of one new token over the cache, which it is written into; arguments as of `triton_attention`."
@@ -273,6 +275,7 @@ def decode_attention(q:Tensor, k:Tensor, v:Tensor, cos:Tensor, sin:Tensor, keys:
 def _(q, k, v, cos, sin, keys, values, at, norms, eps, dtype): return q.new_empty(q.shape, dtype=dtype)
 
 @torch.library.custom_op('nativebit::write_heads', mutates_args=('keys', 'values'))
+@on_its_gpu
 def write_heads(q:Tensor, k:Tensor, v:Tensor, cos:Tensor, sin:Tensor, keys:Tensor, values:Tensor,
                 at:Tensor, norms:list[Tensor], eps:float)->Tensor:
     "`written`"

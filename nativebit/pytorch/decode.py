@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'IDLE', 'likeliest', 'mixed', 'gumbel', 'width_of', 'lowest', 'choose', 'How', 'Rows', 'empty_rows', 'likely',
-           'chosen_by', 'decode_step', 'power_of_two', 'uncollected', 'recorded', 'Decoder', 'window', 'generate']
+           'chosen_by', 'decode_step', 'power_of_two', 'uncollected', 'recorded', 'not_current', 'Decoder', 'window',
+           'generate']
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #cd93e766
 import gc
@@ -17,6 +18,7 @@ from torch import Tensor
 from jaxtyping import Float, Integer
 from .model import NativeBitGPT
 from ..kernels.megakernel import token_plan
+from ..utils.cli import UserError
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #053b02f8
 def likeliest(logits:Float[Tensor, "B V"])->Integer[Tensor, "B"]:
@@ -184,6 +186,12 @@ def recorded(
     return graph.replay
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #f9d68ccc
+def not_current(device)->str:
+    "Why a decoder can't work on a device, whose graphs and events are the current GPU's; '' where it can."
+    if device.type != 'cuda' or device.index in (None, now := torch.cuda.current_device()): return ''
+    return (f"the model is on {device} while the current GPU is cuda:{now}; "
+            f"call torch.cuda.set_device({device.index}) first")
+
 class Decoder:
     "A network with its cache: `begin` reads a prompt, `launch` adds a token to each, `read` fetches them."
     def __init__(self,
@@ -201,6 +209,7 @@ class Decoder:
         share:bool=False,        # as of `choose`
     ):
         self.device, self.slots = model.embed.device, slots
+        if why := not_current(self.device): raise UserError(why)
         for layer in model.layers: layer.fuse(model.dtype)
         self.model, self.length = model, min(length or model.cfg.context_len, model.cfg.context_len)
         self.cache, self.graph = model.empty_cache(slots, self.length), graph

@@ -34,6 +34,7 @@ def pick_device(
         and not any(map(shutil.which, (os.environ.get('CXX', 'c++'), 'g++', 'clang++')))):
         raise UserError("torch.compile needs a C++ compiler here and finds none; install g++, "
                         "or leave --compile out")
+    if d.index is not None and d.type == 'cuda': torch.cuda.set_device(d)
     return d
 
 def served(
