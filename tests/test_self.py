@@ -1,5 +1,5 @@
 "Text that a model writes itself, as the data of a quantization: chats, vocabularies with unused rows, test texts that must not come up, a teacher that repeats itself."
-import json
+import json, re
 from pathlib import Path
 import numpy as np, pytest
 from nativebit.data.loader import in_turn, prepare
@@ -12,6 +12,7 @@ from nativebit.utils.cli import UserError
 from test_cli import start
 from test_quantize import home   # a random network of 300 tokens, and a text
 
+ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% endfor %}{% if add_generation_prompt %}[answer]{% endif %}"
 
 @pytest.fixture(autouse=True)
@@ -117,3 +118,27 @@ def test_other_test_texts_of_equal_length_are_kept_out(home, monkeypatch, tmp_pa
 def test_a_cache_that_cannot_be_written(home, monkeypatch):
     monkeypatch.chdir(home); monkeypatch.setenv('NATIVEBIT_CACHE', str(home/'some.txt'))
     with pytest.raises(UserError, match='cannot write .*another folder with NATIVEBIT_CACHE'): self_dataset('self', own_of('model'), 1024)
+
+def test_source_to_train_on(tmp_path, monkeypatch):
+    "Files of packages and articles in turn, without what shares 13 words with a text of the test."
+    monkeypatch.syspath_prepend(str(ROOT/'tools'))
+    import source_text
+    site, held = tmp_path/'site', tmp_path/'held'
+    for d in (site/'a', site/'b'/'_vendor', held): d.mkdir(parents=True)
+    body = lambda n: '\n'.join(f'def f_{n}_{i}(x): return x + {i}' for i in range(80)) + '\n'
+    for k,name in enumerate(('a/one.py', 'a/two.py', 'a/tested.py', 'b/three.py', 'b/_vendor/copied.py')): (site/name).write_text(body(k))
+    (site/'a'/'short.py').write_text('x = 1')
+    for n in source_text.HELD: (held/f'{n}.txt').write_text('some words')
+    (held/'code.txt').write_text(body(2)[500:700])
+    (tmp_path/'wiki.txt').write_text('<|endoftext|>\n'.join(f'Article {i}.\n' + 'word '*100 + '\n' for i in range(30)))
+    monkeypatch.setattr(source_text.sysconfig, 'get_path', lambda which: str(site))
+    def run(*more):
+        monkeypatch.setattr('sys.argv', ['source_text', str(tmp_path/'out.txt'), '--held', str(held), *more])
+        source_text.main()
+        return (tmp_path/'out.txt').read_text().split('\n<|endoftext|>\n')
+    assert sorted(re.findall(r'f_(\d)_0', t)[0] for t in run('--packages', 'a b')) == ['0', '1', '3']
+    texts = run('--packages', 'a', '--articles', str(tmp_path/'wiki.txt'))
+    assert [t[:3] for t in texts].count('def') == 2 and texts[0].startswith('def') and texts[1].startswith('Article 0')
+    assert sum(len(t) for t in texts if t[0] == 'A')/sum(len(t) for t in texts if t[0] == 'd') == pytest.approx(1.6, abs=.2)
+    with pytest.raises(SystemExit, match='none of these packages'): run('--packages', 'c')
+    with pytest.raises(SystemExit, match="can't be read"): run('--held', str(tmp_path))
