@@ -71,10 +71,10 @@ def nf4(b):
     def make(s): return F.quantize_4bit(torch.randn(s, device=DEVICE, dtype=torch.bfloat16), quant_type='nf4', blocksize=64)
     b.kernel('bitsandbytes NF4, 64 a block', make, lambda x, w: F.gemv_4bit(x.view(1, 1, -1), w[0].t(), state=w[1]), lambda w: w[0].nbytes + w[1].absmax.nbytes, tokens=[1], dtype=torch.bfloat16)
 
-def header(bandwidth):
+def header(bandwidth, program='bench'):
     name = torch.cuda.get_device_name() if DEVICE == 'cuda' else 'CPU, rehearsal'
     from importlib.metadata import version
-    return dict(type='header', command=' '.join(['python', 'kernels/bench.py', *sys.argv[1:]]), device=name, torch=torch.__version__, triton=version('triton'), date=str(datetime.date.today()),
+    return dict(type='header', command=' '.join(['python', f'kernels/{program}.py', *sys.argv[1:]]), device=name, torch=torch.__version__, triton=version('triton'), date=str(datetime.date.today()),
                 git_hash=os.environ.get('NATIVEBIT_GIT_HASH') or git_hash(), copy_bandwidth=bandwidth, layers=LAYERS, shapes=[list(s) for s in SHAPES])
 
 TRITON = {}   # (shape, M) → the fastest Triton configuration, from --triton

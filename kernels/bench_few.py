@@ -195,7 +195,7 @@ def main():
     build_libraries(list(GEOMETRIES.values()))
     clock = Clock(a.minutes)
     with torch.inference_mode():
-        write(out, dict(header(copy_bandwidth()), command=' '.join(['python', 'kernels/bench_few.py', *sys.argv[1:]]), network=a.network, layers=LAYERS, shapes=SHAPES))
+        write(out, dict(header(copy_bandwidth(), 'bench_few'), network=a.network, layers=LAYERS, shapes=SHAPES))
         if a.network == '8b': run_alone(Bench(out, clock, explore=True))
         else: run(Bench(out, clock, a.explore))
     say(f'wrote {out}')
