@@ -50,7 +50,7 @@ class BatchDecoder(Decoder):
 
     def free(self, slot:int):
         self.ends[slot] = self.how[slot] = None
-        self.rows.at[slot] = IDLE
+        self.rows.at[slot].fill_(IDLE)
 
     def told(self, slot:int)->tuple:
         "Of the last token of a slot begun with `tell`: its log probability, {token: log p} of the likeliest."

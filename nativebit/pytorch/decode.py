@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'IDLE', 'likeliest', 'mixed', 'gumbel', 'width_of', 'lowest', 'choose', 'How', 'row_seeds', 'Rows',
-           'empty_rows', 'likely', 'chosen_by', 'decode_step', 'power_of_two', 'uncollected', 'recorded', 'not_current',
-           'Decoder', 'window', 'generate']
+           'empty_rows', 'likely', 'chosen_by', 'decode_step', 'sent', 'power_of_two', 'uncollected', 'recorded',
+           'not_current', 'Decoder', 'window', 'generate']
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #cd93e766
 import gc
@@ -161,6 +161,14 @@ def decode_step(
     rows.token.copy_(chosen_by(model, x, rows, *how)[:, None])
     rows.at.add_(1)
 
+def sent(
+    numbers:list, device,
+    dtype=torch.long,
+)->Tensor:
+    "Numbers on a device. Whoever sends them waits for nothing, neither for them nor for what is computed."
+    x = torch.tensor(numbers, dtype=dtype)
+    return x if device.type == 'cpu' else x.pin_memory().to(device, non_blocking=True)
+
 def power_of_two(n:int)->int: return 1 << (n-1).bit_length()   # the least that is at least n
 
 @contextmanager
@@ -269,7 +277,7 @@ class Decoder:
         "Read `chunk` tokens of each prompt from position a on, side by side, the shorter ones filled up."
         slots, b = sorted(texts), min(a + self.chunk, max(map(len, texts.values())))
         cut = [texts[s][a:b] for s in slots]
-        tokens = torch.tensor([ids + [0]*(b-a-len(ids)) for ids in cut], device=self.device)
+        tokens = sent([ids + [0]*(b-a-len(ids)) for ids in cut], self.device)
         x = self.replayed(slots, tokens) if self.graph and a == 0 else self.beside(slots, tokens, a, b)
         return {s: x[i, len(texts[s])-1-a].clone() for i,s in enumerate(slots) if len(texts[s]) <= b}
 
@@ -302,9 +310,9 @@ class Decoder:
     ):
         "The first tokens behind prompts: their slots are in use from now on."
         hows = {s: How(**hows[s]) for s in behind}
-        values = torch.tensor([how.row(s, len(texts[s]), seed) for (s, how),seed
-                               in zip(hows.items(), row_seeds(hows.values()))], dtype=torch.float64)
-        slots, *columns = values.to(self.device).T
+        seeds = zip(hows.items(), row_seeds(hows.values()))
+        values = [how.row(s, len(texts[s]), seed) for (s, how),seed in seeds]
+        slots, *columns = sent(values, self.device, torch.float64).T
         row = empty_rows(len(hows), self.device)
         width, tell = map(max, zip(*(how.needs() for how in hows.values())))
         for t,v in zip((row.at, *row[3:]), columns): t.copy_(v)
