@@ -184,7 +184,13 @@ def test_the_benchmark(packed, tmp_path):
     assert code == 0 and header['type'] == 'header' and all(r['ok'] for r in found), found
     assert [next(iter(r)) for r in found] == ['started', 'health', 'completion', 'chat', 'at_once', 'at_once', 'sigterm']
     assert found[2]['completion']['completion_tokens'] <= 9 and found[3]['pieces'] > 1 and 5 <= found[4]['tokens'] <= 45 and found[6]['whole_answers'] == 2
+    turns = found[5]['turn_ms']
+    assert {*turns} == {'prompts', 'network', 'choose', 'hand'} and turns['prompts'][1] == 5 and turns['network'][1] <= turns['hand'][1] <= 45 and all(ms > 0 for ms,_ in turns.values())
     assert len((tmp_path/'rows').read_text().splitlines()) == 8
+    for backend, parts in dict(cpu=('prompts', 'network', 'choose'), torch=('prompts', 'launch', 'wait')).items():
+        code, (_, warm, *found) = rows(packed, '--alone', '--backend', backend)
+        assert code == 0 and warm['slots'] == 2 and {(r['alone'], r['texts']) for r in found} == {(k, n) for k in ('greedy', 'drawn', 'nucleus', 'told') for n in (1, 2)}
+        assert all(r['ms_per_step'] > 0 and {*r['turn_ms']} == {*parts} for r in found)
     code, (_, *found) = rows(tmp_path)
     assert code == 1 and not found[-1]['ok'] and 'did not start' in found[-1]['error']
 

@@ -269,6 +269,38 @@ def test_a_prompt_nobody_waits_for_is_read_no_further(packs):
     for s,ids in ((0, [*range(20)]), (1, [7]*9), (2, [*range(2, 22)])):
         assert len(got[s]) > 3 and got[s] == list(generate(Decoder(model, length=64), ids, len(got[s])))
 
+def test_a_server_prepares_what_it_records_and_launches_before_it_waits(packs, monkeypatch):
+    "With graphs, whose replay is a run here: no request records anything, no text is another one, the next step is under way when the tokens of this one are waited for."
+    made, order = [], []
+    monkeypatch.setattr(decode, 'recorded', lambda step, *args, **kw: made.append(step) or step)
+    model, prompts = from_pack(packs[0]/'int8'), {s: [*range(3*s + 1, 5*s + 4)] for s in range(6)}
+    batch = TorchBatch(model, 6, graph=True, together=4*min(64, model.cfg.context_len))
+    batch.warm()
+    before, read, launch = len(made), batch.read, batch.launch
+    assert {n for n,*_ in batch.steps} == {1, 2, 4} and {w for _,w,_ in batch.steps} == {-1, 0} and before == len(batch.steps) + len(batch.chunks)
+    assert batch.step() == {} and batch.idle() == [*range(6)]
+    monkeypatch.setattr(batch, 'launch', lambda: order.append('launch') or launch())
+    monkeypatch.setattr(batch, 'read', lambda: (lambda wait: lambda: order.append('wait') or wait())(read()))
+    got = {s: [] for s in prompts}
+    for s in range(4): batch.begin(s, prompts[s], 9, temperature=.9*(s % 2), seed=s)
+    for _ in range(9):
+        for s,c in batch.step().items(): got[s].append(c.token)
+    for s in range(4): batch.free(s)
+    for s in (4, 5): batch.begin(s - 4, prompts[s], 9)   # behind a step that was launched for nobody
+    for _ in range(9):
+        for s,c in batch.step().items(): got[s + 4].append(c.token)
+    assert len(made) == before and order == ['launch', 'wait']*18
+    for s,ids in prompts.items(): assert got[s] == list(generate(Decoder(model), ids, 9, temperature=.9*(s % 2)*(s < 4), seed=s)), s
+
+def test_a_text_may_fill_its_slot(packs):
+    "To the last place, though the next step is launched before its last token is known."
+    model = from_pack(packs[0]/'int8')
+    batch = TorchBatch(model, 2, length=16)
+    batch.begin(0, [1, 2, 3], 13)
+    got = [batch.step()[0].token for _ in range(13)]
+    batch.free(0)
+    assert got == list(generate(Decoder(model, length=17), [1, 2, 3], 13)) and batch.step() == {}
+
 def test_operators_are_well_behaved(packs):
     model = from_pack(packs[0]/'int8', packed=True)
     p = model.layers[0].attn.qkv.packed

@@ -216,6 +216,18 @@ def test_a_race_of_engines(tmp_path):
     last = rows[-2]
     assert (last['steps'], last['ms'], last['launches'], last['most']) == (2, 1.5, 3., [['a', 1., 2.], ['b', .5, 1.]])
 
+def test_a_contender_has_its_own_type_and_level(monkeypatch):
+    from vllm_gpu import Contender, subprocess
+    asked = []
+    class Job:
+        def __init__(self, words, env, **kw): asked.append((words[3], *(env.get(k) for k in ('DTYPE', 'LEVEL', 'TORCH_COMPILE_DISABLE')))); self.stdout = self.stderr = []
+        def wait(self): return 0
+    monkeypatch.setattr(subprocess, 'Popen', Job)
+    for k in 'DTYPE', 'LEVEL': monkeypatch.delenv(k, raising=False)
+    monkeypatch.setenv('TORCH_COMPILE_DISABLE', '1')
+    for f in '8b', '8b:float16', '8b::2', '8b:float16:2', '8b::0': Contender(f)
+    assert asked == [('8b', None, None, '1'), ('8b', 'float16', None, '1'), ('8b', None, '2', '0'), ('8b', 'float16', '2', '0'), ('8b', None, '0', '1')]
+
 @pytest.mark.parametrize('name, ok', [('near', True), ('far', False), ('broken', False)])
 def test_texts_of_one_gpu_and_of_two(tmp_path, name, ok):
     "Where they part, both choices have to be nearly as likely."

@@ -4,12 +4,12 @@ vllm_gpu.py kernels                   compile the CUDA kernels of both geometrie
 vllm_gpu.py build DIR [1b|8b|small] [GEOMETRY]  a random packed folder of Llama-3.2-1B's or Llama-3.1-8B's shape, and DIR-float: its config.json alone
 vllm_gpu.py reference DIR OUT         greedy tokens and their log probabilities by transformers (nativebit.hf)
 vllm_gpu.py serve DIR RANKS [OUT]     by vLLM: tokens a second of 1, 16 and 64 texts, and the text compared with OUT and with one GPU's; of DIR-float vLLM draws random weights
-vllm_gpu.py race SECONDS DIR[:DTYPE]...   serve of several folders: they start side by side and are timed in turns, 16 texts first, then what a step's kernels take; all end after SECONDS
+vllm_gpu.py race SECONDS DIR[:[DTYPE][:LEVEL]]...   serve of several folders: they start side by side and are timed in turns, 16 texts first, then what a step's kernels take; all end after SECONDS
 vllm_gpu.py texts DIR RANKS OUT       greedy tokens, and the log probabilities of the likeliest ones
 vllm_gpu.py split SECONDS DIR         texts of one GPU and of two, which start side by side, compared: where they part, both choices have to be nearly as likely
 vllm_gpu.py heads                     the last product, of int8 rows and of bfloat16, by themselves
 
-Each says what it found in lines of JSON, as soon as it knows, and appends them to the file that RESULTS names. EAGER=1 runs vLLM without CUDA graphs, NEW sets how many tokens a text gets, DTYPE=float16 multiplies in fp16, LEVEL=2 lets vLLM compile as it does by default, ASKED=1 times what is asked for, a line each.
+Each says what it found in lines of JSON, as soon as it knows, and appends them to the file that RESULTS names. EAGER=1 runs vLLM without CUDA graphs, NEW sets how many tokens a text gets, DTYPE=float16 multiplies in fp16, LEVEL=2 lets vLLM compile as it does by default, TURNS='16 kernels' times only that in a race, ASKED=1 times what is asked for, a line each.
 (`python3 tests/vllm_gpu.py …`; vLLM and this package have to be importable, and the package installed, so that vLLM sees its entry point.)"""
 import gzip, json, os, queue, re, signal, subprocess, sys, threading, time
 # no network; NVLink multicast stays off: neither vLLM's symmetric memory nor NCCL's may use it
@@ -26,7 +26,7 @@ SHAPES = {'1b': dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192
           'tiny': dict(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True)}   # to try this program
 COMMON = dict(architectures=['LlamaForCausalLM'], model_type='llama', rms_norm_eps=1e-5, rope_theta=500000., max_position_embeddings=8192, hidden_act='silu', attention_bias=False, mlp_bias=False, bos_token_id=1, eos_token_id=2)
 BATCHES, REPEATS = (1, 16, 64), 2
-TURNS = '16', '1', '64', 'kernels'   # of a race
+TURNS = os.environ.get('TURNS', '16 1 64 kernels').split()   # of a race
 NEW, SHORT = int(os.environ.get('NEW', 256)), 32   # tokens of a timed text; of the first ones, which are compared
 BEGUN = time.perf_counter()
 
@@ -204,8 +204,8 @@ class Contender:
     "An engine of its own process, and what it has said; why it ended, as soon as it has."
     def __init__(self, folder, *args, command='serve', **env):
         self.folder, self.said, self.errors, self.stopped = folder, queue.Queue(), [], False
-        path, _, dtype = folder.partition(':')
-        env = {**os.environ, 'ASKED': '1', **(dict(DTYPE=dtype) if dtype else {}), **env}
+        path, dtype, level, *_ = [*folder.split(':'), '', '']
+        env = {**os.environ, 'ASKED': '1', **(dict(DTYPE=dtype) if dtype else {}), **(dict(LEVEL=level, TORCH_COMPILE_DISABLE=str(int(level == '0'))) if level else {}), **env}
         self.job = subprocess.Popen([sys.executable, __file__, command, path, *(args or '1')], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors='replace', start_new_session=True)
         self.listeners = [threading.Thread(target=f, daemon=True) for f in (self.listen, self.overhear)]
         for t in self.listeners: t.start()

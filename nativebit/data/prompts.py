@@ -16,10 +16,12 @@ def context_of(
     tokenizer,
     tokens:list,
     least:int=8,  # tokens to keep, where there are as many
-)->list:
-    "The last tokens that the next one's spelling hangs on; they begin with a whole character."
-    whole = lambda n: (text := tokenizer.decode(tokens[-n:])) and not text.startswith('\ufffd')
-    return tokens[-next((n for n in range(least, 2*least) if whole(n)), 2*least):]
+)->tuple:         # tokens, text
+    "The last tokens that the next one's spelling hangs on, and their text; it begins with a whole character."
+    for n in range(least, 2*least + 1):
+        text = tokenizer.decode(tokens[-n:])
+        if text and not text.startswith('\ufffd'): break
+    return tokens[-n:], text
 
 ROW = 64   # tokens that are bytes; a longer row of them is not waited for
 
@@ -35,18 +37,19 @@ class Pieces:
         tokenizer,
         before=(),  # tokens in front of them: many tokenizers drop the space that a text begins with
     ):
-        self.tok, self.before = tokenizer, context_of(tokenizer, list(before))
-        self.waiting, self.long = [], False
+        self.tok, self.waiting, self.long = tokenizer, [], False
+        self.before, self.shown = context_of(tokenizer, list(before))
 
     def new(self)->str:
         "What the waiting tokens add to those before them."
-        return self.tok.decode(self.before + self.waiting)[len(self.tok.decode(self.before)):]
+        return self.tok.decode(self.before + self.waiting)[len(self.shown):]
 
     def data(self)->bytes: return b''.join(map(self.tok.byte_of, self.waiting))
 
     def done(self, n:int):
         "The first n waiting tokens are text now."
-        self.before, self.waiting = context_of(self.tok, self.before + self.waiting[:n]), self.waiting[n:]
+        self.before, self.shown = context_of(self.tok, self.before + self.waiting[:n])
+        self.waiting = self.waiting[n:]
 
     def rest(self)->str:
         "What waits, whole characters or not."

@@ -6,6 +6,7 @@
 __all__ = ['PIECE', 'Chosen', 'with_logprobs', 'Text', 'CpuBatch']
 
 # %% ../../nbs/10_inference/05_cpu_batch.ipynb #8b7efd59
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
@@ -52,6 +53,7 @@ class Text:
 
 class CpuBatch:
     "Several texts on this CPU, each in a slot."
+    clock = nullcontext   # of a server: `with clock(part)` tells it what took how long
     def __init__(self,
         network:CpuNetwork,
         slots:int=8,  # texts at a time
@@ -85,10 +87,18 @@ class CpuBatch:
         "A piece of a prompt, the one that waits longest, and a token for every text behind its prompt."
         ready = {slot: t for slot,t in self.texts.items() if not t.prompt}
         waiting = next(((slot, t) for slot,t in self.texts.items() if t.prompt), None)
-        first = {waiting[0]: waiting[1].chosen(z[0])} if waiting and len(z := self.read(waiting[1])) else {}
-        if not ready: return first
+        first = {}
+        if waiting:
+            with self.clock('prompts'): z = self.read(waiting[1])
+            if len(z): first = {waiting[0]: waiting[1].chosen(z[0])}
+        return first | self.next_of(ready)
+
+    def next_of(self, ready:dict)->dict:
+        "A token for each of these texts."
+        if not ready: return {}
         texts = ready.values()
-        logits = self.network.forward_each([t.last for t in texts], [t.at for t in texts],
-                                           [t.cache for t in texts])
+        with self.clock('network'):
+            logits = self.network.forward_each([t.last for t in texts], [t.at for t in texts],
+                                               [t.cache for t in texts])
         for t in texts: t.at += 1
-        return first | {slot: t.chosen(z) for (slot, t),z in zip(ready.items(), logits)}
+        with self.clock('choose'): return {s: t.chosen(z) for (s, t),z in zip(ready.items(), logits)}

@@ -7,7 +7,9 @@ __all__ = ['BatchDecoder', 'Text', 'generate_batch', 'TorchBatch']
 
 # %% ../../nbs/11_pytorch/09_batch.ipynb #a84f14de
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import product
 import torch
 from ..utils.cli import need
 from ..inference.cpu_batch import Chosen
@@ -48,7 +50,7 @@ class BatchDecoder(Decoder):
 
     def free(self, slot:int):
         self.ends[slot] = self.how[slot] = None
-        self.rows.at[slot] = IDLE
+        self.rows.at[slot].fill_(IDLE)
 
     def told(self, slot:int)->tuple:
         "Of the last token of a slot begun with `tell`: its log probability, {token: log p} of the likeliest."
@@ -109,6 +111,7 @@ def generate_batch(
 # %% ../../nbs/11_pytorch/09_batch.ipynb #551e858f
 class TorchBatch(BatchDecoder):
     "Several texts as a server wants them; prompts are read between steps."
+    clock = nullcontext   # of a server: `with clock(part)` tells it what took how long
     def __init__(self,
         model:NativeBitGPT,
         slots:int=8,
@@ -138,15 +141,14 @@ class TorchBatch(BatchDecoder):
         super().free(slot)
         for texts in (self.waiting, self.reading): texts.pop(slot, None)
 
-    def read_piece(self)->list:
-        "Read on; the slots whose prompts ended. Whoever waits when all have been read is next."
-        if not self.reading and self.waiting:
+    def read_piece(self):
+        "Read on, and choose what follows prompts that end. Whoever waits when all have been read is next."
+        if not self.reading:
             self.reading, self.waiting = self.waiting, {}
             self.rest = self.pieces(self.reading)
-        behind = next(self.rest, {}) if self.reading else {}
+        behind = next(self.rest, {})
         if behind: self.choose_first(behind, self.reading, self.options)
         for s in behind: del self.reading[s]
-        return list(behind)
 
     def chosen(self, slot:int, token:int)->Chosen:
         if self.wanted[slot] is None: return Chosen(token)
@@ -155,8 +157,26 @@ class TorchBatch(BatchDecoder):
 
     @torch.no_grad()
     def step(self)->dict:   # {slot: `Chosen`} of all texts that won a token
-        "A token for every text behind its prompt, then a piece of prompts."
-        found = {s: self.chosen(s, t) for s,t in super().step().items()}
-        new = self.read_piece()
-        tokens = self.read()() if new else []
-        return found | {s: self.chosen(s, tokens[s]) for s in new}
+        "A piece of prompts, then a token of every text behind its prompt; the next ones are on their way."
+        if self.waiting or self.reading:
+            with self.clock('prompts'): self.read_piece()
+        if not (live := [s for s,end in enumerate(self.ends) if end is not None]): return {}
+        with self.clock('launch'):
+            tokens = self.read()
+            self.launch()
+        with self.clock('wait'): tokens = tokens()
+        return {s: self.chosen(s, tokens[s]) for s in live}
+
+    def warm(self):
+        "Record what most requests need: 1, 2, 4, … slots, greedy and drawn, behind prompts of all widths."
+        if not self.graph: return
+        sizes = {min(self.chunk >> k, self.length-1) for k in range(4)} - {0}
+        counts = {min(2**k, self.slots) for k in range(self.slots.bit_length() + 1)}
+        for size,n in sorted(product(sizes, counts), reverse=True):   # the largest scratch first
+            for temperature in (0., 1.):
+                if n*self.width(size) <= self.together: self.try_out(n, size, temperature)
+
+    def try_out(self, n:int, size:int, temperature:float):
+        for s in range(n): self.begin(s, [0]*size, 1, temperature=temperature)
+        self.step()
+        for s in range(n): self.free(s)

@@ -6,8 +6,9 @@
 __all__ = ['Ended', 'Full', 'Closing', 'Job', 'Engine']
 
 # %% ../../nbs/18_serving/01_engine.ipynb #b5d696b0
-import threading
+import threading, time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from ..utils.cli import UserError
@@ -41,7 +42,14 @@ class Engine:
     ):
         self.decoder, self.most, self.news = decoder, waiting, threading.Condition()
         self.line, self.live, self.closing = deque(), {}, False
+        self.seen, decoder.clock = (lambda part, seconds: None), self.clock
         self.thread = threading.Thread(target=self.run, name='engine', daemon=True)
+
+    @contextmanager
+    def clock(self, part:str):
+        begun = time.perf_counter()
+        yield
+        self.seen(part, time.perf_counter() - begun)
 
     def start(self): self.thread.start(); return self
     def __enter__(self): return self.start()
@@ -97,7 +105,8 @@ class Engine:
         except Exception as e:   # whatever a device says; those who wait go on
             for slot in [*self.live]: self.over(slot, Ended('error', f"{type(e).__name__}: {e}"))
         else:
-            for slot,chosen in found.items(): self.give(slot, chosen)
+            with self.clock('hand'):
+                for slot,chosen in found.items(): self.give(slot, chosen)
 
     def run(self):
         while True:

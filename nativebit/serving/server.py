@@ -8,7 +8,7 @@ __all__ = ['PATHS', 'STATUS', 'Numbers', 'Served', 'Answering', 'ChatShape', 'Te
            'bound', 'serving', 'main']
 
 # %% ../../nbs/18_serving/03_server.ipynb #3ec615e5
-import asyncio, json, random, socket, time
+import asyncio, gc, json, random, socket, time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 import uvicorn
@@ -36,6 +36,9 @@ class Numbers:
         self.tokens = Counter('nativebit_tokens', 'tokens read and written', ['kind'], registry=r)
         self.first = Histogram('nativebit_first_token_seconds', 'from a request to its first token',
                                registry=r)
+        turn = Histogram('nativebit_turn_seconds', 'a part of a turn, in which each text wins a token',
+                         ['part'], registry=r, buckets=[k*10.**n for n in range(-5, 1) for k in (1, 2, 5)])
+        engine.seen = lambda part, seconds: turn.labels(part).observe(seconds)
         for name, what, size in (('active', 'texts that are being written', lambda: len(engine.live)),
                                  ('waiting', 'texts that wait for a slot', lambda: len(engine.line))):
             Gauge(f'nativebit_{name}', what, registry=r).set_function(size)
@@ -104,12 +107,16 @@ class Answering:
         "Free the slots of what is not over."
         for j in self.jobs: self.served.engine.cancel(j)
 
+    def look(self, first=False):
+        "Remind whoever waits for tokens of the client, once a second."
+        if not first: self.news.put_nowait(None)
+        self.later = asyncio.get_running_loop().call_later(1, self.look)
+
     async def next(self, http):
         "What the engine hands out next. Raises `ConnectionError` where nobody listens any more."
-        while True:
-            try: return await asyncio.wait_for(self.news.get(), 1)
-            except TimeoutError:
-                if await http.is_disconnected(): raise ConnectionError("the client has gone away") from None
+        while (found := await self.news.get()) is None:
+            if await http.is_disconnected(): raise ConnectionError("the client has gone away")
+        return found
 
     def noted(self, c:Choice):
         "Tell Prometheus of a token."
@@ -118,6 +125,7 @@ class Answering:
 
     async def pieces(self, http):
         "Yield (number of a choice, the choice, new text) until all of them are over."
+        self.look(first=True)
         try:
             while any(c.finish is None for c in self.choices):
                 i, item = await self.next(http)
@@ -126,7 +134,7 @@ class Answering:
                 if c.tokens > before: self.noted(c)
                 if c.finish: self.served.engine.cancel(self.jobs[i])
                 if text or c.finish: yield i, c, text
-        finally: self.close()
+        finally: self.later.cancel(); self.close()
 
     @property
     def usage(self)->dict: return usage(sum(map(len, self.prompts)), sum(c.tokens for c in self.choices))
@@ -319,9 +327,11 @@ def serving(
     if not m.quantized:
         raise UserError(f"{m.name} is a float model, and this server decodes packed ones; "
                         f"nativebit quantize {m.name} --out FOLDER makes one of it")
-    files = talk_files(m)
+    files, decoder = talk_files(m), batch_decoder(m.pack, slots, backend)
+    gc.collect(); gc.freeze()   # what is there stays: to look it through again would hold everybody up
+    if hasattr(decoder, 'warm'): decoder.warm()
     template = chat_template(files)
-    return Served(m, Engine(batch_decoder(m.pack, slots, backend), waiting), name or m.name, max_tokens,
+    return Served(m, Engine(decoder, waiting), name or m.name, max_tokens,
                   renderer(template, special_tokens(files)) if template else None)
 
 def main(
