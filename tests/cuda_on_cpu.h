@@ -291,6 +291,7 @@ template<int PENDING> DEV void wgmma_wait() {
     for (; groups.size() > PENDING; groups.pop_front()) for (auto& product : groups.front()) product();
 }
 DEV void pin(int&) {}
+DEV void pin(uint32_t&) {}
 DEV void pin(float&) {}
 template<int N> DEV void fewer_registers() {}
 template<int N> DEV void more_registers() {}

@@ -21,6 +21,7 @@ struct Rings {
         const int wanted = min(most, max(least, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/both)));
         slots = min(most, (room - wanted*both)/slot_bytes);
         x_slots = slots < least ? 0 : min(most, (room - slots*slot_bytes)/both);
+        if (planes) slots = x_slots = min(most, room/(slot_bytes + both));   // a place has both
         x = 1024; units = x + x_slots*x_bytes; steps = units + slots*slot_bytes;
         parts = (max(steps + x_slots*step_bytes, x + sums) + 127)/128*128; bytes = parts + sent;   // sums lie where the rings were
     }
@@ -202,9 +203,13 @@ template<int NT, int TJ> struct FewTiles : FewSums<NT, TJ> {
 #if !E4M3
 // The same by integers: looked-up entries as they are, and activations of 16 bits as two planes of int8, which `planes` has made: of each block of 128 columns
 // the rows of 8 tokens' high bytes, then of their low ones, in the order of the swizzle, and a scale a token. A row's scale is the same in all of a unit, so
-// its sums of integers, 256 times those of the high bytes and those of the low ones, become floats once a unit.
+// its sums of integers, 256 times those of the high bytes and those of the low ones, become floats once a unit. A place of the ring has units and activations.
 template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
     using FewSums<NT, TJ>::acc; using FewSums<NT, TJ>::unit; using FewSums<NT, TJ>::give;
+    DEV void wait_only(const FewArgs& p, uint8_t* smem, const Worker& w) {   // NO_PRODUCTS
+        Place ring = {0, 0};
+        for (int i = 0; i < w.stages; i++, ring.next(p.at.slots)) { bar_wait(few_bars(smem, FULL) + ring.at, ring.turn); give(smem, EMPTY, w, ring.at); }
+    }
     DEV static void entries(uint32_t* a, const Lane& u, int k) {         // of 32 columns
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -229,28 +234,16 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
         }
     }
 #if ARCH == 90
-    // While the tensor cores multiply the second half of a unit, the warp looks up the first half of the next one; then it adds the sums of the unit before.
+    // A warp starts the products of half a unit and looks up the other half while they run; the next unit is read before it waits for them.
     template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
         if (w.stages < 1) return;
-        Place units = {0, 0}, xs = {0, 0};
+        Place ring = {0, 0};
         Lane u;
         int sum[NT*8];
         uint32_t a[2][2][4];
-        float factor[2];
-        const float* step = nullptr;
-        int slot = 0;                                                    // of the activations that are being multiplied
-        auto take = [&](int j) {                                         // the stage's j-th unit into registers
-            if (j == 0) bar_wait(few_bars(smem, FULL) + units.at, units.turn);
-            const uint8_t* at = unit(p, smem, s, w, units.at, j);
+        auto take = [&](int j, int slot) {                               // the stage's j-th unit into registers
+            const uint8_t* at = unit(p, smem, s, w, slot, j);
             read_words(u, at, w.lane); read_table(u, at, w.lane, 0);
-            if (j == N - 1) { give(smem, EMPTY, w, units.at); units.next(p.at.slots); }
-        };
-        auto finish_unit = [&](int j) {                                  // the one that was started last
-            wgmma_wait<0>();
-#pragma unroll
-            for (int k = 0; k < NT*8; k++) pin(sum[k]);
-            add(acc[j], sum, step, factor);
-            if (j == N - 1) give(smem, EMPTY_X, w, slot);
         };
         auto start = [&](uint32_t (*half)[4], uint64_t at, bool first) {
             wgmma_fence();
@@ -258,28 +251,29 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
             WgmmaS8<16*NT>::template run<true>(sum, half[1], at + 2);
             wgmma_commit();
         };
-        take(0);
+        bar_wait(few_bars(smem, FULL), 0);
+        take(0, 0);
 #pragma unroll 1
         for (int i = 0; i < w.stages; i++) {
+            const int slot = ring.at;
+            ring.next(p.at.slots);
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                wgmma_wait<1>();                                         // the registers of the first half are free
                 entries(a[0][0], u, 0); entries(a[0][1], u, 1);
-                if (j > 0) finish_unit(j - 1); else if (i > 0) finish_unit(N - 1);
-                factor[0] = u.scale[0]; factor[1] = u.scale[1];
-                if (j == 0) {
-                    slot = xs.at; step = steps(p, smem, w, slot);
-                    bar_wait(few_bars(smem, FULL_X) + slot, xs.turn);
-                    xs.next(p.at.x_slots);
-                }
-                const uint32_t low = shfl(matrix_low(smem + p.at.x + slot*p.at.x_bytes + w.mine*NT*2048), 0);   // the same for all lanes, as the compiler should know
+                const uint32_t low = shfl(matrix_low(smem + p.at.x + slot*p.at.x_bytes + w.mine*NT*2048), 0);   // as in FewTiles
                 start(a[0], matrix_of(low), true);
                 entries(a[1][0], u, 2); entries(a[1][1], u, 3);
                 start(a[1], matrix_of(low) + 4, false);
-                if (j + 1 < N) take(j + 1); else if (i + 1 < w.stages) take(0);
+                const float factor[2] = {u.scale[0], u.scale[1]};
+                if (j + 1 < N) take(j + 1, slot);
+                else if (i + 1 < w.stages) { bar_wait(few_bars(smem, FULL) + ring.at, ring.turn); take(0, ring.at); }
+                wgmma_wait<0>();
+#pragma unroll
+                for (int k = 0; k < NT*8; k++) pin(sum[k]);
+                add(acc[j], sum, steps(p, smem, w, slot), factor);
             }
+            give(smem, EMPTY, w, slot);
         }
-        finish_unit(N - 1);
     }
 #else
     // N tiles x one block of 128 columns
@@ -306,18 +300,15 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
         for (int j = 0; j < N; j++) add(acc[j], sum[j], step, u[j].scale);
     }
     template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
-        Place units = {0, 0}, xs = {0, 0};
+        Place ring = {0, 0};
 #pragma unroll 1
-        for (int i = 0; i < w.stages; i++) {
+        for (int i = 0; i < w.stages; i++, ring.next(p.at.slots)) {
             Lane u[N];
-            bar_wait(few_bars(smem, FULL) + units.at, units.turn);
+            bar_wait(few_bars(smem, FULL) + ring.at, ring.turn);
 #pragma unroll
-            for (int j = 0; j < N; j++) { const uint8_t* at = unit(p, smem, s, w, units.at, j); read_words(u[j], at, w.lane); read_table(u[j], at, w.lane, 0); }
-            give(smem, EMPTY, w, units.at);
-            bar_wait(few_bars(smem, FULL_X) + xs.at, xs.turn);
-            block<N>(u, smem + p.at.x + xs.at*p.at.x_bytes + w.mine*NT*2048, steps(p, smem, w, xs.at), w.lane);
-            give(smem, EMPTY_X, w, xs.at);
-            units.next(p.at.slots); xs.next(p.at.x_slots);
+            for (int j = 0; j < N; j++) { const uint8_t* at = unit(p, smem, s, w, ring.at, j); read_words(u[j], at, w.lane); read_table(u[j], at, w.lane, 0); }
+            block<N>(u, smem + p.at.x + ring.at*p.at.x_bytes + w.mine*NT*2048, steps(p, smem, w, ring.at), w.lane);
+            give(smem, EMPTY, w, ring.at);
         }
     }
 #endif
@@ -384,16 +375,16 @@ template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* 
 }
 template<int NT> DEV void ask_planes(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stage, int slot, int thread) {
     const int first = stage*p.deep, blocks = p.flags & NO_TOKENS ? 0 : min(p.deep, s.nk - first);
-    uint64_t* bar = few_bars(smem, FULL_X) + slot;
+    uint64_t* bar = few_bars(smem, FULL) + slot;                         // waits for the units as well
     const uint8_t* planes = (const uint8_t*)p.x + (size_t)(s.k0 + first)*NT*2048;
     const uint8_t* steps = (const uint8_t*)p.x + (size_t)p.KB*NT*2048 + (s.k0 + first)*NT*32;
     uint8_t *at = smem + p.at.x + slot*p.at.x_bytes, *steps_at = smem + p.at.steps + slot*p.at.step_bytes;
 #if ARCH >= 90
-    if (thread) return;
-    bar_expect(bar, blocks*NT*2080);
-    if (!blocks) return;
-    bulk_load_again(at, planes, blocks*NT*2048, bar);
-    bulk_load_again(steps_at, steps, blocks*NT*32, bar);
+    if (thread == 0) {
+        bar_expect(bar, blocks*NT*2080);
+        if (blocks) { bulk_load_again(at, planes, blocks*NT*2048, bar); bulk_load_again(steps_at, steps, blocks*NT*32, bar); }
+    }
+    warp_sync();                                                         // nobody may come so late that a barrier has turned twice
 #else
     for (int i = 16*thread; i < blocks*NT*2048; i += 512*FEW_COPIERS) copy_piece(at + i, planes + i, true);
     for (int i = 16*thread; i < blocks*NT*32; i += 512*FEW_COPIERS) copy_piece(steps_at + i, steps + i, true);
@@ -414,7 +405,8 @@ template<int NT, int INT> DEV void copy_stages(const FewArgs& p, const Map* map,
 #pragma unroll 1
     for (int i = 0; i + min(p.at.slots, p.at.x_slots) < stages; i++) {
         if (i + p.at.slots < stages) { bar_wait(few_bars(smem, EMPTY) + units.at, units.turn); ask_units(p, smem, s, i + p.at.slots, units.at, thread); }
-        if (i + p.at.x_slots < stages) { bar_wait(few_bars(smem, EMPTY_X) + xs.at, xs.turn); ask_x(i + p.at.x_slots, xs.at); }
+        if (INT) ask_x(i + p.at.slots, units.at);
+        else if (i + p.at.x_slots < stages) { bar_wait(few_bars(smem, EMPTY_X) + xs.at, xs.turn); ask_x(i + p.at.x_slots, xs.at); }
         units.next(p.at.slots); xs.next(p.at.x_slots);
     }
 }
@@ -474,7 +466,7 @@ template<int NT, int TJ, int INT> __global__ void __launch_bounds__(32*(few_warp
     const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0, rank};
     const Rings& at = p.at;
     if (warp == 0) {
-        if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY) + lane, workers); }
+        if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, (1 + INT)*(ARCH >= 90 ? 1 : 32*FEW_COPIERS)); bar_init(few_bars(smem, EMPTY) + lane, workers); }
         if (lane < at.x_slots) { bar_init(few_bars(smem, FULL_X) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY_X) + lane, workers); }
 #if ARCH >= 90
         if (lane == 0 && ranks > 1) { bar_init(few_bars(smem, FULL) + 31, 1); bar_expect(few_bars(smem, FULL) + 31, 64*ranks*p.M*((s.tiles - rank + ranks - 1)/ranks)); }
