@@ -213,16 +213,23 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
     DEV static void entries(uint32_t* a, const Lane& u, int k) {         // of 32 columns
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const uint32_t eight = as_it_is(selectors(u.word[r], k));
-            a[r] = look_up(u.table[r], eight); a[r + 2] = look_up(u.table[r], eight >> 16);
+            const uint32_t* t = u.table[r];
+            if constexpr (BITS == 4) {                                   // of either half of the table, then one of the two: 11 instructions for 8 weights
+                const uint32_t eight = as_it_is(u.word[r][k] & 0x77777777u), upper = as_it_is((u.word[r][k] >> 1 & 0x44444444u) | 0x32103210u);
+                auto four = [&](uint32_t e, uint32_t h) { return prmt(prmt(t[0], t[1%TABLE_REGS], e), prmt(t[2%TABLE_REGS], t[3%TABLE_REGS], e), h); };
+                a[r] = four(eight, upper); a[r + 2] = four(eight >> 16, upper >> 16);
+            } else {
+                const uint32_t eight = as_it_is(selectors(u.word[r], k));
+                a[r] = look_up(t, eight); a[r + 2] = look_up(t, eight >> 16);
+            }
         }
     }
     DEV static const float* steps(const FewArgs& p, const uint8_t* smem, const Worker& w, int slot) {   // of the lane's tokens
         return (const float*)(smem + p.at.steps + slot*p.at.step_bytes) + w.mine*NT*8 + w.lane%4*(NT == 1 ? 2 : 4);
     }
-    DEV static void add(float* to, const int* sum, const float* step, const float* factor) {
+    template<int G> DEV static void add(float* to, const int* sum, const float* step, const float* factor) {   // of G groups of 8 tokens
 #pragma unroll
-        for (int n = 0; n < NT; n += 2) {
+        for (int n = 0; n < G; n += 2) {
             float s[4];
             if (NT == 1) { const float2 v = *(const float2*)step; s[0] = v.x; s[1] = v.y; }
             else { const float4 v = *(const float4*)(step + 8*n); s[0] = v.x; s[1] = v.y; s[2] = v.z; s[3] = v.w; }
@@ -235,42 +242,53 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
     }
 #if ARCH == 90
     // A warp starts the products of half a unit and looks up the other half while they run; the next unit is read before it waits for them.
+    static constexpr int PASSES = NT*TJ > 4 ? 2 : 1, G = NT/PASSES;      // of the tokens, where registers are few; groups of 8 tokens of a pass
+    DEV static void start(int* sum, uint32_t (*a)[4], uint32_t low, int pass, int half) {   // 64 columns
+        const uint64_t at = matrix_of(low) + (pass*G*128 + half*4);
+        wgmma_fence();
+        if (half == 0) WgmmaS8<16*G>::template run<false>(sum, a[0], at); else WgmmaS8<16*G>::template run<true>(sum, a[0], at);
+        WgmmaS8<16*G>::template run<true>(sum, a[1], at + 2);
+        wgmma_commit();
+    }
     template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
         if (w.stages < 1) return;
         Place ring = {0, 0};
         Lane u;
-        int sum[NT*8];
-        uint32_t a[2][2][4];
+        int sum[G*8];
+        uint32_t a[2][2][4], scales;                                     // of both rows, fp16: floats would need registers all the time
         auto take = [&](int j, int slot) {                               // the stage's j-th unit into registers
             const uint8_t* at = unit(p, smem, s, w, slot, j);
             read_words(u, at, w.lane); read_table(u, at, w.lane, 0);
-        };
-        auto start = [&](uint32_t (*half)[4], uint64_t at, bool first) {
-            wgmma_fence();
-            if (first) WgmmaS8<16*NT>::template run<false>(sum, half[0], at); else WgmmaS8<16*NT>::template run<true>(sum, half[0], at);
-            WgmmaS8<16*NT>::template run<true>(sum, half[1], at + 2);
-            wgmma_commit();
+            scales = ((const uint32_t*)(at + INDEX_BYTES + TABLE_BYTES))[w.lane/4];
         };
         bar_wait(few_bars(smem, FULL), 0);
         take(0, 0);
 #pragma unroll 1
-        for (int i = 0; i < w.stages; i++) {
+        for (int left = w.stages; left > 0; left--) {
             const int slot = ring.at;
             ring.next(p.at.slots);
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                entries(a[0][0], u, 0); entries(a[0][1], u, 1);
                 const uint32_t low = shfl(matrix_low(smem + p.at.x + slot*p.at.x_bytes + w.mine*NT*2048), 0);   // as in FewTiles
-                start(a[0], matrix_of(low), true);
-                entries(a[1][0], u, 2); entries(a[1][1], u, 3);
-                start(a[1], matrix_of(low) + 4, false);
-                const float factor[2] = {u.scale[0], u.scale[1]};
-                if (j + 1 < N) take(j + 1, slot);
-                else if (i + 1 < w.stages) { bar_wait(few_bars(smem, FULL) + ring.at, ring.turn); take(0, ring.at); }
-                wgmma_wait<0>();
+                uint32_t scale;
 #pragma unroll
-                for (int k = 0; k < NT*8; k++) pin(sum[k]);
-                add(acc[j], sum, steps(p, smem, w, slot), factor);
+                for (int pass = 0; pass < PASSES; pass++) {
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        if (pass == 0) { entries(a[half][0], u, 2*half); entries(a[half][1], u, 2*half + 1); }
+                        start(sum, a[half], low, pass, half);
+                    }
+                    if (pass == 0) {
+                        scale = scales;
+                        if (j + 1 < N) take(j + 1, slot);
+                        else if (left > 1) { bar_wait(few_bars(smem, FULL) + ring.at, ring.turn); take(0, ring.at); }
+                    }
+                    wgmma_wait<0>();
+#pragma unroll
+                    for (int k = 0; k < G*8; k++) pin(sum[k]);
+                    const float factor[2] = {half_to_float(scale & 0xffff), half_to_float(scale >> 16)};
+                    add<G>(acc[j] + pass*G*4, sum, steps(p, smem, w, slot) + pass*G*8, factor);
+                }
             }
             give(smem, EMPTY, w, slot);
         }
@@ -297,7 +315,7 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
                 }
         }
 #pragma unroll
-        for (int j = 0; j < N; j++) add(acc[j], sum[j], step, u[j].scale);
+        for (int j = 0; j < N; j++) add<NT>(acc[j], sum[j], step, u[j].scale);
     }
     template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
         Place ring = {0, 0};
