@@ -294,8 +294,8 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
         }
     }
 #else
-    // N tiles x one block of 128 columns
-    template<int N> DEV void block(const Lane* u, const uint8_t* x, const float* step, int lane) {
+    // N tiles, from the first-th on, x one block of 128 columns
+    template<int N> DEV void block(const Lane* u, int first, const uint8_t* x, const float* step, int lane) {
         int sum[N][NT*8];
 #pragma unroll
         for (int i = 0; i < N*NT*8; i++) (&sum[0][0])[i] = 0;
@@ -315,7 +315,7 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
                 }
         }
 #pragma unroll
-        for (int j = 0; j < N; j++) add<NT>(acc[j], sum[j], step, u[j].scale);
+        for (int j = 0; j < N; j++) add<NT>(acc[first + j], sum[j], step, u[j].scale);
     }
     template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
         Place ring = {0, 0};
@@ -325,7 +325,9 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
             bar_wait(few_bars(smem, FULL) + ring.at, ring.turn);
 #pragma unroll
             for (int j = 0; j < N; j++) { const uint8_t* at = unit(p, smem, s, w, ring.at, j); read_words(u[j], at, w.lane); read_table(u[j], at, w.lane, 0); }
-            block<N>(u, smem + p.at.x + ring.at*p.at.x_bytes + w.mine*NT*2048, steps(p, smem, w, ring.at), w.lane);
+            constexpr int J = NT*N > 4 ? 1 : N;                          // as many as there are registers for
+#pragma unroll
+            for (int j = 0; j < N; j += J) block<J>(u + j, j, smem + p.at.x + ring.at*p.at.x_bytes + w.mine*NT*2048, steps(p, smem, w, ring.at), w.lane);
             give(smem, EMPTY, w, ring.at);
         }
     }
