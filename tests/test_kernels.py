@@ -157,6 +157,99 @@ def test_few_on_an_older_gpu(bits, kind):
     lib = compiled(bits, kind, '-DARCH=80')
     for M, shape, dtype, how in [(5, (60, 264), torch.float16, dict(groups=2, wide=1, deep=3)), *FEW[:-4]]: assert few_error(M, shape, dtype, how, bits, kind, lib) < 1, (M, shape, how)
 
+BY_INTEGERS = [*[c for c in FEW if c[0] <= 32], (32, (40, 648), torch.bfloat16, dict(wide=4, deep=2, tj=2)), (25, (150, 904), torch.float16, dict(groups=2, wide=4, deep=1, tj=2, kb=44)), (17, (136, 264), torch.float16, dict(groups=2, wide=8, deep=1, tj=1, ranks=2))]
+
+@pytest.mark.parametrize('bits', [3, 2, 4])
+def test_few_by_integers(bits):
+    lib = on_cpu(bits, 'int8')
+    for M, shape, dtype, how in BY_INTEGERS if bits == 3 else BY_INTEGERS[1::3]: assert few_error(M, shape, dtype, dict(how, planes=True), bits, 'int8', lib) < 1, (M, shape, how)
+
+@pytest.mark.parametrize('bits', [3, 4])
+def test_few_by_integers_on_an_older_gpu(bits):
+    on_cpu(bits, 'int8')
+    lib, cases = compiled(bits, 'int8', '-DARCH=80'), [c for c in BY_INTEGERS if 'ranks' not in c[-1]]
+    for M, shape, dtype, how in cases if bits == 3 else cases[2::3]: assert few_error(M, shape, dtype, dict(how, planes=True), bits, 'int8', lib) < 1, (M, shape, how)
+
+@settings(max_examples=20, deadline=None)
+@given(o=st.integers(1, 140), i=st.integers(1, 160).map(lambda n: 8*n), bits=st.sampled_from([3, 2, 4]), M=st.integers(1, 32), dtype=st.sampled_from([torch.float16, torch.bfloat16]), data=st.data())
+def test_integers_of_any_shape(o, i, bits, M, dtype, data):
+    "Shared out in one of the likely ways."
+    _, *how = data.draw(st.sampled_from(ops.few_configs((o, i), M, bits, ops.Gpu(), True)[:30])).items()
+    assert dict(how)['planes'] and few_error(M, (o, i), dtype, dict(how), bits, 'int8', on_cpu(bits, 'int8')) < 1
+
+def rounded_as_planes(x):
+    "(blocks, M, 128) integers of 16 bits and (blocks, M) scales, both as float64."
+    blocks = torch.nn.functional.pad(x, (0, -x.shape[1] % 128)).float().unflatten(1, (-1, 128)).transpose(0, 1)
+    top = blocks.abs().amax(2)
+    inv = torch.where(top > 0, torch.tensor(32512.)/top, 0)
+    return (blocks.double()*inv.double()[..., None]).round(), (top*(torch.tensor(1.)/32512)).double()
+
+def read_planes(made, I):
+    "The same of what `as_planes` made, out of the order of its swizzle."
+    (e, KB), rows = (cuda.few_eights(made.M), -(-I//128)), torch.arange(made.M)
+    high_low = made.data[:KB*e*2048].view(torch.int8).view(KB, e, 2, 8, 8, 16)                # blocks, groups of 8 tokens, planes, tokens, pieces, bytes
+    pieces = high_low.permute(0, 1, 3, 2, 4, 5).reshape(KB, 8*e, 2, 8, 16)[:, :made.M]
+    at = torch.arange(8)[None] ^ (rows % 8)[:, None]                                          # where a piece of 16 columns lies
+    pieces = pieces.gather(3, at[None, :, None, :, None].expand_as(pieces)).double()
+    column = torch.tensor([2*t + j % 2 + j//2*8 for t in range(4) for j in range(4)])         # a lane's columns of 16
+    q = torch.empty(KB, made.M, 8, 16, dtype=torch.float64)
+    q[..., column] = 256*pieces[:, :, 0] + pieces[:, :, 1]
+    place = rows if e == 1 else rows//16*16 + rows%8//2*4 + rows//8%2*2 + rows%2
+    return q.flatten(2), made.data[KB*e*2048:].view(torch.float32).view(KB, 8*e)[:, place].double()
+
+@pytest.mark.parametrize('M, I', [(1, 8), (5, 136), (13, 264), (32, 520)])
+def test_activations_become_integers(M, I):
+    x = torch.randn(M, I).half()
+    x[0] *= 100; x[-1, :4] = 0; x[M//2, 7] = 60000.
+    got, want = read_planes(cuda.as_planes(x, on_cpu(3, 'int8')), I), rounded_as_planes(x)
+    for a, b in zip(got, want): assert torch.equal(a, b)
+    brain = x.bfloat16()
+    assert torch.equal(read_planes(cuda.as_planes(brain, on_cpu(3, 'int8')), I)[0], rounded_as_planes(brain.half())[0])
+
+def test_integers_bit_for_bit():
+    "One worker of a tile goes through the blocks in order: sums of integers are exact, the rest is float32 in this order."
+    M, (O, I) = 19, (48, 400)
+    p, x = layout.random_matrix(O, I, 3, 'int8'), torch.randn(M, I).half()
+    q, steps = rounded_as_planes(x)
+    codes = layout.from_units(p.data, (O, I), 3, 'int8')
+    scale, KB = codes.scale.float().view(O, -1), -(-I//128)
+    table = codes.codebook.double().view(O, KB, 8)
+    entries = torch.stack([table[:, b].gather(1, codes.indices().view(O, KB, 128)[:, b].long()) for b in range(KB)])   # (blocks, O, 128)
+    if I % 128: entries[-1, :, I % 128:] = 0
+    acc = torch.zeros(M, O)
+    for b in range(KB):
+        exact = q[b] @ entries[b].T
+        part = exact.float()*steps[b].float()[:, None]
+        acc = (part.double()*scale[:, b].double() + acc.double()).float()
+    for how in (dict(wide=4, deep=1, tj=1), dict(wide=4, deep=1, tj=2)): assert torch.equal(cuda.few(x, p, lib=on_cpu(3, 'int8'), planes=True, **how), (acc*p.scale).half())
+
+def test_integers_of_numbers_that_are_none():
+    "Zeros, infinities and NaNs as `decode` has them; a token's do not reach the others. What is no int8, or too many tokens, is refused."
+    lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(40, 520, 3, 'int8'), torch.randn(6, 520).half()
+    x[1] = 0; x[2, 130:260] = 0; x[3, 5] = float('inf'); x[4, 300] = float('nan')
+    y, d = cuda.few(x, p, lib=lib, planes=True, deep=1), cuda.decode(x, p, clusters=1, ranks=1, lib=lib)
+    assert torch.equal(y.isfinite(), d.isfinite()) and torch.allclose(y, d, 1e-3, 1e-3, equal_nan=True) and not y[1].any() and y[[0, 2, 5]].isfinite().all()
+    again = cuda.few(cuda.as_planes(x, lib), p, lib=lib, deep=1, dtype=torch.bfloat16)
+    assert again.dtype == torch.bfloat16 and torch.allclose(again[0].float(), y[0].float(), 1e-2, 1e-2)
+    with pytest.raises(RuntimeError, match='no such kernel'): cuda.few(torch.randn(33, 520).half(), p, lib=lib, planes=True)
+    with pytest.raises(RuntimeError, match='no such kernel'): cuda.few(x, layout.random_matrix(40, 520, 3, 'float8_e4m3'), lib=on_cpu(3, 'float8_e4m3'), planes=True)
+
+def test_integers_are_chosen(monkeypatch):
+    monkeypatch.setattr(cuda, 'library', lambda *a: True); monkeypatch.setattr(ops, 'this_gpu', ops.Gpu)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA H200')
+    form = lambda kind='int8', shape=(7680, 2560): (shape, (1, 128), 3, kind, 1.)
+    chosen = lambda M, *a: ops.choose(layout.PackedMatrix(None, None, *form(*a)), M)
+    assert not any('planes' in chosen(M) for M in (1, 2, 16, 64)) and ops.reads_half(form(), 16)
+    monkeypatch.setenv('NATIVEBIT_PLANES', '1')
+    assert chosen(16)['planes'] and chosen(32)['planes'] and 'planes' not in chosen(64) and 'planes' not in chosen(512) and 'planes' not in chosen(16, 'float8_e4m3')
+    assert not ops.reads_half(form(), 16) and ops.reads_half(form(), 64) and ops.reads_half(form('float8_e4m3'), 16)
+    for device in ('NVIDIA H200', 'NVIDIA H100 80GB HBM3'):
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: device)
+        for shape in ((7680, 2560), (2560, 2560), (13824, 2560), (2560, 6912), (28672, 4096), (4096, 14336), (8, 128)):
+            for M in (2, 8, 16, 32):
+                c = chosen(M, 'int8', shape)
+                assert 'planes' not in c or ops.few_bytes(-(-shape[0]//16), -(-shape[1]//128), M, 3, c) <= 1024*c['kb'] <= ops.Gpu().shared
+
 def test_few_refuses_and_saturates():
     lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(40, 256, 3, 'int8'), torch.randn(3, 256).bfloat16()
     for how in (dict(ranks=3), dict(ranks=4), dict(wide=8, deep=2), dict(wide=3), dict(groups=1, wide=0, tj=2)):
