@@ -203,8 +203,8 @@ def few_eights(M):
 
 @dataclass(frozen=True)
 class Planes:
-    "Activations of M ≤ 32 tokens as 16-bit integers: two planes of int8 and a scale for every 128; as in few.cuh."
-    data:torch.Tensor  # uint8
+    "Activations of M ≤ 32 tokens as 16-bit integers: two planes of int8, a scale for every 128 (few.cuh)."
+    data:torch.Tensor  # ceil(in/128) times 2080 bytes for every 8 tokens, of 8, 16 or 32
     M:int
     dtype:torch.dtype  # of what they were made of
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'TOKENS', 'ALIKE', 'HALVES', 'config_key', 'few_does', 'tuned', 'decode_bytes', 'prefill_bm', 'Gpu',
            'this_gpu', 'few_takes', 'few_bytes', 'few_cost', 'few_configs', 'default_decode', 'default_config',
-           'measured', 'by_planes', 'choose', 'choose_decode', 'reads_half', 'run_config', 'lut_linear']
+           'measured', 'by_planes', 'choose', 'choose_decode', 'reads_half', 'reads_planes', 'run_config', 'lut_linear']
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #3e4fa0e6
 import json, os
@@ -195,6 +195,13 @@ def reads_half(
     cfg = choose(PackedMatrix(None, None, *form), M)
     return cfg['backend'] in HALVES and not cfg.get('planes')
 
+@torch.compiler.assume_constant_result
+def reads_planes(
+    form:tuple, M:int,  # as of `reads_half`
+)->bool:
+    "Whether it multiplies by integers, and takes activations that are written so: `int16` in `between.empty_for`."
+    return form[3] == 'int8' and choose(PackedMatrix(None, None, *form), M).get('planes', False)
+
 def run_config(
     x,         # (M, in) float16 or bfloat16
     p,         # `PackedMatrix` in units
@@ -213,6 +220,9 @@ def _lut_linear(x:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:
                 block_shape:list[int], bits:int, kind:str,
                 scale:float, activations:str, dtype:Optional[torch.dtype]=None)->torch.Tensor:
     p = PackedMatrix(data, codebook, tuple(shape), tuple(block_shape), bits, kind, scale)
+    if x.dtype == torch.int16:
+        planes = cuda.Planes(x, x.numel()//x.shape[-1], dtype)
+        return run_config(planes, p, choose(p, planes.M, activations), dtype).view(*x.shape[:-1], shape[0])
     rows = x.reshape(-1, shape[1]).contiguous()
     if rows.data_ptr() % 16: rows = rows.clone()   # kernels load 16 bytes at a time
     return _multiply(rows, p, activations, dtype or x.dtype).view(*x.shape[:-1], shape[0])
@@ -249,14 +259,14 @@ def _multiply(x, p, activations, dtype):
     return torch.nn.functional.linear(x, dequantize(p).to(x.dtype))
 
 def lut_linear(
-    x,               # (…, in) float, on the device of `p`
+    x,               # (…, in) float, on the device of `p`; or planes where `reads_planes` says so, with dtype
     p:PackedMatrix,  # the weights
     # 'int8': round activations to 8 bits in groups of 128, where a kernel can (CUDA, int8 codebooks, M ≤ 16)
     activations:str='float',
     dtype=None,      # of y; None: x's
 )->torch.Tensor:     # (…, out). Raises ValueError where sizes or devices do not fit
     "Multiply by a packed matrix: y = x Wᵀ."
-    check_product(x, p)
+    if x.dtype != torch.int16: check_product(x, p)
     if activations not in ('float', 'int8'):
         raise ValueError(f"unknown activations {activations!r}: choose 'float' or 'int8'")
     return _lut_linear(x, p.data, p.codebook, list(p.shape), list(p.block_shape), p.bits, p.kind, p.scale,
