@@ -303,6 +303,29 @@ def test_norms_and_gates_of_any_shape(rows, D, kind, left, scale):
     for step in lambda to: between.triton_norm(x, y, w*scale, .1, to)[1], lambda to: between.triton_gated(x, up, to):
         assert torch.allclose(step(fp16), between.in_type(step(None), fp16), 0, 0, equal_nan=True)
 
+@settings(max_examples=8, deadline=None)
+@given(M=st.integers(1, 32), D=st.integers(1, 170).map(lambda n: 8*n), dtype=st.sampled_from([torch.float16, torch.bfloat16]), scale=st.sampled_from([.05, 1, 8]))
+def test_norms_and_gates_write_integers(M, D, dtype, scale):
+    "As `as_planes` makes them of the same numbers, but for what lies half-way between two; a product takes them."
+    lib, x, up, w = on_cpu(3, 'int8'), *(scale*torch.randn(2, M, 1, D)).to(dtype), torch.rand(D).to(dtype)
+    p = layout.random_matrix(24, D, 3, 'int8')
+    for f in (lambda to: between.triton_norm(x, up, w, .1, to)[1], lambda to: between.triton_gated(x, up, to)):
+        want, got = f(None), f(torch.int16)
+        assert got.dtype == torch.int16 and got.shape == between.empty_for(x, torch.int16).shape and got.is_contiguous()
+        room = got.new_empty(0).set_(got.untyped_storage())
+        (q, steps), (exact, s) = read_planes(cuda.Planes(room.view(torch.uint8), M, dtype), D), rounded_as_planes(want.view(M, D))
+        assert (q - exact).abs().max() <= 1 and (q != exact).double().mean() < .02 and torch.allclose(steps, s, 1e-6)
+        assert layout.relative_error(cuda.few(cuda.Planes(got, M, dtype), p, lib=lib), want.view(M, D), p) < (5e-4 if dtype == torch.float16 else 2.2e-3)
+
+def test_operators_write_integers():
+    "To `torch.compile` too, and a product of what they wrote is one of its nodes."
+    x, w, p = torch.randn(3, 1, 264).bfloat16(), torch.rand(264).bfloat16(), layout.random_matrix(16, 264, 3, 'int8')
+    args = [torch.int16], dict(test_utils=('test_schema', 'test_faketensor'))
+    for op, given in ((between._norm, (x, w, .1)), (between._add_norm, (x, x, w, .1)), (between._gated, (x, x))): torch.library.opcheck(op, (*given, *args[0]), **args[1])
+    with torch._subclasses.FakeTensorMode() as fake:
+        y = ops.lut_linear(between._norm(*[fake.from_tensor(t) for t in (x, w)], .1, torch.int16), replace(p, data=fake.from_tensor(p.data), codebook=fake.from_tensor(p.codebook)), dtype=torch.bfloat16)
+    assert y.shape == (3, 1, 16) and y.dtype == torch.bfloat16
+
 @settings(max_examples=12, deadline=None)
 @given(M=st.integers(1, 64), V=st.integers(1, 200), D=st.integers(1, 20).map(lambda n: 16*n))
 def test_heads_of_any_shape(M, V, D):
@@ -563,13 +586,16 @@ ptx(attention.write_kernel, only(attention.write_kernel), N=12, N_KV=3, ROWS=16,
 early.append(ptx(lm_head.rows_kernel, dict(x='*bf16', table='*i8', scale='*fp32', y='*fp32', M='i32', V='i32', D='i32'), BM=16, BN=64, BK=128, OVERLAP=True))
 for to, texts in (('*bf16', early), ('*fp16', for_few)):
     texts += [ptx(attention.join_kernel, dict(only(attention.join_kernel), y=to), PARTS=3, MANY=4, H=80, WIDE=128, OVERLAP=True),
-              ptx(between.norm_kernel, dict(only(between.norm_kernel), out=to), ADD=True, BLOCK=2048, OVERLAP=True),
-              ptx(between.gate_kernel, dict(only(between.gate_kernel), out=to), BLOCK=1024, OVERLAP=True)]
+              ptx(between.norm_kernel, dict(only(between.norm_kernel), out=to, steps=to), ADD=True, BLOCK=2048, EIGHTS=0, OVERLAP=True),
+              ptx(between.gate_kernel, dict(only(between.gate_kernel), out=to, steps=to), BLOCK=1024, EIGHTS=0, OVERLAP=True)]
 for text in for_few:   # rounded to bf16, kept within fp16, NaN kept
     rounded, within, last = [text.find(word) for word in ('cvt.rn.bf16', 'min.NaN', 'cvt.rn.f16')]
     assert 0 < rounded < within < last
 assert not any('cvt.rn.f16' in text for text in early)
-for text in early + for_few:   # nothing is read or written before
+planes = dict(out='*i8', steps='*fp32')
+by_integers = [ptx(between.norm_kernel, only(between.norm_kernel) | planes, ADD=True, BLOCK=2048, EIGHTS=2, OVERLAP=True),
+               ptx(between.gate_kernel, only(between.gate_kernel) | planes, BLOCK=1024, EIGHTS=1, OVERLAP=True)]
+for text in early + for_few + by_integers:   # nothing is read or written before
     before, after = text.split('griddepcontrol.wait')
     assert 'griddepcontrol.launch_dependents' in before and '.global' not in before.split('.visible .entry')[1].split(')', 1)[1] and 'ld.global' in after
 print('compiled')

@@ -40,7 +40,7 @@ def write_planes(planes, steps, x, like, token, first, blocks, EIGHTS:tl.constex
     piece, i = tl.arange(0, 8)[None, :, None], tl.arange(0, 16)[None, None, :]
     row = b[:, None, None]*(EIGHTS*2048) + (token//8*16 + token%8)*128
     at = planes + tl.max_contiguous(tl.multiple_of(row + (piece ^ token%8)*16 + i, (1, 1, 16)), (1, 1, 16))
-    there = (b < blocks)[:, None, None] & (piece + i >= 0)
+    there = (b < blocks)[:, None, None]                                                   # of 16 bytes at a time
     tl.store(at, high.to(tl.int8), mask=there)
     tl.store(at + 1024, (q - (high << 8)).to(tl.int8), mask=there)
     place = token if EIGHTS == 1 else token//16*16 + token%8//2*4 + token//8%2*2 + token%2
