@@ -8,7 +8,7 @@
     python kernels/bench_few.py --keep h200       no measuring: makes nativebit/kernels/configs/h200.json of both files
     python kernels/bench_few.py --rehearse        a CPU, tiny shapes, the CUDA source lane by lane
 """
-import argparse, json, random, sys
+import argparse, json, os, random, sys
 from pathlib import Path
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, say, write
 import torch
@@ -277,6 +277,30 @@ def check(geometry):
     say(f'{geometry}: {done} products by integers, {wrong} wrong, largest error of a token of fp16 {worst:.1e}')
     return wrong
 
+def check_network(device=DEVICE):
+    "A step of several texts in a network of bfloat16, by fp16 and by integers, beside the same in float32; how many are wrong."
+    from nativebit.config import GEOMETRIES, Config, ModelConfig, QuantConfig
+    from nativebit.pytorch.benchmark import dequantized, random_network
+    shape = ModelConfig(1000, 3, 1024, 8, 2816, n_kv_heads=2, context_len=128, head_size=128) if not REHEARSE else ModelConfig(100, 2, 128, 4, 256, n_kv_heads=2, context_len=32)
+    net = random_network(Config('check', shape, QuantConfig(**GEOMETRIES['int8'])), device, torch.bfloat16)
+    exact, wrong = dequantized(net, torch.float32), 0
+    for B in (2, 8, 13, 32) if not REHEARSE else (3,):
+        tokens, at = torch.randint(0, shape.vocab_size, (B, 2), device=device), torch.zeros(B, dtype=torch.int64, device=device)
+        def logits(model, how):
+            os.environ['NATIVEBIT_PLANES'] = how
+            cache = model.empty_cache(B)
+            for i in range(2): y = model(tokens[:, i:i+1], cache, at + i)
+            os.environ['NATIVEBIT_PLANES'] = '0'
+            return y.double()
+        want, by = logits(exact, '0'), {}
+        for how in '01':
+            y = logits(net, how)
+            by[how] = ((y - want).norm()/want.norm()).item()
+        bad = not by['1'] < 1.3*by['0'] + 1e-3
+        wrong += bad
+        say(f'a network, {B} texts: error by fp16 {by["0"]:.2e}, by integers {by["1"]:.2e}', *['WRONG']*bad)
+    return wrong
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--minutes', type=float, default=1.5, help='time budget, without compiling')
@@ -296,7 +320,8 @@ def main():
     out.parent.mkdir(parents=True, exist_ok=True)
     if not a.check: out.unlink(missing_ok=True)
     build_libraries([g for g in GEOMETRIES.values() if g[1] == 'int8' or not (a.integers or a.check)])
-    if a.check: sys.exit(sum(check(g) for g in ('int8', '2bit', '4bit')) > 0)
+    if a.check: 
+        with torch.inference_mode(): sys.exit(sum(map(check, ('int8', '2bit', '4bit'))) + check_network() > 0)
     clock = Clock(a.minutes)
     with torch.inference_mode():
         write(out, dict(header(copy_bandwidth()), command=' '.join(['python', 'kernels/bench_few.py', *sys.argv[1:]]), network=a.network, layers=LAYERS, shapes=SHAPES))

@@ -317,6 +317,25 @@ def test_norms_and_gates_write_integers(M, D, dtype, scale):
         assert (q - exact).abs().max() <= 1 and (q != exact).double().mean() < .02 and torch.allclose(steps, s, 1e-6)
         assert layout.relative_error(cuda.few(cuda.Planes(got, M, dtype), p, lib=lib), want.view(M, D), p) < (5e-4 if dtype == torch.float16 else 2.2e-3)
 
+def test_a_step_of_several_texts_by_integers(monkeypatch):
+    "A layer's norms and gate write planes, its products take them, and attention's output is converted: as without, but for roundings."
+    torch.manual_seed(0)
+    shape = dict(n_layers=2, d_model=136, d_ff=264, **HEADED[1])
+    net, cache = normed_network('int8', torch.bfloat16, shape, 0)
+    x, lib, seen = torch.randn(3, 1, 136).bfloat16(), on_cpu(3, 'int8'), []
+    caches = [[tuple(torch.zeros(3, *t.shape[1:], dtype=t.dtype) for t in kv) for kv in cache] for _ in range(2)]
+    def run(caches):
+        y, h = None, x
+        for layer, kv in zip(net.layers, caches): h, y = layer.terms(h, y, net.cos, net.sin, kv, torch.tensor([0, 3, 5]))
+        return net.norm.added(h, y)[1]
+    want = run(caches[0])
+    monkeypatch.setattr(cuda, 'library', lambda *a: lib); monkeypatch.setattr(torch_linear, 'on_gpu', lambda *a: True); monkeypatch.setattr(between, 'on_gpu', lambda *a: True)
+    monkeypatch.setattr(ops, 'choose', lambda p, M, *a: ops.few_configs(p.shape, M, p.bits, ops.Gpu(), True)[0])
+    monkeypatch.setattr(cuda, 'few', lambda x, *a, few=cuda.few, **kw: seen.append(x) or few(x, *a, **kw)); monkeypatch.setitem(ops.HALVES, 'few', cuda.few)
+    got = run(caches[1])
+    assert len(seen) == 6 and all(isinstance(x, cuda.Planes) for x in seen)   # qkv, gate and up, down of two layers
+    assert distance(got, want) < 3e-2 and distance(caches[1][1][0], caches[0][1][0]) < 3e-2
+
 def test_operators_write_integers():
     "To `torch.compile` too, and a product of what they wrote is one of its nodes."
     x, w, p = torch.randn(3, 1, 264).bfloat16(), torch.rand(264).bfloat16(), layout.random_matrix(16, 264, 3, 'int8')
