@@ -188,12 +188,11 @@ class Race:
         bits, kind = GEOMETRIES[geometry]
         cfg = {} if REHEARSE else ops.tuned('h200').get(ops.config_key(shape, bits, kind, M), {})
         tuned = [dict(way(cfg), **(dict(planes=True) if planes else {}))]*(cfg.get('backend') == 'few')
-        seen, out = set(), []
-        for c in [*tuned, *ops.few_configs(tuple(shape), M, bits, this_gpu(), planes)]:
-            key = c['ranks'], c['groups'], c['deep'], c['tj']
-            if key not in seen: seen.add(key); out.append(c)
-            if len(out) == (5 if not REHEARSE else 2): return out
-        return out
+        likely, out = ops.few_configs(tuple(shape), M, bits, this_gpu(), planes), tuned[:]
+        first = likely[0]
+        for other in (lambda c: True, lambda c: c['tj'] != first['tj'], lambda c: c['ranks'] != first['ranks'], lambda c: c['deep'] != first['deep'], lambda c: c['wide'] > 4, lambda c: c['groups'] != first['groups'] and c['tj'] == 2):
+            out += [c for c in likely if c not in out and other(c)][:1]
+        return out if not REHEARSE else out[:2]
 
     def alone(self, layers, i, M, geometry):
         "The fastest configuration of fp16, and of integers with activations that are planes already."

@@ -30,7 +30,7 @@ def in_type(x:Tensor, dtype)->Tensor:
 # %% ../../nbs/09_kernels/11_between.ipynb #b7d1c004
 @triton.jit
 def write_planes(planes, steps, x, like, token, first, blocks, EIGHTS:tl.constexpr, BLOCK:tl.constexpr):
-    "Write numbers of a token, from the first-th block of 128 columns on, as integers; the order is few.cuh's."
+    "Write numbers of a token, from block `first` of 128 columns on, as integers; the order is few.cuh's."
     x = x.to(like.dtype.element_ty).to(tl.float32).reshape(BLOCK//128, 128)
     top = tl.max(tl.abs(x), 1)
     q = x*tl.where(top > 0, 32512./top, 0.)[:, None]
@@ -40,7 +40,7 @@ def write_planes(planes, steps, x, like, token, first, blocks, EIGHTS:tl.constex
     piece, i = tl.arange(0, 8)[None, :, None], tl.arange(0, 16)[None, None, :]
     row = b[:, None, None]*(EIGHTS*2048) + (token//8*16 + token%8)*128
     at = planes + tl.max_contiguous(tl.multiple_of(row + (piece ^ token%8)*16 + i, (1, 1, 16)), (1, 1, 16))
-    there = (b < blocks)[:, None, None]                                                   # of 16 bytes at a time
+    there = (b < blocks)[:, None, None]                                                  # of 16 bytes
     tl.store(at, high.to(tl.int8), mask=there)
     tl.store(at + 1024, (q - (high << 8)).to(tl.int8), mask=there)
     place = token if EIGHTS == 1 else token//16*16 + token%8//2*4 + token//8%2*2 + token%2
@@ -157,8 +157,8 @@ def triton_gated(gate:Tensor, up:Tensor, dtype=None)->Tensor:   # (…, D) all; 
     a, b = as_rows(gate), as_rows(up)
     if len(a):
         args = dict(out=out) | planes_args(out, gate)
-        gate_kernel[(len(a), triton.cdiv(D, 1024))](a, b, gate_row=a.stride(0), up_row=b.stride(0), D=D, **args,
-                                                    BLOCK=1024, **overlap_args(gate))
+        args |= dict(gate_row=a.stride(0), up_row=b.stride(0), D=D, BLOCK=1024)
+        gate_kernel[(len(a), triton.cdiv(D, 1024))](a, b, **args, **overlap_args(gate))
     return out
 
 @torch.library.custom_op('nativebit::gated', mutates_args=())

@@ -199,7 +199,7 @@ def reads_half(
 def reads_planes(
     form:tuple, M:int,  # as of `reads_half`
 )->bool:
-    "Whether it multiplies by integers, and takes activations that are written so: `int16` in `between.empty_for`."
+    "Whether it multiplies by integers, and takes activations that are written so (`between.empty_for`)."
     return form[3] == 'int8' and choose(PackedMatrix(None, None, *form), M).get('planes', False)
 
 def run_config(
