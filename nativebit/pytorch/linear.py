@@ -105,7 +105,8 @@ def read_type(
     asks = (isinstance(layer, PackedLinear) and layer.dtype == x.dtype and on_gpu(x)
             and x.dtype in (torch.bfloat16, torch.float16) and has_static_value(M))
     if asks and planes and reads_planes(layer.form, M): return torch.int16
-    return torch.float16 if asks and reads_half(layer.form, M) else x.dtype
+    half = asks and x.dtype == torch.bfloat16 and reads_half(layer.form, M)
+    return torch.float16 if half else x.dtype
 
 # %% ../../nbs/11_pytorch/03_linear.ipynb #189077e0
 def stack_packed(
