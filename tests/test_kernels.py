@@ -173,9 +173,12 @@ def test_few_by_integers_on_an_older_gpu(bits):
 @settings(max_examples=20, deadline=None)
 @given(o=st.integers(1, 140), i=st.integers(1, 160).map(lambda n: 8*n), bits=st.sampled_from([3, 2, 4]), M=st.integers(1, 32), dtype=st.sampled_from([torch.float16, torch.bfloat16]), data=st.data())
 def test_integers_of_any_shape(o, i, bits, M, dtype, data):
-    "Shared out in one of the likely ways."
+    "Shared out in one of the likely ways. Each number is as near as its type allows and activations of 16 bits do: half a step of these is a 65024th of the largest."
     _, *how = data.draw(st.sampled_from(ops.few_configs((o, i), M, bits, ops.Gpu(), True)[:30])).items()
-    assert dict(how)['planes'] and few_error(M, (o, i), dtype, dict(how), bits, 'int8', on_cpu(bits, 'int8')) < 1
+    p, x = layout.random_matrix(o, i, bits, 'int8'), torch.randn(M, i).to(dtype)
+    y, w = cuda.few(x, p, lib=on_cpu(bits, 'int8'), **dict(how)), layout.dequantize(p).double()
+    exact, step = x.double() @ w.T, x.double().abs().amax(1, keepdim=True)*w.abs().sum(1)/65024
+    assert dict(how)['planes'] and ((y.double() - exact).abs() <= 1.01*step + exact.abs()*2.**(-11 if dtype == torch.float16 else -8) + 1e-7).all()
 
 def rounded_as_planes(x):
     "(blocks, M, 128) integers of 16 bits and (blocks, M) scales, both as float64."
@@ -315,7 +318,7 @@ def test_norms_and_gates_write_integers(M, D, dtype, scale):
         room = got.new_empty(0).set_(got.untyped_storage())
         (q, steps), (exact, s) = read_planes(cuda.Planes(room.view(torch.uint8), M, dtype), D), rounded_as_planes(want.view(M, D))
         assert (q - exact).abs().max() <= 1 and (q != exact).double().mean() < .02 and torch.allclose(steps, s, 1e-6)
-        assert layout.relative_error(cuda.few(cuda.Planes(got, M, dtype), p, lib=lib), want.view(M, D), p) < (5e-4 if dtype == torch.float16 else 2.2e-3)
+        assert layout.relative_error(cuda.few(cuda.Planes(got, M, dtype), p, lib=lib), want.view(M, D), p) < (1e-3 if dtype == torch.float16 else 4e-3)
 
 def test_a_step_of_several_texts_by_integers(monkeypatch):
     "A layer's norms and gate write planes, its products take them, and attention's output is converted: as without, but for roundings."
