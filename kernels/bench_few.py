@@ -3,14 +3,16 @@
     python kernels/bench_few.py --minutes 1.5     writes data/results/few.jsonl, what is most wanted first
     python kernels/bench_few.py --explore         the same with configurations of every kind, of which the fastest are taken; half an hour
     python kernels/bench_few.py --network 8b      writes data/results/few_8b.jsonl: each product of Llama-3.1-8B's shapes alone, with configurations of every kind
+    python kernels/bench_few.py --integers        writes data/results/few_integers.jsonl: `few` with fp16 and by integers, side by side; with --network 8b too
+    python kernels/bench_few.py --check           whether products by integers are right: many shapes beside float64
     python kernels/bench_few.py --keep h200       no measuring: makes nativebit/kernels/configs/h200.json of both files
     python kernels/bench_few.py --rehearse        a CPU, tiny shapes, the CUDA source lane by lane
 """
-import argparse, json, random, sys
+import argparse, json, os, random, sys
 from pathlib import Path
 from common import DEVICE, GEOMETRIES, LAYERS, REHEARSE, ROOT, SHAPES, Clock, activations, build_libraries, copy_bandwidth, error, exact_part, graph_ms, random_packed, say, write
 import torch
-from nativebit.kernels import ops
+from nativebit.kernels import cuda, layout, ops
 from bench import header
 from tune import few_configs
 from nativebit.utils.files import atomic_path
@@ -177,11 +179,134 @@ def run(b):
             if b.clock.left < 3: return say(f'{geometry} M={M}: skipped, no time left')
             b.case(layers, geometry, M)
 
+class Race:
+    "`few` with fp16 and by integers, in turn: each shape alone with a few likely configurations, then all shapes with the fastest of each."
+    def __init__(self, path, clock): self.path, self.clock = path, clock
+
+    def ways(self, shape, M, geometry, planes):
+        "What was tuned, and the first of the default's list."
+        bits, kind = GEOMETRIES[geometry]
+        cfg = {} if REHEARSE else ops.tuned('h200').get(ops.config_key(shape, bits, kind, M), {})
+        tuned = [dict(way(cfg), **(dict(planes=True) if planes else {}))]*(cfg.get('backend') == 'few')
+        likely, out = ops.few_configs(tuple(shape), M, bits, this_gpu(), planes), tuned[:]
+        first = likely[0]
+        for other in (lambda c: True, lambda c: c['tj'] != first['tj'], lambda c: c['ranks'] != first['ranks'], lambda c: c['deep'] != first['deep'], lambda c: c['wide'] > 4, lambda c: c['groups'] != first['groups'] and c['tj'] == 2):
+            out += [c for c in likely if c not in out and other(c)][:1]
+        return out if not REHEARSE else out[:2]
+
+    def alone(self, layers, i, M, geometry):
+        "The fastest configuration of fp16, and of integers with activations that are planes already."
+        x, best = activations(M, SHAPES[i][1]), {}
+        for planes in (False, True):
+            times, a = [], cuda.as_planes(x) if planes else x
+            for c in self.ways(SHAPES[i], M, geometry, planes):
+                try: ms = graph_ms(lambda: [ops.run_config(a, layer[i], c) for layer in layers], reps=9)/len(layers)
+                except RuntimeError as e: write(self.path, dict(shape=SHAPES[i], geometry=geometry, M=M, **c, failed=str(e)[:200])); say('failed', c, str(e)[:100]); continue
+                write(self.path, dict(shape=SHAPES[i], geometry=geometry, M=M, **c, ms=ms)); times.append((ms, len(times), c))
+            best[planes] = min(times)[2]
+            extra = ''
+            if planes:
+                both = graph_ms(lambda: [ops.run_config(x, layer[i], best[True]) for layer in layers], reps=9)/len(layers)
+                none = graph_ms(lambda: [ops.run_config(a, layer[i], dict(best[True], flags=1)) for layer in layers], reps=9)/len(layers)
+                write(self.path, dict(shape=SHAPES[i], geometry=geometry, M=M, part='by integers, converted before each', ms=both))
+                write(self.path, dict(shape=SHAPES[i], geometry=geometry, M=M, part='by integers, no products', ms=none))
+                extra = f'   converted before each {1e3*both:6.2f}, no products {1e3*none:6.2f}'
+            say(f'   {SHAPES[i]} M={M:<3} {"integers" if planes else "fp16":8} {1e3*min(times)[0]:7.2f} us  {best[planes]}{extra}')
+        return best
+
+    def errors(self, layers, M, cfgs):
+        "The largest relative error of the shapes, and whether 200 replays gave the same bits."
+        xs = [activations(M, s[1]) for s in SHAPES]
+        run = lambda: [ops.run_config(x, p, c) for layer in layers[:2] for x, p, c in zip(xs, layer, cfgs)]
+        want = run()
+        e = max(error(y, exact_part(x, p)) for y, x, p in zip(want, xs, layers[0]))
+        differ = torch.zeros((), dtype=torch.int64, device=DEVICE)
+        def again():
+            for y, w in zip(run(), want): differ.add_((y != w).sum())
+        graph_ms(again, reps=200)
+        return dict(error=float(f'{e:.2e}'), same_bits=int(differ) == 0)
+
+    def case(self, layers, geometry, M):
+        best = [self.alone(layers, i, M, geometry) for i in range(len(SHAPES))]
+        x16 = {s[1]: activations(M, s[1]) for s in SHAPES}
+        made = {k: cuda.as_planes(x) for k, x in x16.items()}
+        half, whole = [b[False] for b in best], [b[True] for b in best]
+        for name, xs, cfgs in (('fp16', x16, half), ('integers', made, whole), ('integers, converted before each', x16, whole),
+                               ('integers, configurations of fp16', made, [dict(c, planes=True) for c in half]),
+                               ('integers, no products', made, [dict(c, flags=1) for c in whole]), ('fp16, no products', x16, [dict(c, flags=1) for c in half])):
+            try:
+                ms = graph_ms(lambda: [ops.run_config(xs[p.shape[1]], p, c) for layer in layers for p, c in zip(layer, cfgs)])
+                more = {} if 'no products' in name or xs is made else self.errors(layers, M, cfgs)
+            except RuntimeError as e: say(f'{geometry} M={M} {name}: FAILED {str(e)[:200]}'); write(self.path, dict(kernel=name, geometry=geometry, M=M, failed=str(e)[:300])); continue
+            write(self.path, dict(kernel=name, geometry=geometry, M=M, ms=round(ms, 5), **more, configs=cfgs))
+            say(f'{geometry:6} M={M:<3} stack of {len(layers)} layers, {name:34} {ms:8.4f} ms', *(f'{k} {v}' for k, v in more.items()))
+        conversions = graph_ms(lambda: [cuda.as_planes(x16[s[1]]) for _ in layers for s in SHAPES])
+        write(self.path, dict(kernel='conversions alone', geometry=geometry, M=M, ms=round(conversions, 5)))
+        say(f'{geometry:6} M={M:<3} conversions alone {conversions:8.4f} ms')
+
+    def run(self):
+        for geometry, tokens in (('int8', (16, 8, 32, 2)), ('2bit', (16,)), ('4bit', (16,))):
+            layers = [[random_packed(s, *GEOMETRIES[geometry]) for s in SHAPES] for _ in range(LAYERS if LAYERS < 30 else 16)]
+            for M in tokens if not REHEARSE else (3,):
+                if self.clock.left < 4: say(f'{geometry} M={M}: skipped, no time left'); continue
+                self.case(layers, geometry, M)
+
+CHECKED = ([(7680, 2560), (2560, 6912), (4096, 14336), (67, 520), (136, 1160), (24, 136)], (1, 2, 7, 8, 9, 16, 17, 25, 32)) if not REHEARSE else ([(67, 520), (24, 136)], (2, 17))
+
+def check(geometry):
+    "Products by integers of many shapes, tokens and configurations beside float64, and the same bits twice; how many are wrong."
+    bits, kind = GEOMETRIES[geometry]
+    worst, wrong, done = 0., 0, 0
+    for shape in CHECKED[0]:
+        p = random_packed(shape, bits, kind)
+        w = layout.dequantize(p).double()
+        for M in CHECKED[1]:
+            for dtype in (torch.float16, torch.bfloat16):
+                x = activations(M, shape[1], dtype)
+                exact = x.double() @ w.T
+                ways = ops.few_configs(shape, M, bits, this_gpu(), True)
+                for c in [*ways[:3], *random.Random(M).sample(ways, min(5, len(ways)))] if not REHEARSE else ways[:1]:
+                    y, again = ops.run_config(x, p, c), ops.run_config(cuda.as_planes(x), p, c)
+                    off = (y.double() - exact).norm(dim=1)/exact.norm(dim=1)
+                    bad = not float(off.max()) < (1e-3 if dtype == torch.float16 else 4e-3) or not torch.equal(y, again)
+                    worst, wrong, done = max(worst, float(off.max()) if dtype == torch.float16 else 0.), wrong + bad, done + 1
+                    if bad and wrong < 4:
+                        rows = (y.double() - exact).norm(dim=0)/exact.norm(dim=0)
+                        say(f'WRONG {geometry} {shape} M={M} {dtype} {c}: twice the same: {torch.equal(y, again)}; error of tokens', [f'{e:.1e}' for e in off.tolist()], 'of rows, the first 32', [f'{e:.1e}' for e in rows[:32].tolist()])
+    say(f'{geometry}: {done} products by integers, {wrong} wrong, largest error of a token of fp16 {worst:.1e}')
+    return wrong
+
+def check_network(device=DEVICE):
+    "A step of several texts in a network of bfloat16, by fp16 and by integers, beside the same in float32; how many are wrong."
+    from nativebit.config import GEOMETRIES, Config, ModelConfig, QuantConfig
+    from nativebit.pytorch.benchmark import dequantized, random_network
+    shape = ModelConfig(1000, 3, 1024, 8, 2816, n_kv_heads=2, context_len=128, head_size=128) if not REHEARSE else ModelConfig(100, 2, 128, 4, 256, n_kv_heads=2, context_len=32)
+    net = random_network(Config('check', shape, QuantConfig(**GEOMETRIES['int8'])), device, torch.bfloat16)
+    exact, wrong = dequantized(net, torch.float32), 0
+    for B in (2, 8, 13, 32) if not REHEARSE else (3,):
+        tokens, at = torch.randint(0, shape.vocab_size, (B, 2), device=device), torch.zeros(B, dtype=torch.int64, device=device)
+        def logits(model, how):
+            os.environ['NATIVEBIT_PLANES'] = how
+            cache = model.empty_cache(B)
+            for i in range(2): y = model(tokens[:, i:i+1], cache, at + i)
+            os.environ['NATIVEBIT_PLANES'] = '0'
+            return y.double()
+        want, by = logits(exact, '0'), {}
+        for how in '01':
+            y = logits(net, how)
+            by[how] = ((y - want).norm()/want.norm()).item()
+        bad = not by['1'] < 1.3*by['0'] + 1e-3
+        wrong += bad
+        say(f'a network, {B} texts: error by fp16 {by["0"]:.2e}, by integers {by["1"]:.2e}', *['WRONG']*bad)
+    return wrong
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--minutes', type=float, default=1.5, help='time budget, without compiling')
     ap.add_argument('--network', choices=NETWORKS, default='2.2b', help='whose shapes; of 8b each alone')
     ap.add_argument('--out', help='where the rows go, if not into the file of the network')
+    ap.add_argument('--integers', action='store_true', help='fp16 beside integers; up to 32 tokens, for more there is fp16 alone')
+    ap.add_argument('--check', action='store_true', help='only whether products by integers are right, in seconds')
     ap.add_argument('--explore', action='store_true', help='configurations of every kind, not only likely ones')
     ap.add_argument('--keep', metavar='GPU', help='make the table of this name from the files, and measure nothing')
     ap.add_argument('--rehearse', action='store_true', help='on a CPU, tiny')
@@ -189,14 +314,18 @@ def main():
     if a.keep: return keep(a.keep)
     if not REHEARSE and not torch.cuda.is_available(): sys.exit('error: this measures an NVIDIA GPU; --rehearse tries the program on a CPU')
     globals().update(zip(('LAYERS', 'SHAPES'), NETWORKS[a.network]))
-    out = Path(ROOT/'logs'/'few_rehearsal.jsonl' if REHEARSE else a.out or FILES[a.network])
+    usual = FILES[a.network].with_name(FILES[a.network].name.replace('few', 'few_integers')) if a.integers else FILES[a.network]
+    out = Path(ROOT/'logs'/'few_rehearsal.jsonl' if REHEARSE else a.out or usual)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    build_libraries(list(GEOMETRIES.values()))
+    if not a.check: out.unlink(missing_ok=True)
+    build_libraries([g for g in GEOMETRIES.values() if g[1] == 'int8' or not (a.integers or a.check)])
+    if a.check:
+        with torch.inference_mode(): sys.exit(sum(map(check, ('int8', '2bit', '4bit'))) + check_network() > 0)
     clock = Clock(a.minutes)
     with torch.inference_mode():
         write(out, dict(header(copy_bandwidth(), 'bench_few'), network=a.network, layers=LAYERS, shapes=SHAPES))
-        if a.network == '8b': run_alone(Bench(out, clock, explore=True))
+        if a.integers: Race(out, clock).run()
+        elif a.network == '8b': run_alone(Bench(out, clock, explore=True))
         else: run(Bench(out, clock, a.explore))
     say(f'wrote {out}')
 

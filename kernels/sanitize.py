@@ -16,15 +16,17 @@ from nativebit.pytorch.benchmark import random_network
 WAYS = dict(decode=[(M, dict(clusters=2, ranks=ranks, wide=2)) for M, ranks in ((1, 1), (3, 2), (16, 2))],
             few=[(1, {}), (2, {}), (16, dict(ranks=2)), (33, dict(tj=1)), (64, dict(wide=8, deep=1, tj=1)), (64, dict(wide=4, deep=1))],
             prefill=[(70, dict(bm=64)), (130, dict(bm=96))])
+BY_INTEGERS = [(1, {}), (9, dict(ranks=2)), (16, dict(tj=1)), (32, dict(tj=1)), (32, {})]
 
 def products(geometry):
     "(what, its relative error) of the products of a geometry."
     bits, kind = GEOMETRIES[geometry]
     p = layout.random_matrix(136, 712, bits, kind).to(DEVICE)
+    integers = [(M, dict(how, planes=True)) for M, how in BY_INTEGERS if kind == 'int8']
     for name, ways in WAYS.items():
-        for M, how in ways:
+        for M, how in [*ways, *(integers if name == 'few' else [])]:
             x = activations(M, 712)
-            yield f'{name} {geometry}, {M} tokens', layout.relative_error(getattr(cuda, name)(x, p, lib=cuda.library(bits, kind), **how), x, p)
+            yield f'{name} {geometry}, {M} tokens{", by integers"*("planes" in how)}', layout.relative_error(getattr(cuda, name)(x, p, lib=cuda.library(bits, kind), **how), x, p)
 
 def network(geometry, qk_norm):
     "A small one that fits one launch."
@@ -74,6 +76,10 @@ def between_products():
         yield name, relative(between.triton_norm(x, y, weight, .1)[1], h*torch.rsqrt((h*h).mean(-1, keepdim=True) + .1)*weight)
     gate, up = activations(7, 2*1100).chunk(2, -1)
     yield 'gate', relative(between.triton_gated(gate, up), torch.nn.functional.silu(gate.double())*up)
+    p, lib = layout.random_matrix(40, 1100//8*8, *GEOMETRIES['int8']).to(DEVICE), cuda.library(*GEOMETRIES['int8'])
+    gate, up = [h[:, :p.shape[1]] for h in (gate, up)]
+    for name, f in (('gate', between.triton_gated), ('norm', lambda x, y, to=None: between.triton_norm(x, y, torch.ones_like(x[0]), .1, to)[1])):
+        yield f'{name}, written for a product by integers', layout.relative_error(cuda.few(cuda.Planes(f(gate, up, torch.int16), 7, torch.float16), p, lib=lib), f(gate, up), p)
 
 def attentions(H, parts):
     "Of one token in rows at different places, one of them idle, and of a prompt in two rows: beside array operations in float64."

@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -21,6 +23,7 @@
 
 struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
+struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 struct Dim { int x; };
 static inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
@@ -198,6 +201,10 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {
     need((const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a bulk copy from outside the matrix");
     memcpy(dst, src, bytes); bar_bytes(bar, bytes);
 }
+DEV void bulk_load_again(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {
+    need((uintptr_t)dst%16 == 0 && (uintptr_t)src%16 == 0 && bytes%16 == 0, "a bulk copy off its 16-byte boundary");
+    memcpy(dst, src, bytes); bar_bytes(bar, bytes);
+}
 DEV void copy_piece(void* dst, const void* src, bool inside) {
     need((uintptr_t)dst%16 == 0 && (uintptr_t)src%16 == 0, "a copy off its 16-byte boundary");
     if (inside) memcpy(dst, src, 16); else memset(dst, 0, 16);
@@ -240,24 +247,51 @@ DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint6
 DEV uint32_t matrix_low(const void* p) { return saddr(p) >> 4; }
 DEV uint64_t matrix_of(uint32_t low) { return low; }
 DEV uint64_t matrix_at(const void* p) { return matrix_low(p); }
+// Products run as late as they may, when they are waited for: registers or places that were used again too early are then wrong.
+static thread_local std::vector<std::function<void()>> started;          // since the last commit
+static thread_local std::deque<std::vector<std::function<void()>>> groups;
+static inline void bring(const uint32_t* a) { for (int i = 0; i < 4; i++) warp().in[lane_id()][i] = a[i]; meet(); }
+static inline uint32_t row_of_b(uint64_t b, int n, int byte) { return swizzled((uint32_t)(b << 4) + n/8*1024 + n%8*128 + byte); }   // rows of 128 bytes, 8 of them 1024 bytes behind the 8 before
 template<int N> struct Wgmma {
     template<bool ADD = true> static void run(float* d, const uint32_t* a, uint64_t b) {
-        for (int i = 0; i < 4; i++) warp().in[lane_id()][i] = a[i];
-        meet();
-        auto A = [&](int r, int k) { uint32_t v = warp().in[r%8*4 + k%8/2][r/8 + k/8*2]; return to_float(k%2 ? v >> 16 : v & 0xffff); };
-        auto B = [&](int k, int n) { return to_float(*(const uint16_t*)(here->shared + swizzled((uint32_t)(b << 4) + n/8*1024 + n%8*128 + k*2))); };
-        for (int i = 0; i < N/2; i++) {
-            int r = lane_id()/4 + i%4/2*8, n = i/4*8 + lane_id()%4*2 + i%2;
-            double sum = ADD ? d[i] : 0;
-            for (int k = 0; k < 16; k++) sum += (double)A(r, k)*B(k, n);
-            d[i] = (float)sum;
-        }
-        meet();
+        started.push_back([=] {
+            bring(a);
+            auto A = [&](int r, int k) { uint32_t v = warp().in[r%8*4 + k%8/2][r/8 + k/8*2]; return to_float(k%2 ? v >> 16 : v & 0xffff); };
+            auto B = [&](int k, int n) { return to_float(*(const uint16_t*)(here->shared + row_of_b(b, n, k*2))); };
+            for (int i = 0; i < N/2; i++) {
+                int r = lane_id()/4 + i%4/2*8, n = i/4*8 + lane_id()%4*2 + i%2;
+                double sum = ADD ? d[i] : 0;
+                for (int k = 0; k < 16; k++) sum += (double)A(r, k)*B(k, n);
+                d[i] = (float)sum;
+            }
+            meet();
+        });
+    }
+};
+template<int N> struct WgmmaS8 {
+    template<bool ADD = true> static void run(int* d, const uint32_t* a, uint64_t b) {
+        need(N%8 == 0 && (N <= 32 || N%16 == 0), "a product of integers that there is not");
+        started.push_back([=] {
+            bring(a);
+            auto A = [&](int r, int k) { return (int)(int8_t)(warp().in[r%8*4 + k%16/4][r/8 + k/16*2] >> k%4*8 & 255); };
+            auto B = [&](int k, int n) { return (int)(int8_t)here->shared[row_of_b(b, n, k)]; };
+            for (int i = 0; i < N/2; i++) {
+                int r = lane_id()/4 + i%4/2*8, n = i/4*8 + lane_id()%4*2 + i%2, sum = ADD ? d[i] : 0;
+                for (int k = 0; k < 32; k++) sum += A(r, k)*B(k, n);
+                d[i] = sum;
+            }
+            meet();
+        });
     }
 };
 DEV void wgmma_fence() {}
-DEV void wgmma_commit() {}
-template<int PENDING> DEV void wgmma_wait() { meet(); }
+DEV void wgmma_commit() { groups.push_back({}); groups.back().swap(started); }
+template<int PENDING> DEV void wgmma_wait() {
+    meet();
+    for (; groups.size() > PENDING; groups.pop_front()) for (auto& product : groups.front()) product();
+}
+DEV void pin(int&) {}
+DEV void pin(uint32_t&) {}
 DEV void pin(float&) {}
 template<int N> DEV void fewer_registers() {}
 template<int N> DEV void more_registers() {}

@@ -157,6 +157,102 @@ def test_few_on_an_older_gpu(bits, kind):
     lib = compiled(bits, kind, '-DARCH=80')
     for M, shape, dtype, how in [(5, (60, 264), torch.float16, dict(groups=2, wide=1, deep=3)), *FEW[:-4]]: assert few_error(M, shape, dtype, how, bits, kind, lib) < 1, (M, shape, how)
 
+BY_INTEGERS = [*[c for c in FEW if c[0] <= 32], (32, (40, 648), torch.bfloat16, dict(wide=4, deep=2, tj=2)), (25, (150, 904), torch.float16, dict(groups=2, wide=4, deep=1, tj=2, kb=44)), (17, (136, 264), torch.float16, dict(groups=2, wide=8, deep=1, tj=1, ranks=2))]
+
+@pytest.mark.parametrize('bits', [3, 2, 4])
+def test_few_by_integers(bits):
+    lib = on_cpu(bits, 'int8')
+    for M, shape, dtype, how in BY_INTEGERS if bits == 3 else BY_INTEGERS[1::3]: assert few_error(M, shape, dtype, dict(how, planes=True), bits, 'int8', lib) < 1, (M, shape, how)
+
+@pytest.mark.parametrize('bits', [3, 4])
+def test_few_by_integers_on_an_older_gpu(bits):
+    on_cpu(bits, 'int8')
+    lib, cases = compiled(bits, 'int8', '-DARCH=80'), [c for c in BY_INTEGERS if 'ranks' not in c[-1]]
+    for M, shape, dtype, how in cases if bits == 3 else cases[2::3]: assert few_error(M, shape, dtype, dict(how, planes=True), bits, 'int8', lib) < 1, (M, shape, how)
+
+@settings(max_examples=20, deadline=None)
+@given(o=st.integers(1, 140), i=st.integers(1, 160).map(lambda n: 8*n), bits=st.sampled_from([3, 2, 4]), M=st.integers(1, 32), dtype=st.sampled_from([torch.float16, torch.bfloat16]), data=st.data())
+def test_integers_of_any_shape(o, i, bits, M, dtype, data):
+    "Shared out in one of the likely ways. Each number is as near as its type allows and activations of 16 bits do: half a step of these is a 65024th of the largest."
+    _, *how = data.draw(st.sampled_from(ops.few_configs((o, i), M, bits, ops.Gpu(), True)[:30])).items()
+    p, x = layout.random_matrix(o, i, bits, 'int8'), torch.randn(M, i).to(dtype)
+    y, w = cuda.few(x, p, lib=on_cpu(bits, 'int8'), **dict(how)), layout.dequantize(p).double()
+    exact, step = x.double() @ w.T, x.double().abs().amax(1, keepdim=True)*w.abs().sum(1)/65024
+    assert dict(how)['planes'] and ((y.double() - exact).abs() <= 1.01*step + exact.abs()*2.**(-11 if dtype == torch.float16 else -8) + 1e-7).all()
+
+def rounded_as_planes(x):
+    "(blocks, M, 128) integers of 16 bits and (blocks, M) scales, both as float64."
+    blocks = torch.nn.functional.pad(x, (0, -x.shape[1] % 128)).float().unflatten(1, (-1, 128)).transpose(0, 1)
+    top = blocks.abs().amax(2)
+    inv = torch.where(top > 0, torch.tensor(32512.)/top, 0)
+    return (blocks.double()*inv.double()[..., None]).round(), (top*(torch.tensor(1.)/32512)).double()
+
+def read_planes(made, I):
+    "The same of what `as_planes` made, out of the order of its swizzle."
+    (e, KB), rows = (cuda.few_eights(made.M), -(-I//128)), torch.arange(made.M)
+    high_low = made.data[:KB*e*2048].view(torch.int8).view(KB, e, 2, 8, 8, 16)                # blocks, groups of 8 tokens, planes, tokens, pieces, bytes
+    pieces = high_low.permute(0, 1, 3, 2, 4, 5).reshape(KB, 8*e, 2, 8, 16)[:, :made.M]
+    at = torch.arange(8)[None] ^ (rows % 8)[:, None]                                          # where a piece of 16 columns lies
+    pieces = pieces.gather(3, at[None, :, None, :, None].expand_as(pieces)).double()
+    column = torch.tensor([2*t + j % 2 + j//2*8 for t in range(4) for j in range(4)])         # a lane's columns of 16
+    q = torch.empty(KB, made.M, 8, 16, dtype=torch.float64)
+    q[..., column] = 256*pieces[:, :, 0] + pieces[:, :, 1]
+    place = rows if e == 1 else rows//16*16 + rows%8//2*4 + rows//8%2*2 + rows%2
+    return q.flatten(2), made.data[KB*e*2048:].view(torch.float32).view(KB, 8*e)[:, place].double()
+
+@pytest.mark.parametrize('M, I', [(1, 8), (5, 136), (13, 264), (32, 520)])
+def test_activations_become_integers(M, I):
+    x = torch.randn(M, I).half()
+    x[0] *= 100; x[-1, :4] = 0; x[M//2, 7] = 60000.
+    got, want = read_planes(cuda.as_planes(x, on_cpu(3, 'int8')), I), rounded_as_planes(x)
+    for a, b in zip(got, want): assert torch.equal(a, b)
+    brain = x.bfloat16()
+    assert torch.equal(read_planes(cuda.as_planes(brain, on_cpu(3, 'int8')), I)[0], rounded_as_planes(brain.half())[0])
+
+def test_integers_bit_for_bit():
+    "One worker of a tile goes through the blocks in order: sums of integers are exact, the rest is float32 in this order."
+    M, (O, I) = 19, (48, 400)
+    p, x = layout.random_matrix(O, I, 3, 'int8'), torch.randn(M, I).half()
+    q, steps = rounded_as_planes(x)
+    codes = layout.from_units(p.data, (O, I), 3, 'int8')
+    scale, KB = codes.scale.float().view(O, -1), -(-I//128)
+    table = codes.codebook.double().view(O, KB, 8)
+    entries = torch.stack([table[:, b].gather(1, codes.indices().view(O, KB, 128)[:, b].long()) for b in range(KB)])   # (blocks, O, 128)
+    if I % 128: entries[-1, :, I % 128:] = 0
+    acc = torch.zeros(M, O)
+    for b in range(KB):
+        exact = q[b] @ entries[b].T
+        part = exact.float()*steps[b].float()[:, None]
+        acc = (part.double()*scale[:, b].double() + acc.double()).float()
+    for how in (dict(wide=4, deep=1, tj=1), dict(wide=4, deep=1, tj=2)): assert torch.equal(cuda.few(x, p, lib=on_cpu(3, 'int8'), planes=True, **how), (acc*p.scale).half())
+
+def test_integers_of_numbers_that_are_none():
+    "Zeros, infinities and NaNs as `decode` has them; a token's do not reach the others. What is no int8, or too many tokens, is refused."
+    lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(40, 520, 3, 'int8'), torch.randn(6, 520).half()
+    x[1] = 0; x[2, 130:260] = 0; x[3, 5] = float('inf'); x[4, 300] = float('nan')
+    y, d = cuda.few(x, p, lib=lib, planes=True, deep=1), cuda.decode(x, p, clusters=1, ranks=1, lib=lib)
+    assert torch.equal(y.isfinite(), d.isfinite()) and torch.allclose(y, d, 1e-3, 1e-3, equal_nan=True) and not y[1].any() and y[[0, 2, 5]].isfinite().all()
+    again = cuda.few(cuda.as_planes(x, lib), p, lib=lib, deep=1, dtype=torch.bfloat16)
+    assert again.dtype == torch.bfloat16 and torch.allclose(again[0].float(), y[0].float(), 1e-2, 1e-2)
+    with pytest.raises(RuntimeError, match='no such kernel'): cuda.few(torch.randn(33, 520).half(), p, lib=lib, planes=True)
+    with pytest.raises(RuntimeError, match='no such kernel'): cuda.few(x, layout.random_matrix(40, 520, 3, 'float8_e4m3'), lib=on_cpu(3, 'float8_e4m3'), planes=True)
+
+def test_integers_are_chosen(monkeypatch):
+    monkeypatch.setattr(cuda, 'library', lambda *a: True); monkeypatch.setattr(ops, 'this_gpu', ops.Gpu)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA H200')
+    form = lambda kind='int8', shape=(7680, 2560): (shape, (1, 128), 3, kind, 1.)
+    chosen = lambda M, *a: ops.choose(layout.PackedMatrix(None, None, *form(*a)), M)
+    assert not any('planes' in chosen(M) for M in (1, 2, 16, 64)) and ops.reads_half(form(), 16)
+    monkeypatch.setenv('NATIVEBIT_PLANES', '1')
+    assert chosen(16)['planes'] and chosen(32)['planes'] and 'planes' not in chosen(64) and 'planes' not in chosen(512) and 'planes' not in chosen(16, 'float8_e4m3')
+    assert not ops.reads_half(form(), 16) and ops.reads_half(form(), 64) and ops.reads_half(form('float8_e4m3'), 16)
+    for device in ('NVIDIA H200', 'NVIDIA H100 80GB HBM3'):
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: device)
+        for shape in ((7680, 2560), (2560, 2560), (13824, 2560), (2560, 6912), (28672, 4096), (4096, 14336), (8, 128)):
+            for M in (2, 8, 16, 32):
+                c = chosen(M, 'int8', shape)
+                assert 'planes' not in c or ops.few_bytes(-(-shape[0]//16), -(-shape[1]//128), M, 3, c) <= 1024*c['kb'] <= ops.Gpu().shared
+
 def test_few_refuses_and_saturates():
     lib, p, x = on_cpu(3, 'int8'), layout.random_matrix(40, 256, 3, 'int8'), torch.randn(3, 256).bfloat16()
     for how in (dict(ranks=3), dict(ranks=4), dict(wide=8, deep=2), dict(wide=3), dict(groups=1, wide=0, tj=2)):
@@ -209,6 +305,48 @@ def test_norms_and_gates_of_any_shape(rows, D, kind, left, scale):
     x, y, fp16 = x*scale, y*scale, torch.float16   # what is written as fp16 is the same, rounded to it
     for step in lambda to: between.triton_norm(x, y, w*scale, .1, to)[1], lambda to: between.triton_gated(x, up, to):
         assert torch.allclose(step(fp16), between.in_type(step(None), fp16), 0, 0, equal_nan=True)
+
+@settings(max_examples=8, deadline=None)
+@given(M=st.integers(1, 32), D=st.integers(1, 170).map(lambda n: 8*n), dtype=st.sampled_from([torch.float16, torch.bfloat16]), scale=st.sampled_from([.05, 1, 8]))
+def test_norms_and_gates_write_integers(M, D, dtype, scale):
+    "As `as_planes` makes them of the same numbers, but for what lies half-way between two; a product takes them."
+    lib, x, up, w = on_cpu(3, 'int8'), *(scale*torch.randn(2, M, 1, D)).to(dtype), torch.rand(D).to(dtype)
+    p = layout.random_matrix(24, D, 3, 'int8')
+    for f in (lambda to: between.triton_norm(x, up, w, .1, to)[1], lambda to: between.triton_gated(x, up, to)):
+        want, got = f(None), f(torch.int16)
+        assert got.dtype == torch.int16 and got.shape == between.empty_for(x, torch.int16).shape and got.is_contiguous()
+        room = got.new_empty(0).set_(got.untyped_storage())
+        (q, steps), (exact, s) = read_planes(cuda.Planes(room.view(torch.uint8), M, dtype), D), rounded_as_planes(want.view(M, D))
+        assert (q - exact).abs().max() <= 1 and (q != exact).double().mean() < .02 and torch.allclose(steps, s, 1e-6)
+        assert layout.relative_error(cuda.few(cuda.Planes(got, M, dtype), p, lib=lib), want.view(M, D), p) < (1e-3 if dtype == torch.float16 else 4e-3)
+
+def test_a_step_of_several_texts_by_integers(monkeypatch):
+    "A layer's norms and gate write planes, its products take them, and attention's output is converted: as without, but for roundings."
+    torch.manual_seed(0)
+    shape = dict(n_layers=2, d_model=136, d_ff=264, **HEADED[1])
+    net, cache = normed_network('int8', torch.bfloat16, shape, 0)
+    x, lib, seen = torch.randn(3, 1, 136).bfloat16(), on_cpu(3, 'int8'), []
+    caches = [[tuple(torch.zeros(3, *t.shape[1:], dtype=t.dtype) for t in kv) for kv in cache] for _ in range(2)]
+    def run(caches):
+        y, h = None, x
+        for layer, kv in zip(net.layers, caches): h, y = layer.terms(h, y, net.cos, net.sin, kv, torch.tensor([0, 3, 5]))
+        return net.norm.added(h, y)[1]
+    want = run(caches[0])
+    monkeypatch.setattr(cuda, 'library', lambda *a: lib); monkeypatch.setattr(torch_linear, 'on_gpu', lambda *a: True); monkeypatch.setattr(between, 'on_gpu', lambda *a: True)
+    monkeypatch.setattr(ops, 'choose', lambda p, M, *a: ops.few_configs(p.shape, M, p.bits, ops.Gpu(), True)[0])
+    monkeypatch.setattr(cuda, 'few', lambda x, *a, few=cuda.few, **kw: seen.append(x) or few(x, *a, **kw)); monkeypatch.setitem(ops.HALVES, 'few', cuda.few)
+    got = run(caches[1])
+    assert len(seen) == 6 and all(isinstance(x, cuda.Planes) for x in seen)   # qkv, gate and up, down of two layers
+    assert distance(got, want) < 3e-2 and distance(caches[1][1][0], caches[0][1][0]) < 3e-2
+
+def test_operators_write_integers():
+    "To `torch.compile` too, and a product of what they wrote is one of its nodes."
+    x, w, p = torch.randn(3, 1, 264).bfloat16(), torch.rand(264).bfloat16(), layout.random_matrix(16, 264, 3, 'int8')
+    args = [torch.int16], dict(test_utils=('test_schema', 'test_faketensor'))
+    for op, given in ((between._norm, (x, w, .1)), (between._add_norm, (x, x, w, .1)), (between._gated, (x, x))): torch.library.opcheck(op, (*given, *args[0]), **args[1])
+    with torch._subclasses.FakeTensorMode() as fake:
+        y = ops.lut_linear(between._norm(*[fake.from_tensor(t) for t in (x, w)], .1, torch.int16), replace(p, data=fake.from_tensor(p.data), codebook=fake.from_tensor(p.codebook)), dtype=torch.bfloat16)
+    assert y.shape == (3, 1, 16) and y.dtype == torch.bfloat16
 
 @settings(max_examples=12, deadline=None)
 @given(M=st.integers(1, 64), V=st.integers(1, 200), D=st.integers(1, 20).map(lambda n: 16*n))
@@ -470,13 +608,16 @@ ptx(attention.write_kernel, only(attention.write_kernel), N=12, N_KV=3, ROWS=16,
 early.append(ptx(lm_head.rows_kernel, dict(x='*bf16', table='*i8', scale='*fp32', y='*fp32', M='i32', V='i32', D='i32'), BM=16, BN=64, BK=128, OVERLAP=True))
 for to, texts in (('*bf16', early), ('*fp16', for_few)):
     texts += [ptx(attention.join_kernel, dict(only(attention.join_kernel), y=to), PARTS=3, MANY=4, H=80, WIDE=128, OVERLAP=True),
-              ptx(between.norm_kernel, dict(only(between.norm_kernel), out=to), ADD=True, BLOCK=2048, OVERLAP=True),
-              ptx(between.gate_kernel, dict(only(between.gate_kernel), out=to), BLOCK=1024, OVERLAP=True)]
+              ptx(between.norm_kernel, dict(only(between.norm_kernel), out=to, steps=to), ADD=True, BLOCK=2048, EIGHTS=0, OVERLAP=True),
+              ptx(between.gate_kernel, dict(only(between.gate_kernel), out=to, steps=to), BLOCK=1024, EIGHTS=0, OVERLAP=True)]
 for text in for_few:   # rounded to bf16, kept within fp16, NaN kept
     rounded, within, last = [text.find(word) for word in ('cvt.rn.bf16', 'min.NaN', 'cvt.rn.f16')]
     assert 0 < rounded < within < last
 assert not any('cvt.rn.f16' in text for text in early)
-for text in early + for_few:   # nothing is read or written before
+planes = dict(out='*i8', steps='*fp32')
+by_integers = [ptx(between.norm_kernel, only(between.norm_kernel) | planes, ADD=True, BLOCK=2048, EIGHTS=2, OVERLAP=True),
+               ptx(between.gate_kernel, only(between.gate_kernel) | planes, BLOCK=1024, EIGHTS=1, OVERLAP=True)]
+for text in early + for_few + by_integers:   # nothing is read or written before
     before, after = text.split('griddepcontrol.wait')
     assert 'griddepcontrol.launch_dependents' in before and '.global' not in before.split('.visible .entry')[1].split(')', 1)[1] and 'ld.global' in after
 print('compiled')

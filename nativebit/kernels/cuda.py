@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'NVCC_FLAGS', 'LEAST', 'MODES', 'ERRORS', 'HEADS', 'find_nvcc', 'runtime_flags', 'nvcc_flags', 'build',
-           'other_gpu', 'missing', 'library', 'Around', 'around', 'decode_mode', 'decode', 'prefill', 'attend', 'few']
+           'other_gpu', 'missing', 'library', 'Around', 'around', 'decode_mode', 'decode', 'prefill', 'attend',
+           'few_eights', 'Planes', 'as_planes', 'few']
 
 # %% ../../nbs/09_kernels/04_cuda.ipynb #1d031757
 import ctypes, hashlib, os, shutil, subprocess, warnings
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -94,12 +96,12 @@ ERRORS = {-1: 'no such kernel', -2: 'too much shared memory', -3: 'the driver ha
 
 def _p(x): return ctypes.c_void_p(x.data_ptr() if isinstance(x, torch.Tensor) else x)
 
-def _prepare(x, p, lib, dtype=None):
+def _prepare(x, p, lib, dtype=None, M=None):
     "Room for the output, the library, the stream; a library built for a CPU is told what it may read."
     lib, stream = (lib or library(p.bits, p.kind),
                    torch.cuda.current_stream().cuda_stream if x.is_cuda else None)
     if stream is None: lib.cuda_on_cpu_range(_p(p.data), ctypes.c_int64(p.data.numel()))
-    return x.new_empty(len(x), p.shape[0], dtype=dtype), lib, stream
+    return x.new_empty(M or len(x), p.shape[0], dtype=dtype), lib, stream
 
 def _checked(code, what):
     if code: raise RuntimeError(f"{what}: {ERRORS.get(code, f'CUDA error {code}')}")
@@ -195,8 +197,32 @@ def attend(
     return y
 
 # %% ../../nbs/09_kernels/04_cuda.ipynb #f3e0a002
+def few_eights(M):
+    "Groups of 8 tokens that `few` is compiled for."
+    return next(n for n in (1, 2, 4, 8) if M <= 8*n)
+
+@dataclass(frozen=True)
+class Planes:
+    "Activations of M ≤ 32 tokens as 16-bit integers: two planes of int8, a scale for every 128 (few.cuh)."
+    data:torch.Tensor  # ceil(in/128) times 2080 bytes for every 8 tokens, of 8, 16 or 32
+    M:int
+    dtype:torch.dtype  # of what they were made of
+
+def as_planes(
+    x,          # (M, in) float16 or bfloat16
+    lib=None,   # the library of a geometry with int8 codebooks; None: of 3 bits
+    overlap=1,  # as of `decode`
+)->Planes:
+    "What `few` multiplies by integers, by a kernel of its own."
+    (M, i), lib = x.shape, lib or library(3, 'int8')
+    data = torch.empty(-(-i//128)*2080*few_eights(M), dtype=torch.uint8, device=x.device)
+    stream = torch.cuda.current_stream().cuda_stream if x.is_cuda else None
+    _checked(lib.nativebit_planes(_p(x), _p(data), i, M, int(x.dtype == torch.bfloat16), overlap, _p(stream)),
+             'planes')
+    return Planes(data, M, x.dtype)
+
 def few(
-    x,             # (M, in) float16 or bfloat16, M ≤ 64
+    x,             # (M, in) float16 or bfloat16, M ≤ 64; or `Planes`
     p,             # `PackedMatrix` in units
     groups=None,   # of blocks that share row tiles; None: as few as their warps hold
     ranks=1,       # blocks of a group, a cluster: they share the input; 1, 2, 4 or 8
@@ -210,13 +236,18 @@ def few(
     flags=0,       # as of `decode`; 4 reads no activations
     lib=None,      # as of `decode`
     dtype=None,    # of the result; None: x's
+    planes=False,  # multiply by integers: only int8 codebooks, M ≤ 32
 )->torch.Tensor:   # (M, out)
     "Multiply some tokens. Raises RuntimeError where a launch is refused."
-    y, lib, stream = _prepare(x, p, lib, dtype)
-    groups, half = groups or -(--(-p.shape[0]//16)//(wide*tj)), _halved(x, lib, overlap, stream)
-    _checked(lib.nativebit_few(_p(p.data), _p(half), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
-                               int(y.dtype == torch.bfloat16), groups, ranks, wide, deep, tj, kb or 1024,
-                               ahead, overlap, flags, _p(stream)),
+    there = isinstance(x, Planes)
+    M = x.M if there else len(x)
+    y, lib, stream = _prepare(x.data if there else x, p, lib, dtype or x.dtype, M)
+    a = x if there else as_planes(x, lib, overlap) if planes else _halved(x, lib, overlap, stream)
+    planes, groups = isinstance(a, Planes), groups or -(--(-p.shape[0]//16)//(wide*tj))
+    _checked(lib.nativebit_few(_p(p.data), _p(a.data if planes else a), _p(y), *p.shape, M,
+                               ctypes.c_float(p.scale), int(y.dtype == torch.bfloat16),
+                               groups, ranks, wide, deep, tj, kb or 1024, ahead, int(planes), overlap, flags,
+                               _p(stream)),
              f'few groups={groups} ranks={ranks} wide={wide} deep={deep} tj={tj}')
     return y
 

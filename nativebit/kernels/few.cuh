@@ -11,17 +11,19 @@ constexpr int FEW_COPIERS = ARCH >= 90 ? 1 : 4;   // warps
 
 // Shared memory of a block, 1024 bytes of barriers in front; weights go first: they may be asked for before the activations are there
 struct Rings {
-    int stages, x, x_slots, x_bytes, units, slots, slot_bytes, parts, bytes;
-    Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room, int ahead) {   // ahead: bytes of activations that should be on their way
-        stages = (blocks + deep - 1)/deep; x_bytes = deep*NT*2048; slot_bytes = (tiles*deep*UNIT + 127)/128*128;
+    int stages, x, x_slots, x_bytes, units, slots, slot_bytes, steps, step_bytes, parts, bytes;   // steps: scales of the activations, as integers
+    Rings(int tiles, int blocks, int M, int NT, int deep, int ranks, int room, int ahead, int planes) {   // ahead: bytes of activations that should be on their way
+        stages = (blocks + deep - 1)/deep; x_bytes = deep*NT*2048; step_bytes = planes ? deep*NT*32 : 0; slot_bytes = (tiles*deep*UNIT + 127)/128*128;
         const int least = min(stages, 2), most = min(stages, 31), sums = 4*deep*M*(16*tiles + 4);
         const int sent = ranks > 1 ? 4*ranks*M*16*((tiles + ranks - 1)/ranks) : 0;   // (rank, token, row) of the tiles that this block writes
+        const int both = x_bytes + step_bytes;
         room -= 1152 + sent;
-        const int wanted = min(most, max(least, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/x_bytes)));
-        slots = min(most, (room - wanted*x_bytes)/slot_bytes);
-        x_slots = slots < least ? 0 : min(most, (room - slots*slot_bytes)/x_bytes);
-        x = 1024; units = x + x_slots*x_bytes;
-        parts = (max(units + slots*slot_bytes, x + sums) + 127)/128*128; bytes = parts + sent;   // sums lie where the rings were
+        const int wanted = min(most, max(least, min((ahead + x_bytes - 1)/x_bytes, (room - least*slot_bytes)/both)));
+        slots = min(most, (room - wanted*both)/slot_bytes);
+        x_slots = slots < least ? 0 : min(most, (room - slots*slot_bytes)/both);
+        if (planes) slots = x_slots = min(most, room/(slot_bytes + both));   // a place has both
+        x = 1024; units = x + x_slots*x_bytes; steps = units + slots*slot_bytes;
+        parts = (max(steps + x_slots*step_bytes, x + sums) + 127)/128*128; bytes = parts + sent;   // sums lie where the rings were
     }
 };
 struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Rings at; };
@@ -44,21 +46,12 @@ struct Worker {
     }
 };
 
-template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
-    static constexpr bool AFTER = !E4M3 && NT*TJ <= 4;   // scales multiply a block's sums, or else its weights: fewer instructions, or fewer registers
+// what a worker has, and how it hands places back
+template<int NT, int TJ> struct FewSums {   // NT: groups of 8 tokens
     float acc[TJ][NT*4];
     DEV void clear() {
 #pragma unroll
         for (int i = 0; i < TJ*NT*4; i++) (&acc[0][0])[i] = 0.f;
-    }
-    DEV static void weights(uint32_t* a, const Lane& u, int s, const uint32_t* scale) {
-        weights_f16<true>(a, u, s);
-        if constexpr (!E4M3)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            a[i] = half_sub(a[i], 0x64806480u);
-            if (!AFTER) a[i] = half_mul(a[i], scale[i%2]);
-        }
     }
     DEV static const uint8_t* unit(const FewArgs& p, const uint8_t* smem, const Rectangle& s, const Worker& w, int slot, int j) {   // one that is not there is read as the last one
         return smem + p.at.units + slot*p.at.slot_bytes + (min(w.row + j*p.wide, s.tiles - 1)*p.deep + w.mine)*UNIT;
@@ -76,6 +69,27 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
             bar_wait(few_bars(smem, FULL_X) + xs.at, xs.turn);
             give(smem, EMPTY_X, w, xs.at);
             units.next(p.at.slots); xs.next(p.at.x_slots);
+        }
+    }
+    DEV void store(const FewArgs& p, float* sums, int pitch, const Worker& w) {     // sums: (deep, M, pitch)
+        sums += w.mine*p.M*pitch;
+#pragma unroll
+        for (int i = 0; i < TJ*NT*4; i++) {
+            const int j = i/4/NT, token = i/4%NT*8 + w.lane%4*2 + i%2, row = (w.row + j*p.wide)*16 + w.lane/4 + i%4/2*8;
+            if (token < p.M && j < w.have) sums[token*pitch + row] = (&acc[0][0])[i];
+        }
+    }
+};
+template<int NT, int TJ> struct FewTiles : FewSums<NT, TJ> {
+    using FewSums<NT, TJ>::acc; using FewSums<NT, TJ>::unit; using FewSums<NT, TJ>::give;
+    static constexpr bool AFTER = !E4M3 && NT*TJ <= 4;   // scales multiply a block's sums, or else its weights: fewer instructions, or fewer registers
+    DEV static void weights(uint32_t* a, const Lane& u, int s, const uint32_t* scale) {
+        weights_f16<true>(a, u, s);
+        if constexpr (!E4M3)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            a[i] = half_sub(a[i], 0x64806480u);
+            if (!AFTER) a[i] = half_mul(a[i], scale[i%2]);
         }
     }
 #if ARCH == 90
@@ -184,15 +198,163 @@ template<int NT, int TJ> struct FewTiles {   // NT: groups of 8 tokens
         }
     }
 #endif
-    DEV void store(const FewArgs& p, float* sums, int pitch, const Worker& w) {     // sums: (deep, M, pitch)
-        sums += w.mine*p.M*pitch;
+};
+
+#if !E4M3
+// The same by integers: looked-up entries as they are, and activations of 16 bits as two planes of int8, which `planes` has made: of each block of 128 columns
+// the rows of 8 tokens' high bytes, then of their low ones, in the order of the swizzle, and a scale a token. A row's scale is the same in all of a unit, so
+// its sums of integers, 256 times those of the high bytes and those of the low ones, become floats once a unit. A place of the ring has units and activations.
+template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
+    using FewSums<NT, TJ>::acc; using FewSums<NT, TJ>::unit; using FewSums<NT, TJ>::give;
+    DEV void wait_only(const FewArgs& p, uint8_t* smem, const Worker& w) {   // NO_PRODUCTS
+        Place ring = {0, 0};
+        for (int i = 0; i < w.stages; i++, ring.next(p.at.slots)) { bar_wait(few_bars(smem, FULL) + ring.at, ring.turn); give(smem, EMPTY, w, ring.at); }
+    }
+    DEV static void entries(uint32_t* a, const Lane& u, int k) {         // of 32 columns
 #pragma unroll
-        for (int i = 0; i < TJ*NT*4; i++) {
-            const int j = i/4/NT, token = i/4%NT*8 + w.lane%4*2 + i%2, row = (w.row + j*p.wide)*16 + w.lane/4 + i%4/2*8;
-            if (token < p.M && j < w.have) sums[token*pitch + row] = (&acc[0][0])[i];
+        for (int r = 0; r < 2; r++) {
+            const uint32_t* t = u.table[r];
+            if constexpr (BITS == 4) {                                   // of either half of the table, then one of the two: 11 instructions for 8 weights
+                const uint32_t eight = as_it_is(u.word[r][k] & 0x77777777u), upper = as_it_is((u.word[r][k] >> 1 & 0x44444444u) | 0x32103210u);
+                auto four = [&](uint32_t e, uint32_t h) { return prmt(prmt(t[0], t[1%TABLE_REGS], e), prmt(t[2%TABLE_REGS], t[3%TABLE_REGS], e), h); };
+                a[r] = four(eight, upper); a[r + 2] = four(eight >> 16, upper >> 16);
+            } else {
+                const uint32_t eight = as_it_is(selectors(u.word[r], k));
+                a[r] = look_up(t, eight); a[r + 2] = look_up(t, eight >> 16);
+            }
         }
     }
+    DEV static const float* steps(const FewArgs& p, const uint8_t* smem, const Worker& w, int slot) {   // of the lane's tokens
+        return (const float*)(smem + p.at.steps + slot*p.at.step_bytes) + w.mine*NT*8 + w.lane%4*(NT == 1 ? 2 : 4);
+    }
+    template<int G> DEV static void add(float* to, const int* sum, const float* step, const float* factor) {   // of G groups of 8 tokens
+#pragma unroll
+        for (int n = 0; n < G; n += 2) {
+            float s[4];
+            if (NT == 1) { const float2 v = *(const float2*)step; s[0] = v.x; s[1] = v.y; }
+            else { const float4 v = *(const float4*)(step + 8*n); s[0] = v.x; s[1] = v.y; s[2] = v.z; s[3] = v.w; }
+#pragma unroll
+            for (int i = 0; i < (NT == 1 ? 4 : 8); i++) {
+                const int* c = sum + 8*n + i/4*8 + i%4;
+                to[4*n + i] = fmaf((float)(256*c[0] + c[4])*s[i/4*2 + i%2], factor[i%4/2], to[4*n + i]);
+            }
+        }
+    }
+#if ARCH == 90
+    // A warp starts the products of half a unit and looks up the other half while they run; the next unit is read before it waits for them.
+    static constexpr int PASSES = NT*TJ > 4 ? 2 : 1, G = NT/PASSES;      // of the tokens, where registers are few; groups of 8 tokens of a pass
+    DEV static void start(int* sum, uint32_t (*a)[4], uint32_t low, int pass, int half) {   // 64 columns
+        const uint64_t at = matrix_of(low) + (pass*G*128 + half*4);
+        wgmma_fence();
+        if (half == 0) WgmmaS8<16*G>::template run<false>(sum, a[0], at); else WgmmaS8<16*G>::template run<true>(sum, a[0], at);
+        WgmmaS8<16*G>::template run<true>(sum, a[1], at + 2);
+        wgmma_commit();
+    }
+    template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
+        if (w.stages < 1) return;
+        Place ring = {0, 0};
+        Lane u;
+        int sum[G*8];
+        uint32_t a[2][2][4], scales;                                     // of both rows, fp16: floats would need registers all the time
+        auto take = [&](int j, int slot) {                               // the stage's j-th unit into registers
+            const uint8_t* at = unit(p, smem, s, w, slot, j);
+            read_words(u, at, w.lane); read_table(u, at, w.lane, 0);
+            scales = ((const uint32_t*)(at + INDEX_BYTES + TABLE_BYTES))[w.lane/4];
+        };
+        bar_wait(few_bars(smem, FULL), 0);
+        take(0, 0);
+#pragma unroll 1
+        for (int left = w.stages; left > 0; left--) {
+            const int slot = ring.at;
+            ring.next(p.at.slots);
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                const uint32_t low = shfl(matrix_low(smem + p.at.x + slot*p.at.x_bytes + w.mine*NT*2048), 0);   // as in FewTiles
+                uint32_t scale;
+#pragma unroll
+                for (int pass = 0; pass < PASSES; pass++) {
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        if (pass == 0) { entries(a[half][0], u, 2*half); entries(a[half][1], u, 2*half + 1); }
+                        start(sum, a[half], low, pass, half);
+                    }
+                    if (pass == 0) {
+                        scale = scales;
+                        if (j + 1 < N) take(j + 1, slot);
+                        else if (left > 1) { bar_wait(few_bars(smem, FULL) + ring.at, ring.turn); take(0, ring.at); }
+                    }
+                    wgmma_wait<0>();
+#pragma unroll
+                    for (int k = 0; k < G*8; k++) pin(sum[k]);
+                    const float factor[2] = {half_to_float(scale & 0xffff), half_to_float(scale >> 16)};
+                    add<G>(acc[j] + pass*G*4, sum, steps(p, smem, w, slot) + pass*G*8, factor);
+                }
+            }
+            give(smem, EMPTY, w, slot);
+        }
+    }
+#else
+    // N tiles, from the first-th on, x one block of 128 columns
+    template<int N> DEV void block(const Lane* u, int first, const uint8_t* x, const float* step, int lane) {
+        int sum[N][NT*8];
+#pragma unroll
+        for (int i = 0; i < N*NT*8; i++) (&sum[0][0])[i] = 0;
+        const int row = lane%8, near = row*128 + ((lane/8 ^ row) << 4);  // the lane's row of 16 bytes among four matrices of 8 rows x 16 columns
+#pragma unroll
+        for (int q = 0; q < 2; q++) {
+            uint32_t b[2*NT][4];
+#pragma unroll
+            for (int n = 0; n < 2*NT; n++) load_matrices(b[n], x + n*1024 + (near ^ q*64));
+#pragma unroll
+            for (int j = 0; j < N; j++)
+#pragma unroll
+                for (int s = 0; s < 2; s++) {
+                    uint32_t a[4]; entries(a, u[j], 2*q + s);
+#pragma unroll
+                    for (int n = 0; n < 2*NT; n++) mma_s8(sum[j] + 4*n, a, b[n][2*s], b[n][2*s + 1]);
+                }
+        }
+#pragma unroll
+        for (int j = 0; j < N; j++) add<NT>(acc[first + j], sum[j], step, u[j].scale);
+    }
+    template<int N> DEV void multiply(const FewArgs& p, uint8_t* smem, const Rectangle& s, const Worker& w) {
+        Place ring = {0, 0};
+#pragma unroll 1
+        for (int i = 0; i < w.stages; i++, ring.next(p.at.slots)) {
+            Lane u[N];
+            bar_wait(few_bars(smem, FULL) + ring.at, ring.turn);
+#pragma unroll
+            for (int j = 0; j < N; j++) { const uint8_t* at = unit(p, smem, s, w, ring.at, j); read_words(u[j], at, w.lane); read_table(u[j], at, w.lane, 0); }
+            constexpr int J = NT*N > 4 ? 1 : N;                          // as many as there are registers for
+#pragma unroll
+            for (int j = 0; j < N; j += J) block<J>(u + j, j, smem + p.at.x + ring.at*p.at.x_bytes + w.mine*NT*2048, steps(p, smem, w, ring.at), w.lane);
+            give(smem, EMPTY, w, ring.at);
+        }
+    }
+#endif
 };
+// What `few` reads then, NT*2080 bytes a block of 128 columns: first the planes of all blocks, then their scales. A thread has 16 columns of a token.
+struct PlanesArgs { const void* x; uint8_t* y; int I, M, KB, NT, bf16; };
+DEV int step_place(int NT, int token) { return NT == 1 ? token : token/16*16 + token%8/2*4 + token/8%2*2 + token%2; }   // a lane's four tokens side by side
+__global__ void planes(const PlanesArgs p) {
+    grid_launch_next(); grid_wait();
+    float* steps = (float*)(p.y + (size_t)p.KB*p.NT*2048);
+    const int total = p.M*p.KB*8, lane = threadIdx.x%32;
+    for (int first = blockIdx.x*blockDim.x + threadIdx.x - lane; first < total; first += gridDim.x*blockDim.x) {
+        const int i = min(first + lane, total - 1), token = i/8/p.KB, b = i/8 - token*p.KB, piece = i%8;
+        Piece q;
+        q.load((const uint16_t*)p.x + (size_t)token*p.I, b*128 + piece*16, p.I);
+        if (p.bf16) q.as_half();
+        const Rounded r(q);
+        if (first + lane >= total) continue;
+        if (piece == 0) steps[b*p.NT*8 + step_place(p.NT, token)] = r.step;
+        uint8_t* at = p.y + (size_t)b*p.NT*2048 + (token/8*16 + token%8)*128 + ((piece ^ token%8) << 4);
+#pragma unroll
+        for (int low = 0; low < 2; low++)
+            *(uint4*)(at + 1024*low) = make_uint4(q.bytes(0, r.inv, !low), q.bytes(1, r.inv, !low), q.bytes(2, r.inv, !low), q.bytes(3, r.inv, !low));
+    }
+}
+#endif
 
 // ask for a stage, for a place in the ring; thread: of the copiers
 DEV void ask_units(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stage, int slot, int thread) {
@@ -231,20 +393,40 @@ template<int NT> DEV void ask_tokens(const FewArgs& p, const Map* map, uint8_t* 
     arrive_copied(bar);
 #endif
 }
+template<int NT> DEV void ask_planes(const FewArgs& p, uint8_t* smem, const Rectangle& s, int stage, int slot, int thread) {
+    const int first = stage*p.deep, blocks = p.flags & NO_TOKENS ? 0 : min(p.deep, s.nk - first);
+    uint64_t* bar = few_bars(smem, FULL) + slot;                         // waits for the units as well
+    const uint8_t* planes = (const uint8_t*)p.x + (size_t)(s.k0 + first)*NT*2048;
+    const uint8_t* steps = (const uint8_t*)p.x + (size_t)p.KB*NT*2048 + (s.k0 + first)*NT*32;
+    uint8_t *at = smem + p.at.x + slot*p.at.x_bytes, *steps_at = smem + p.at.steps + slot*p.at.step_bytes;
+#if ARCH >= 90
+    if (thread == 0) {
+        bar_expect(bar, blocks*NT*2080);
+        if (blocks) { bulk_load_again(at, planes, blocks*NT*2048, bar); bulk_load_again(steps_at, steps, blocks*NT*32, bar); }
+    }
+    warp_sync();                                                         // nobody may come so late that a barrier has turned twice
+#else
+    for (int i = 16*thread; i < blocks*NT*2048; i += 512*FEW_COPIERS) copy_piece(at + i, planes + i, true);
+    for (int i = 16*thread; i < blocks*NT*32; i += 512*FEW_COPIERS) copy_piece(steps_at + i, steps + i, true);
+    arrive_copied(bar);
+#endif
+}
 // the copiers: weights before the activations are there; then a place as soon as all are done with it
-template<int NT> DEV void copy_stages(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int thread) {
+template<int NT, int INT> DEV void copy_stages(const FewArgs& p, const Map* map, uint8_t* smem, const Rectangle& s, int thread) {
     const int stages = (s.nk + p.deep - 1)/p.deep;
-    if (ARCH >= 90 && thread == 0) fetch_map(map);
+    auto ask_x = [&](int stage, int slot) { if constexpr (INT) ask_planes<NT>(p, smem, s, stage, slot, thread); else ask_tokens<NT>(p, map, smem, s, stage, slot, thread); };
+    if (ARCH >= 90 && !INT && thread == 0) fetch_map(map);
 #pragma unroll 1
     for (int i = 0; i < min(stages, p.at.slots); i++) ask_units(p, smem, s, i, i, thread);
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
 #pragma unroll 1
-    for (int i = 0; i < min(stages, p.at.x_slots); i++) ask_tokens<NT>(p, map, smem, s, i, i, thread);
+    for (int i = 0; i < min(stages, p.at.x_slots); i++) ask_x(i, i);
     Place units = {0, 0}, xs = {0, 0};
 #pragma unroll 1
     for (int i = 0; i + min(p.at.slots, p.at.x_slots) < stages; i++) {
         if (i + p.at.slots < stages) { bar_wait(few_bars(smem, EMPTY) + units.at, units.turn); ask_units(p, smem, s, i + p.at.slots, units.at, thread); }
-        if (i + p.at.x_slots < stages) { bar_wait(few_bars(smem, EMPTY_X) + xs.at, xs.turn); ask_tokens<NT>(p, map, smem, s, i + p.at.x_slots, xs.at, thread); }
+        if (INT) ask_x(i + p.at.slots, units.at);
+        else if (i + p.at.x_slots < stages) { bar_wait(few_bars(smem, EMPTY_X) + xs.at, xs.turn); ask_x(i + p.at.x_slots, xs.at); }
         units.next(p.at.slots); xs.next(p.at.x_slots);
     }
 }
@@ -291,7 +473,11 @@ DEV void finish(const FewArgs& p, uint8_t* smem, const Rectangle& s, int ranks) 
 // workers of a block, at most, and blocks that a processor has registers for: on Hopper this kernel's and the next one's
 constexpr int few_warps(int NT, int TJ) { return ARCH == 90 ? (NT <= 2 && TJ == 1 ? 12 : 8) : NT*TJ > 8 ? 8 : 12; }
 constexpr int few_blocks(int NT, int TJ) { return ARCH == 90 && NT*TJ <= 8 ? 2 : 1; }
-template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ) + FEW_COPIERS), few_blocks(NT, TJ)) few(const FewArgs p, MAP_PARAM x_map) {
+template<int NT, int TJ, int INT> struct TilesOf { typedef FewTiles<NT, TJ> type; };
+#if !E4M3
+template<int NT, int TJ> struct TilesOf<NT, TJ, 1> { typedef PlaneTiles<NT, TJ> type; };
+#endif
+template<int NT, int TJ, int INT> __global__ void __launch_bounds__(32*(few_warps(NT, TJ) + FEW_COPIERS), few_blocks(NT, TJ)) few(const FewArgs p, MAP_PARAM x_map) {
     SHARED_1024(smem_1024);
     uint8_t* smem = smem_1024;
     const int lane = threadIdx.x%32, warp = threadIdx.x/32, workers = p.wide*p.deep, ranks = 1 << p.rank_bits, rank = cluster_rank();
@@ -300,7 +486,7 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ)
     const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0, rank};
     const Rings& at = p.at;
     if (warp == 0) {
-        if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY) + lane, workers); }
+        if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, (1 + INT)*(ARCH >= 90 ? 1 : 32*FEW_COPIERS)); bar_init(few_bars(smem, EMPTY) + lane, workers); }
         if (lane < at.x_slots) { bar_init(few_bars(smem, FULL_X) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY_X) + lane, workers); }
 #if ARCH >= 90
         if (lane == 0 && ranks > 1) { bar_init(few_bars(smem, FULL) + 31, 1); bar_expect(few_bars(smem, FULL) + 31, 64*ranks*p.M*((s.tiles - rank + ranks - 1)/ranks)); }
@@ -310,9 +496,9 @@ template<int NT, int TJ> __global__ void __launch_bounds__(32*(few_warps(NT, TJ)
     if (ranks > 1) cluster_arrive_first();
     __syncthreads();
     grid_launch_next();                                                  // the next kernel may queue its weights behind ours
-    FewTiles<NT, TJ> t; t.clear();
+    typename TilesOf<NT, TJ, INT>::type t; t.clear();
     const Worker w(p, s, TJ);
-    if (warp >= workers) copy_stages<NT>(p, &x_map, smem, s, threadIdx.x - 32*workers);
+    if (warp >= workers) copy_stages<NT, INT>(p, &x_map, smem, s, threadIdx.x - 32*workers);
     else if (p.flags & NO_PRODUCTS || !w.count) t.wait_only(p, smem, w);
     else if (TJ == 2 && w.count == 2) t.template multiply<TJ>(p, smem, s, w);
     else t.template multiply<1>(p, smem, s, w);

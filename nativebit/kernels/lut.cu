@@ -172,17 +172,25 @@ struct Piece {
 // from block to block, so that writers of several blocks meet in fewer banks
 DEV int x_at(int rows, int b, int row, int i, int t) { return ((b*(X_WORDS/16) + i/4)*rows + row)*16 + 4*((t + b + i/4)%4) + i%4; }
 
+// activations as integers: of 128 columns, which eight lanes have; NaNs are left out of the largest
+struct Rounded {
+    float inv, step;
+    DEV Rounded(const Piece& q, float range = 32512.f) {
+        float top = q.top();
+        top = fmaxf(top, shfl_xor(top, 1)); top = fmaxf(top, shfl_xor(top, 2)); top = fmaxf(top, shfl_xor(top, 4));
+        inv = top > 0 ? fast_ratio(range, top) : 0.f; step = top*(1/range);
+    }
+};
 template<int MODE> DEV void put_x(uint32_t* x, float* steps, Piece q, int rows, int M, int token, int b, int i, bool inside) {
     if (FLOAT) {
 #pragma unroll
         for (int t = 0; t < 4; t++) if (inside) *(uint2*)(x + x_at(rows, b, token, 2*i, t)) = make_uint2(q.v[t], q.v[t + 4]);
         return;
     }
-    float top = q.top();
-    top = fmaxf(top, shfl_xor(top, 1)); top = fmaxf(top, shfl_xor(top, 2)); top = fmaxf(top, shfl_xor(top, 4));
-    const float range = MODE == INT8 ? 127.f : 32512.f, inv = top > 0 ? fast_ratio(range, top) : 0.f;
+    const Rounded r(q, MODE == INT8 ? 127.f : 32512.f);
+    const float inv = r.inv;
     if (!inside) return;
-    if (i == 0) steps[b*M + token] = top*(1/range);
+    if (i == 0) steps[b*M + token] = r.step;
 #pragma unroll
     for (int t = 0; t < 4; t++) {
         if (MODE == INT8) x[x_at(rows, b, token, i, t)] = q.bytes(t, inv, false);
@@ -489,6 +497,11 @@ __global__ void halve(const HalveArgs p) {
 // launching ----------------------------------------------------------------------------------------------------------
 typedef void (*Kernel)(const Args);
 #define EACH_FEW(F) F(1, 1) F(1, 2) F(2, 1) F(2, 2) F(4, 1) F(4, 2) F(8, 1) F(8, 2)   // groups of 8 tokens, tiles of a warp
+#if E4M3
+#define EACH_PLANES(F)
+#else
+#define EACH_PLANES(F) F(1, 1) F(1, 2) F(2, 1) F(2, 2) F(4, 1) F(4, 2)   // of those by integers
+#endif
 #define EACH_BM(F) F(64) F(96) F(128) F(160) F(192) F(256)   // tokens of a tile of prefill
 #ifdef ON_CPU
 static void call(const void* kernel, void** args) {
@@ -501,8 +514,14 @@ static void call(const void* kernel, void** args) {
 #endif
 #define ATTENDS(H) if (kernel == (const void*)attend<H>) return attend<H>(*(AttendArgs*)args[0]);
     EACH_H(ATTENDS)
-#define IS_FEW(NT, TJ) if (kernel == (const void*)few<NT, TJ>) return few<NT, TJ>(*(FewArgs*)args[0], *(Map*)args[1]);
+#define IS_FEW_OF(NT, TJ, INT) if (kernel == (const void*)few<NT, TJ, INT>) return few<NT, TJ, INT>(*(FewArgs*)args[0], *(Map*)args[1]);
+#define IS_FEW(NT, TJ) IS_FEW_OF(NT, TJ, 0)
+#define IS_PLANES(NT, TJ) IS_FEW_OF(NT, TJ, 1)
     EACH_FEW(IS_FEW)
+    EACH_PLANES(IS_PLANES)
+#if !E4M3
+    if (kernel == (const void*)planes) return planes(*(PlanesArgs*)args[0]);
+#endif
     if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
     else if (kernel == (const void*)head) head(*(HeadArgs*)args[0]);
     else ((Kernel)kernel)(*(Args*)args[0]);
@@ -543,24 +562,26 @@ template<int BM> static int launch_prefill(PrefillArgs p, const void* units, con
     return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
 }
 #endif
-// groups: of blocks that share row tiles; kb: of shared memory for a block, at most; ahead: KB of activations on their way
+static int eights(int M) { return M <= 8 ? 1 : M <= 16 ? 2 : M <= 32 ? 4 : 8; }   // groups of 8 tokens that `few` is compiled for
+// x: fp16, or with `planes` what nativebit_planes has written; groups: of blocks that share row tiles; kb: of shared memory for a block, at most; ahead: KB of activations on their way
 extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16,
-                             int groups, int ranks, int wide, int deep, int tj, int kb, int ahead, int overlap, int flags, void* stream) {
-    const int tiles = (O + 15)/16, KB = (I + 127)/128, rank_bits = ranks == 2 ? 1 : ranks == 4 ? 2 : ranks == 8 ? 3 : 0;
-    const int NT = M <= 8 ? 1 : M <= 16 ? 2 : M <= 32 ? 4 : 8;
+                             int groups, int ranks, int wide, int deep, int tj, int kb, int ahead, int planes, int overlap, int flags, void* stream) {
+    const int tiles = (O + 15)/16, KB = (I + 127)/128, rank_bits = ranks == 2 ? 1 : ranks == 4 ? 2 : ranks == 8 ? 3 : 0, NT = eights(M);
     groups = min(groups, tiles);
     const void* kernel = nullptr;
-#define PICK_FEW(N, T) if (NT == N && tj == T) kernel = (const void*)few<N, T>;
+#define PICK_FEW(N, T) if (NT == N && tj == T && !planes) kernel = (const void*)few<N, T, 0>;
+#define PICK_PLANES(N, T) if (NT == N && tj == T && planes) kernel = (const void*)few<N, T, 1>;
     EACH_FEW(PICK_FEW)
+    EACH_PLANES(PICK_PLANES)
     if (!kernel || M < 1 || M > 64 || I%8 || wide < 1 || (ARCH == 90 && wide%4) || deep < 1 || wide*deep > few_warps(NT, tj) || ranks > KB || ranks != 1 << rank_bits || (ranks > 1 && ARCH < 90)
         || groups < 1 || (tiles + groups - 1)/groups > wide*tj) return -1;
     const int most = min(1024*kb, most_shared());
-    const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most, 1024*ahead);
+    const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most, 1024*ahead, planes);
     if (at.x_slots < min(at.stages, 2) || at.bytes > most) return -2;
     FewArgs p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, scale, bf16, flags, at};
     Map map = {};
     int e = prefer_shared(kernel);
-    if (!e && ARCH >= 90) e = make_map(&map, x, I, M, 8*NT);
+    if (!e && ARCH >= 90 && !planes) e = make_map(&map, x, I, M, 8*NT);
     if (e) return e;
     void* args[] = {&p, &map};
     return launch(kernel, args, groups*ranks, 32*(wide*deep + FEW_COPIERS), ranks, at.bytes, overlap, stream);
@@ -569,6 +590,17 @@ extern "C" int nativebit_halve(const void* x, void* y, int n, int overlap, void*
     HalveArgs p = {x, y, n};
     void* args[] = {&p};
     return launch((const void*)halve, args, min((n + 2047)/2048, 8*processors()), 256, 1, 0, overlap, stream);
+}
+// y: ceil(I/128) blocks of NT*2080 bytes, where NT is 1, 2 or 4 groups of 8 tokens
+extern "C" int nativebit_planes(const void* x, void* y, int I, int M, int bf16, int overlap, void* stream) {
+#if E4M3
+    return -1;
+#else
+    if (M < 1 || M > 32 || I%8) return -1;
+    PlanesArgs p = {x, (uint8_t*)y, I, M, (I + 127)/128, eights(M), bf16};
+    void* args[] = {&p};
+    return launch((const void*)planes, args, min((8*M*p.KB + 255)/256, 8*processors()), 256, 1, 0, overlap, stream);
+#endif
 }
 // x is fp16; y fp16, or bf16 where bf16 is 1
 extern "C" int nativebit_prefill(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int bm, int overlap, void* stream) {

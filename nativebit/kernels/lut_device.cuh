@@ -80,6 +80,10 @@ DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) { 
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
         :: "r"(saddr(dst)), "l"(src), "r"(bytes), "r"(saddr(bar)), "l"(policy) : "memory");
 }
+DEV void bulk_load_again(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {   // what other blocks read, too
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        :: "r"(saddr(dst)), "l"(src), "r"(bytes), "r"(saddr(bar)) : "memory");
+}
 // by all threads of a block, each of which arrives when its parts are there
 DEV void copy_piece(void* dst, const void* src, bool inside) {   // 16 bytes, or zeros
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(saddr(dst)), "l"(src), "r"(inside ? 16 : 0) : "memory");
@@ -161,6 +165,18 @@ WGMMA(128, S0 ", " S32, 64, 65, 66, 67, 68, D32(0), D32(32))
 WGMMA(160, S0 ", " S32 ", " H64, 80, 81, 82, 83, 84, D32(0), D32(32), D16(64))
 WGMMA(192, S0 ", " S32 ", " S64, 96, 97, 98, 99, 100, D32(0), D32(32), D32(64))
 WGMMA(256, S0 ", " S32 ", " S64 ", " S96, 128, 129, 130, 131, 132, D32(0), D32(32), D32(64), D32(96))
+// the same of integers: a (64 x 32), b (32 x N), both int8
+template<int N> struct WgmmaS8;
+#define I4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define I16(i) I4(i), I4(i + 4), I4(i + 8), I4(i + 12)
+#define WGMMA_S8(N, SUMS, A0, A1, A2, A3, B, ...) template<> struct WgmmaS8<N> { template<bool ADD = true> DEV static void run(int* d, const uint32_t* a, uint64_t b) { \
+    if (ADD) asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" SUMS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1;" \
+        : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); \
+    else asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" SUMS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 0;" \
+        : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); } };
+WGMMA_S8(16, S8, 8, 9, 10, 11, 12, I4(0), I4(4))
+WGMMA_S8(32, S16, 16, 17, 18, 19, 20, I16(0))
+WGMMA_S8(64, S0, 32, 33, 34, 35, 36, I16(0), I16(16))
 DEV uint32_t matrix_low(const void* p) { return (saddr(p) & 0x3ffff) >> 4 | 1u << 16; }   // of its descriptor; 32 bytes further: 2 more
 DEV uint64_t matrix_of(uint32_t low) { return (uint64_t)(64u | 1u << 30) << 32 | low; }
 DEV uint64_t matrix_at(const void* p) { return matrix_of(matrix_low(p)); }
@@ -168,6 +184,7 @@ DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template<int PENDING> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(PENDING) : "memory"); }
 DEV void pin(uint32_t& r) { asm volatile("" : "+r"(r) :: "memory"); }   // a register that a product still reads stays where it is
+DEV void pin(int& r) { asm volatile("" : "+r"(r) :: "memory"); }
 DEV void pin(float& r) { asm volatile("" : "+f"(r) :: "memory"); }
 template<int N> DEV void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
 template<int N> DEV void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }

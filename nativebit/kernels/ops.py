@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'TOKENS', 'ALIKE', 'HALVES', 'config_key', 'few_does', 'tuned', 'decode_bytes', 'prefill_bm', 'Gpu',
-           'this_gpu', 'few_eights', 'few_takes', 'few_bytes', 'few_cost', 'few_configs', 'default_decode',
-           'default_config', 'measured', 'choose', 'choose_decode', 'reads_half', 'run_config', 'lut_linear']
+           'this_gpu', 'few_takes', 'few_bytes', 'few_cost', 'few_configs', 'default_decode', 'default_config',
+           'measured', 'by_planes', 'choose', 'choose_decode', 'reads_half', 'reads_planes', 'run_config', 'lut_linear']
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #3e4fa0e6
-import json
+import json, os
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple, Optional
 import torch
 from . import cuda
+from .cuda import few_eights
 from .triton_lut import simple_linear, triton_decode
 from .triton_prefill import dequantized_linear, triton_matmul
 from .layout import PackedMatrix, check_product, dequantize, on_its_gpu, reference
@@ -75,19 +76,17 @@ def this_gpu()->Gpu:
     return Gpu(10*p.major + p.minor, p.multi_processor_count, p.shared_memory_per_block_optin)
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #f3e0b002
-def few_eights(M):
-    "Groups of 8 tokens that a kernel is compiled for."
-    return next(n for n in (1, 2, 4, 8) if M <= 8*n)
-
 def few_takes(c, M, arch):
     "Whether `cuda.few` is compiled for so many warps; on Hopper four of them multiply together."
     most = (12 if M <= 16 and c['tj'] == 1 else 8) if arch == 90 else 8 if few_eights(M)*c['tj'] > 8 else 12
-    return c['wide']*c['deep'] <= most and (arch != 90 or c['wide'] % 4 == 0)
+    fits = c['wide']*c['deep'] <= most and (arch != 90 or c['wide'] % 4 == 0)
+    return fits and (M <= 32 or not c.get('planes'))
 
 def few_bytes(tiles, blocks, M, bits, c):
     "Shared memory that a block of `cuda.few` needs: two stages of units and activations, or the sums."
     n, nk = -(-tiles//c['groups']), -(-blocks//c['ranks'])
-    stage = c['deep']*(2048*few_eights(M) + n*(256*bits + 16*2**bits + 32)) + 128
+    token = 2048 + 32*c.get('planes', False)                    # of eight, a block of columns
+    stage = c['deep']*(token*few_eights(M) + n*(256*bits + 16*2**bits + 32)) + 128
     sent = 64*M*(n + c['ranks'])*(c['ranks'] > 1)
     return 2304 + sent + max(min(2, -(-nk//c['deep']))*stage, 4*c['deep']*M*(16*n + 4))
 
@@ -103,13 +102,14 @@ def few_cost(tiles, blocks, M, c, gpu):
     return worker*(1 + .005*(c['wide'] - 4))
 
 @lru_cache(4096)
-def few_configs(shape, M, bits, gpu):
-    "Ways to multiply with `cuda.few`, the likely fastest first."
+def few_configs(shape, M, bits, gpu, planes=False):
+    "Ways to multiply with `cuda.few`, the likely fastest first; `planes`: by integers."
     tiles, blocks, out = -(-shape[0]//16), -(-shape[1]//128), []
     half = (gpu.shared + 1024)//2048 - 1   # of a processor's memory, in KB; a block takes one more
     four = 4 if gpu.arch == 90 else 1
     for n, ranks, deep, tj in product(range(16, 0, -1), (1, 2, 4, 8), (1, 2, 3, 4, 5, 6, 7, 8, 10), (1, 2)):
-        c = dict(groups=-(-tiles//n), ranks=ranks, wide=-(-n//(tj*four))*four, deep=deep, tj=tj)
+        c = dict(groups=-(-tiles//n), ranks=ranks, wide=-(-n//(tj*four))*four, deep=deep, tj=tj,
+                 **(dict(planes=True) if planes else {}))
         if tj > n or deep*ranks > blocks or ranks > 1 and gpu.arch < 90 or not few_takes(c, M, gpu.arch):
             continue
         need = few_bytes(tiles, blocks, M, bits, c)
@@ -156,6 +156,14 @@ def measured(p, M, activations='float'):
     "What was fastest on this GPU, or one like it; None where nobody has measured."
     return tuned(torch.cuda.get_device_name()).get(config_key(p.shape, p.bits, p.kind, M, activations))
 
+def by_planes(cfg, p, M, gpu):
+    "The same by integers, where `few` can; with more shared memory where it needs that."
+    new = dict(cfg, planes=True)
+    if cfg['backend'] != 'few' or p.kind != 'int8' or not few_takes(new, M, gpu.arch): return cfg
+    need = few_bytes(-(-p.shape[0]//16), -(-p.shape[1]//128), M, p.bits, new)
+    if need > 1024*cfg['kb']: new['kb'] = gpu.shared//1024
+    return new if need <= 1024*new['kb'] else cfg
+
 def choose(
     p,         # `PackedMatrix` in units, on a GPU
     M:int,     # tokens
@@ -163,8 +171,9 @@ def choose(
 )->dict:
     "The configuration for a product: measured on this GPU, or a default."
     there, cfg = cuda.library(p.bits, p.kind) is not None, measured(p, M, activations)
-    return (cfg if cfg and (there or cfg['backend'] in BACKENDS)
-            else default_config(p.shape, M, there, activations, p.bits, this_gpu()))
+    if not (cfg and (there or cfg['backend'] in BACKENDS)):
+        cfg = default_config(p.shape, M, there, activations, p.bits, this_gpu())
+    return by_planes(cfg, p, M, this_gpu()) if os.environ.get('NATIVEBIT_PLANES') == '1' else cfg
 
 def choose_decode(
     p,     # as of `choose`
@@ -182,7 +191,16 @@ def reads_half(
     M:int,       # tokens
 )->bool:
     "Whether the product of M tokens multiplies fp16, and would have to convert what is bfloat16."
-    return form[3] != 'float' and choose(PackedMatrix(None, None, *form), M)['backend'] in HALVES
+    if form[3] == 'float': return False
+    cfg = choose(PackedMatrix(None, None, *form), M)
+    return cfg['backend'] in HALVES and not cfg.get('planes')
+
+@torch.compiler.assume_constant_result
+def reads_planes(
+    form:tuple, M:int,  # as of `reads_half`
+)->bool:
+    "Whether it multiplies by integers, and takes activations that are written so (`between.empty_for`)."
+    return form[3] == 'int8' and choose(PackedMatrix(None, None, *form), M).get('planes', False)
 
 def run_config(
     x,         # (M, in) float16 or bfloat16
@@ -202,6 +220,9 @@ def _lut_linear(x:torch.Tensor, data:torch.Tensor, codebook:torch.Tensor, shape:
                 block_shape:list[int], bits:int, kind:str,
                 scale:float, activations:str, dtype:Optional[torch.dtype]=None)->torch.Tensor:
     p = PackedMatrix(data, codebook, tuple(shape), tuple(block_shape), bits, kind, scale)
+    if x.dtype == torch.int16:
+        planes = cuda.Planes(x, x.numel()//x.shape[-1], dtype)
+        return run_config(planes, p, choose(p, planes.M, activations), dtype).view(*x.shape[:-1], shape[0])
     rows = x.reshape(-1, shape[1]).contiguous()
     if rows.data_ptr() % 16: rows = rows.clone()   # kernels load 16 bytes at a time
     return _multiply(rows, p, activations, dtype or x.dtype).view(*x.shape[:-1], shape[0])
@@ -238,14 +259,14 @@ def _multiply(x, p, activations, dtype):
     return torch.nn.functional.linear(x, dequantize(p).to(x.dtype))
 
 def lut_linear(
-    x,               # (…, in) float, on the device of `p`
+    x,               # (…, in) float, on the device of `p`; or planes where `reads_planes` says so, with dtype
     p:PackedMatrix,  # the weights
     # 'int8': round activations to 8 bits in groups of 128, where a kernel can (CUDA, int8 codebooks, M ≤ 16)
     activations:str='float',
     dtype=None,      # of y; None: x's
 )->torch.Tensor:     # (…, out). Raises ValueError where sizes or devices do not fit
     "Multiply by a packed matrix: y = x Wᵀ."
-    check_product(x, p)
+    if x.dtype != torch.int16: check_product(x, p)
     if activations not in ('float', 'int8'):
         raise ValueError(f"unknown activations {activations!r}: choose 'float' or 'int8'")
     return _lut_linear(x, p.data, p.codebook, list(p.shape), list(p.block_shape), p.bits, p.kind, p.scale,

@@ -17,7 +17,7 @@ from ..quant.blocks import block_of
 from ..formats.bitpacking import index_width
 from ..formats.nbpack import Pack
 from ..kernels.between import on_gpu
-from ..kernels.ops import lut_linear, reads_half
+from ..kernels.ops import lut_linear, reads_half, reads_planes
 from ..kernels.layout import PackedMatrix, dequantize as looked_up, to_kernel_layout
 
 # %% ../../nbs/11_pytorch/03_linear.ipynb #b4a0cea7
@@ -98,11 +98,14 @@ class PackedLinear(Stacked):
 def read_type(
     layer,     # that x, or what is computed of it, is for
     x:Tensor,  # (B, T, …) in the network's type
-):             # x's type, or float16 where the layer multiplies that
+    planes=False,  # the kernel that writes can write these, too
+):             # x's type, or float16 where the layer multiplies that; int16: planes (`between.empty_for`)
     "In which type a layer's input should be written."
     M = x.shape[0]*x.shape[1]   # while torch.compile makes one program for any number, it is not known
-    half = (isinstance(layer, PackedLinear) and layer.dtype == x.dtype == torch.bfloat16 and on_gpu(x)
-            and has_static_value(M) and reads_half(layer.form, M))
+    asks = (isinstance(layer, PackedLinear) and layer.dtype == x.dtype and on_gpu(x)
+            and x.dtype in (torch.bfloat16, torch.float16) and has_static_value(M))
+    if asks and planes and reads_planes(layer.form, M): return torch.int16
+    half = asks and x.dtype == torch.bfloat16 and reads_half(layer.form, M)
     return torch.float16 if half else x.dtype
 
 # %% ../../nbs/11_pytorch/03_linear.ipynb #189077e0

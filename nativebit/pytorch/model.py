@@ -79,7 +79,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x):
         gate, up = self.gate_up(x) if self.gate_up else together(x, self.gate, self.up)
-        return self.down(gated(gate, up, read_type(self.down, gate)))
+        return self.down(gated(gate, up, read_type(self.down, gate, True)))
 
 class Layer(nn.Module):
     "x + attention(norm(x)), then x + mlp(norm(x))"
@@ -100,9 +100,9 @@ class Layer(nn.Module):
         if self.fused and cache and x.shape[:2] == (1, 1):
             x, turns = x if y is None else x + y, dict(cos=cos, sin=sin)
             return decode_layer(x, **self.fused, **turns, keys=cache[0], values=cache[1], at=at), None
-        x, h = self.attn_norm.added(x, y, read_type(self.attn.qkv, x))
+        x, h = self.attn_norm.added(x, y, read_type(self.attn.qkv, x, True))
         y = self.attn(h, cos, sin, cache, at)
-        x, h = self.mlp_norm.added(x, y, read_type(self.mlp.gate_up, x))
+        x, h = self.mlp_norm.added(x, y, read_type(self.mlp.gate_up, x, True))
         return x, self.mlp(h)
 
     def forward(self, x, cos, sin, cache=None, at=None):
