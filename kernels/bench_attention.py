@@ -1,4 +1,4 @@
-"""Decode attention of 16 and 64 texts, alone: each way to cut it (parts of a row, positions at a time, warps, stages), a CUDA graph of 32 layers with caches of their own, beside a copy of as many bytes.
+"""Decode attention of 2 to 64 texts, alone: each way to cut it (parts of a row, positions at a time, warps, stages), a CUDA graph of 32 layers with caches of their own, beside a copy of as many bytes.
 
     python kernels/bench_attention.py                writes data/results/attention.jsonl
     python kernels/bench_attention.py --rehearse     a CPU, tiny shapes, Triton's interpreter
@@ -13,8 +13,8 @@ from nativebit.pytorch.attention import cached_attention, parts_of, rotations, t
 from bench import header
 
 HEADS = {'tiny': (4, 2, 16)} if REHEARSE else {'Llama-3.1-8B': (32, 8, 128), 'Llama-3.2-1B': (32, 8, 64)}
-ROWS, LAYERS, CONTEXT, SLOT = ((2,), 2, 20, 32) if REHEARSE else ((16, 64), 32, 512, 1024)
-WAYS = dict(parts=(1, 2, 4), tile=(16, 32, 64, 128), warps=(2, 4, 8), stages=(2, 3, 4))
+ROWS, LAYERS, CONTEXT, SLOT = ((2,), 2, 20, 32) if REHEARSE else ((2, 8, 16, 64), 32, 512, 1024)
+WAYS = dict(parts=(1, 2, 4, 8, 16), tile=(32, 64, 128), warps=(4, 8), stages=(2, 3, 4))
 DTYPE = torch.float32 if REHEARSE else torch.bfloat16
 
 def ways(H):
@@ -48,7 +48,7 @@ def sweep(out, bandwidth, shape, B):
     N, n_kv, H = HEADS[shape]
     size = 2*B*CONTEXT*n_kv*H*q.element_size()
     write(out, dict(shape=shape, rows=B, bytes=size, us_of_a_copy=round(size/bandwidth*1e6, 2), default=dict(parts=parts_of(n_kv*B, SLOT))))
-    for way in [{}, *ways(H)]:
+    for way in [{}, *(w for w in ways(H) if w['parts'] == 1 or w['parts']*B*n_kv <= 1024)]:
         us = graph_ms(lambda: [triton_attention(q, k, v, cos, sin, *c, at, **way) for c in caches])*1e3/LAYERS
         write(out, dict(shape=shape, rows=B, us=round(us, 2), error=error(q, k, v, cos, sin, caches[0], at, way), **way))
         say(shape, B, way, f'{us:.2f} µs')

@@ -242,8 +242,9 @@ def test_integers_are_chosen(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA H200')
     form = lambda kind='int8', shape=(7680, 2560): (shape, (1, 128), 3, kind, 1.)
     chosen = lambda M, *a: ops.choose(layout.PackedMatrix(None, None, *form(*a)), M)
+    monkeypatch.setenv('NATIVEBIT_PLANES', '0')
     assert not any('planes' in chosen(M) for M in (1, 2, 16, 64)) and ops.reads_half(form(), 16)
-    monkeypatch.setenv('NATIVEBIT_PLANES', '1')
+    monkeypatch.delenv('NATIVEBIT_PLANES')
     assert chosen(16)['planes'] and chosen(32)['planes'] and 'planes' not in chosen(64) and 'planes' not in chosen(512) and 'planes' not in chosen(16, 'float8_e4m3')
     assert not ops.reads_half(form(), 16) and ops.reads_half(form(), 64) and ops.reads_half(form('float8_e4m3'), 16)
     for device in ('NVIDIA H200', 'NVIDIA H100 80GB HBM3'):

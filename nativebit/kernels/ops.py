@@ -173,7 +173,7 @@ def choose(
     there, cfg = cuda.library(p.bits, p.kind) is not None, measured(p, M, activations)
     if not (cfg and (there or cfg['backend'] in BACKENDS)):
         cfg = default_config(p.shape, M, there, activations, p.bits, this_gpu())
-    return by_planes(cfg, p, M, this_gpu()) if os.environ.get('NATIVEBIT_PLANES') == '1' else cfg
+    return by_planes(cfg, p, M, this_gpu()) if os.environ.get('NATIVEBIT_PLANES') != '0' else cfg
 
 def choose_decode(
     p,     # as of `choose`
