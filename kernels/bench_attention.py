@@ -9,7 +9,7 @@ from pathlib import Path
 from common import DEVICE, REHEARSE, ROOT, copy_bandwidth, graph_ms, say, write
 import torch
 from nativebit.config import ModelConfig
-from nativebit.pytorch.attention import cached_attention, parts_of, rotations, triton_attention
+from nativebit.pytorch.attention import cached_attention, cut_of, rotations, triton_attention
 from bench import header
 
 HEADS = {'tiny': (4, 2, 16)} if REHEARSE else {'Llama-3.1-8B': (32, 8, 128), 'Llama-3.2-1B': (32, 8, 64)}
@@ -47,7 +47,7 @@ def sweep(out, bandwidth, shape, B):
     q, k, v, cos, sin, caches, at = inputs(shape, B, LAYERS)
     N, n_kv, H = HEADS[shape]
     size = 2*B*CONTEXT*n_kv*H*q.element_size()
-    write(out, dict(shape=shape, rows=B, bytes=size, us_of_a_copy=round(size/bandwidth*1e6, 2), default=dict(parts=parts_of(n_kv*B, SLOT))))
+    write(out, dict(shape=shape, rows=B, bytes=size, us_of_a_copy=round(size/bandwidth*1e6, 2), default=cut_of(n_kv*B, SLOT, 2*H*q.element_size())))
     for way in [{}, *(w for w in ways(H) if w['parts'] == 1 or w['parts']*B*n_kv <= 1024)]:
         us = graph_ms(lambda: [triton_attention(q, k, v, cos, sin, *c, at, **way) for c in caches])*1e3/LAYERS
         write(out, dict(shape=shape, rows=B, us=round(us, 2), error=error(q, k, v, cos, sin, caches[0], at, way), **way))

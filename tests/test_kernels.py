@@ -488,7 +488,7 @@ def test_a_step_that_converts_nothing(geometry, parts, monkeypatch):
     monkeypatch.setattr(cuda, '_halved', lambda x, *a: read.append(x) or convert(x, *a))
     monkeypatch.setattr(ops, 'choose', lambda p, M, *a: dict(backend='few', wide=4, deep=1, tj=1))
     monkeypatch.setattr(ops, '_multiply', lambda x, p, activations, dtype: ops.run_config(x, p, ops.choose(p, len(x)), dtype))
-    monkeypatch.setattr(attention, 'parts_of', lambda *a: parts)
+    monkeypatch.setattr(attention, 'cut_of', lambda *a, of=attention.cut_of: of(*a) | dict(parts=parts))
     def run(tokens, at, asks=True, kernels=True):
         "What comes out and the cache, and as what the products read their inputs."
         for module in (between, attention): monkeypatch.setattr(module, 'on_gpu', lambda *xs: kernels)

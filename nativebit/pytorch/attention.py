@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['rotations', 'rotate', 'attend', 'one_each', 'normed', 'written', 'cached_attention', 'turned', 'put_own', 'stretch',
-           'put_part', 'decode_attention_kernel', 'join_kernel', 'token_rows', 'shape_args', 'factor_type', 'parts_of',
+           'put_part', 'decode_attention_kernel', 'join_kernel', 'token_rows', 'shape_args', 'factor_type', 'cut_of',
            'triton_attention', 'write_kernel', 'triton_written', 'decode_attention', 'write_heads', 'attend_cached']
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #7b5b8c78
-import torch, torch.nn.functional as F
+import math, torch, torch.nn.functional as F
 from torch import Tensor
 from jaxtyping import Float, Integer
 from ..config import ModelConfig
@@ -208,10 +208,19 @@ def factor_type(x:Tensor):
     "What is multiplied on tensor cores: x's type, which the interpreter can't where it is bfloat16."
     return getattr(tl, str(x.dtype)[6:]) if x.is_cuda else tl.float32
 
-def parts_of(programs:int, length:int)->int:   # those of all key heads and rows; tokens of a slot
-    "Into how many parts a row is cut."
-    processors = (this_gpu() if torch.cuda.is_available() else Gpu()).processors
-    return max(1, min(16, 2*processors//programs, length//128))
+def cut_of(
+    programs:int,  # key heads of all rows
+    length:int,    # positions of a slot
+    size:int,      # bytes of a position's key and value
+)->dict:
+    "How rows are cut: parts of each, and what a program of a part has under way."
+    gpu = this_gpu() if torch.cuda.is_available() else Gpu()
+    parts = max(1, min(16, gpu.processors//programs, length//128))
+    alone = programs*parts <= gpu.processors   # or three programs share a processor
+    room = gpu.shared - 16384
+    tile = max(16, 2**int(math.log2(min(128, 512//parts, room//(2*size if alone else 6*size)))))
+    return dict(parts=parts, tile=tile, warps=4 if alone else 8,
+                stages=max(2, min(4, room//(tile*size))) if alone else 2)
 
 def triton_attention(
     q, k, v,       # (B, 1, N or Nkv, H): of one new token, not rotated
@@ -219,22 +228,21 @@ def triton_attention(
     keys, values,  # (B, S, Nkv, H) cache, changed in place; each row contiguous
     at,            # (B,) position of each row's token, negative in an idle row; (1,): of all
     norms=(), eps=0.,   # as of `cached_attention`
-    parts=None,    # as of `parts_of`
-    tile=None,     # positions at a time, at least 16
-    warps=4, stages=3,
     dtype=None,    # of the result, as of `write_as`; None: q's
+    **how,         # instead of what `cut_of` says
 )->Tensor:         # (B, 1, N, H)
     "`cached_attention` for one token."
     (B, _, N, H), n_kv, y = q.shape, k.shape[2], q.new_empty(q.shape, dtype=dtype)
     q, k, v = map(token_rows, (q, k, v))
-    at, parts = at if len(at) == B else at.expand(B).contiguous(), parts or parts_of(n_kv*B, keys.shape[1])
+    how = cut_of(n_kv*B, keys.shape[1], 2*triton.next_power_of_2(H)*keys.element_size()) | how
+    at, parts = at if len(at) == B else at.expand(B).contiguous(), how['parts']
     sums = torch.empty(B*N*parts, H + 2, device=q.device) if parts > 1 else y
     decode_attention_kernel[n_kv, parts, B](
         q, k, v, cos=cos, sin=sin, keys=keys, values=values, at=at, y=y, sums=sums, q_row=q.stride(0),
         k_row=k.stride(0), v_row=v.stride(0), cache_row=keys.stride(0), scale=H**-.5, PARTS=parts,
         GROUP=N//n_kv, ROWS=max(16, triton.next_power_of_2(N//n_kv)), DOT=factor_type(q),
-        TILE=tile or max(16, min(64, 16384//(triton.next_power_of_2(H)*q.element_size()))),
-        **shape_args(q, k, norms, eps), **overlap_args(q), num_warps=warps, num_stages=stages)
+        TILE=how['tile'], **shape_args(q, k, norms, eps), **overlap_args(q), num_warps=how['warps'],
+        num_stages=how['stages'])
     many, wide = map(triton.next_power_of_2, (parts, H))
     if parts > 1:
         join_kernel[B*N,](sums, q, y, PARTS=parts, MANY=many, H=H, WIDE=wide, **overlap_args(q))
