@@ -413,8 +413,9 @@ class FakeGraph:
 @pytest.fixture
 def fake_graphs(monkeypatch):
     still = lambda *a, **kw: nullcontext()
-    for name,fake in dict(Stream=lambda: SimpleNamespace(wait_stream=still), current_stream=lambda: SimpleNamespace(wait_stream=still), stream=still, graph=still, CUDAGraph=FakeGraph).items():
+    for name,fake in dict(Stream=lambda device: SimpleNamespace(device=device, wait_stream=still), current_device=lambda: 1, current_stream=lambda: SimpleNamespace(wait_stream=still), stream=still, graph=still, CUDAGraph=FakeGraph).items():
         monkeypatch.setattr(torch.cuda, name, fake)
+    decode.side_stream.cache_clear()
 
 def test_what_a_graph_reads_stays_where_it_is(fake_graphs):
     positions = torch.arange(3)
@@ -423,6 +424,14 @@ def test_what_a_graph_reads_stays_where_it_is(fake_graphs):
     assert seen() is not None                                           # the graph holds its address
     del run; gc.collect()
     assert seen() is None
+
+def test_a_graph_is_recorded_on_its_own_gpu(fake_graphs, monkeypatch):
+    streams = []
+    monkeypatch.setattr(torch.cuda, 'graph', lambda graph, pool, stream: streams.append(stream) or nullcontext())
+    for k in (0, 1, 0):
+        monkeypatch.setattr(torch.cuda, 'current_device', lambda: k)
+        recorded(lambda: None)
+    assert [s.device for s in streams] == [0, 1, 0] and streams[0] is streams[2]   # one stream of each: graphs that share memory share it, too
 
 def test_nothing_ends_during_a_recording(fake_graphs, monkeypatch):
     class Ring: pass                                                    # an older decoder: only the collector frees it

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'IDLE', 'likeliest', 'mixed', 'gumbel', 'width_of', 'lowest', 'choose', 'How', 'row_seeds', 'Rows',
-           'empty_rows', 'likely', 'chosen_by', 'decode_step', 'sent', 'power_of_two', 'uncollected', 'recorded',
-           'not_current', 'Decoder', 'window', 'generate']
+           'empty_rows', 'likely', 'chosen_by', 'decode_step', 'sent', 'power_of_two', 'uncollected', 'side_stream',
+           'recorded', 'not_current', 'Decoder', 'window', 'generate']
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #cd93e766
 import gc
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -179,13 +179,18 @@ def uncollected():
     try: yield
     finally: on and gc.enable()
 
+@cache
+def side_stream(device:int)->torch.cuda.Stream:
+    "A GPU's stream for recording: PyTorch's own is of the first GPU that recorded."
+    return torch.cuda.Stream(device)
+
 def recorded(
     step,       # a function of nothing that works in place on a GPU
     kept=(),    # tensors that it changes and that are put back after the first calls
     pool=None,  # memory that is shared with other graphs
 ):              # a function that does the same, faster
     "Record a CUDA graph of a step; the first calls compile what it needs."
-    side, before = torch.cuda.Stream(), [x.clone() for x in kept]
+    side, before = side_stream(torch.cuda.current_device()), [x.clone() for x in kept]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
@@ -194,7 +199,7 @@ def recorded(
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     graph.step = step   # a graph holds addresses: what the step reads has to stay where it is
-    with uncollected(), torch.cuda.graph(graph, pool=pool): step()
+    with uncollected(), torch.cuda.graph(graph, pool, side): step()
     return graph.replay
 
 # %% ../../nbs/11_pytorch/05_decode.ipynb #f9d68ccc
