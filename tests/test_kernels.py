@@ -247,6 +247,9 @@ def test_integers_are_chosen(monkeypatch):
     monkeypatch.delenv('NATIVEBIT_PLANES')
     assert chosen(16)['planes'] and chosen(32)['planes'] and 'planes' not in chosen(64) and 'planes' not in chosen(512) and 'planes' not in chosen(16, 'float8_e4m3')
     assert not ops.reads_half(form(), 16) and ops.reads_half(form(), 64) and ops.reads_half(form('float8_e4m3'), 16)
+    assert all(chosen(M, 'int8', (28672, 4096)) == chosen(16, 'int8', (28672, 4096)) for M in (1, 2, 8))   # timed for 16 alone
+    monkeypatch.setattr(ops, 'this_gpu', lambda: ops.Gpu(arch=80, shared=166912)); assert 'planes' not in chosen(16)   # not timed there
+    monkeypatch.setattr(ops, 'this_gpu', ops.Gpu)
     for device in ('NVIDIA H200', 'NVIDIA H100 80GB HBM3'):
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: device)
         for shape in ((7680, 2560), (2560, 2560), (13824, 2560), (2560, 6912), (28672, 4096), (4096, 14336), (8, 128)):

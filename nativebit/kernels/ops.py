@@ -97,7 +97,7 @@ def few_cost(tiles, blocks, M, c, gpu):
     per = -(-c['groups']*c['ranks']//room)                      # blocks of a processor
     stages, of_a_warp = -(-nk//c['deep']), -(-n//c['wide'])
     if gpu.arch != 90: return per*(stages + M*n/72) + c['ranks']/10
-    sums = of_a_warp*c['wide']*c['deep']*M/200
+    sums = of_a_warp*c['wide']*c['deep']*max(M, 16)/200   # fewer tokens take as long
     worker = max(1, per/2)*(of_a_warp + .5)*stages + per*sums + .6*c['ranks']
     return worker*(1 + .005*(c['wide'] - 4))
 
@@ -153,13 +153,15 @@ def default_config(
 
 # %% ../../nbs/09_kernels/05_ops.ipynb #7652a26d
 def measured(p, M, activations='float'):
-    "What was fastest on this GPU, or one like it; None where nobody has measured."
-    return tuned(torch.cuda.get_device_name()).get(config_key(p.shape, p.bits, p.kind, M, activations))
+    "What was fastest on this GPU, for these tokens or, by `few`, for 16; None where nobody has measured."
+    table = tuned(torch.cuda.get_device_name())
+    found, of16 = [table.get(config_key(p.shape, p.bits, p.kind, m, activations)) for m in (M, max(M, 16))]
+    return found or (of16 if of16 and of16['backend'] == 'few' else None)
 
 def by_planes(cfg, p, M, gpu):
-    "The same by integers, where `few` can; with more shared memory where it needs that."
+    "The same by integers on Hopper, where `few` can; with more shared memory where it needs that."
     new = dict(cfg, planes=True)
-    if cfg['backend'] != 'few' or p.kind != 'int8' or not few_takes(new, M, gpu.arch): return cfg
+    if (cfg['backend'], p.kind, gpu.arch) != ('few', 'int8', 90) or not few_takes(new, M, gpu.arch): return cfg
     need = few_bytes(-(-p.shape[0]//16), -(-p.shape[1]//128), M, p.bits, new)
     if need > 1024*cfg['kb']: new['kb'] = gpu.shared//1024
     return new if need <= 1024*new['kb'] else cfg
