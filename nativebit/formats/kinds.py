@@ -53,8 +53,9 @@ def existing_run(
 def nearest(where)->str:
     "The name nearest to one that is nothing, among its neighbours and the runs; '' if none is near."
     path = Path(where).expanduser()
-    known = [*(str(p) for p in path.parent.glob('*')), *(p.name for p in Path('logs').glob('*/'))]
-    return next(iter(difflib.get_close_matches(str(path), known, 1)), '')
+    near = lambda name, folder, what: difflib.get_close_matches(name, [p.name for p in folder.glob(what)], 1)
+    runs, beside = near(str(path), Path('logs'), '*/'), near(path.name, path.parent, '*')
+    return next(iter([*runs, *(str(path.parent/n) for n in beside)]), '')
 
 def nothing(where)->UserError:
     "What to say where there is no such model."
