@@ -182,6 +182,9 @@ def test_wrong_starts(packed, tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); s.listen()
         assert "can't listen on 127.0.0.1" in says(packed, '--port', s.getsockname()[1])
+    assert 'choose another --host' in says(packed, '--host', 'nowhere.invalid', '--port', 0)
+    for n in ('config.json', 'openvino_model.xml', 'openvino_model.bin'): (tmp_path/n).write_text('{}')   # our own export
+    assert 'exported to OpenVINO, for other programs; give the one' in says(tmp_path, '--port', 0)
 
 def test_the_benchmark(packed, tmp_path):
     "It finds that all is well, and says so where nothing starts."

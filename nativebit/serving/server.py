@@ -8,7 +8,7 @@ __all__ = ['PATHS', 'STATUS', 'Numbers', 'Served', 'Answering', 'ChatShape', 'Te
            'bound', 'serving', 'main']
 
 # %% ../../nbs/18_serving/03_server.ipynb #3ec615e5
-import asyncio, gc, json, random, shlex, socket, time
+import asyncio, errno, gc, json, random, shlex, socket, time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 import uvicorn
@@ -320,8 +320,10 @@ def bound(host:str, port:int)->socket.socket:
     try: s.bind((host, port)); s.listen(2048)
     except (OSError, UnicodeError) as e:   # the latter of a name that is none
         s.close()
+        where = isinstance(e, (socket.gaierror, UnicodeError)) or e.errno == errno.EADDRNOTAVAIL
+        other = '--host' if where else '--port, or 0 for any that is free'
         raise UserError(f"can't listen on {host} port {port} ({getattr(e, 'strerror', None) or e}); "
-                        "choose another --port, or 0 for any that is free") from e
+                        f"choose another {other}") from e
     return s
 
 def serving(
