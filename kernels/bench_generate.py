@@ -1,6 +1,6 @@
 """Texts decoded together, and transformers' generate by the decoder, on a random packed folder of Llama-3.2-1B's shape: checks, and times beside transformers in bfloat16 and our own program.
 
-    python kernels/bench_generate.py                        JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl has four runs
+    python kernels/bench_generate.py                        JSON lines: {"check": …, "ok": …} and {"time": …}; data/results/generate.jsonl has seven runs
     python kernels/bench_generate.py --only eight_billion   16 and 64 texts of a network of Llama-3.1-8B's shape, packed beside dense bfloat16 of the same code; and where a step's time goes
     python kernels/bench_generate.py --rehearse             a CPU, tiny shapes
 """
