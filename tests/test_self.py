@@ -1,7 +1,7 @@
 "Text that a model writes itself, as the data of a quantization: chats, vocabularies with unused rows, test texts that must not come up, a teacher that repeats itself."
-import json, re
+import json, re, shutil
 from pathlib import Path
-import numpy as np, pytest
+import ml_dtypes, numpy as np, pytest
 from nativebit.data.loader import in_turn, prepare
 from nativebit.data.tokenizers import load_tokenizer
 from nativebit.inference.synthetic import sequences
@@ -10,7 +10,7 @@ from nativebit.pipelines import self_data
 from nativebit.pipelines.self_data import own_of, own_openings, rounds, self_dataset
 from nativebit.utils.cli import UserError
 from test_cli import start
-from test_quantize import home   # a random network of 300 tokens, and a text
+from test_quantize import CONFIG, hf_names, home, model_config, param_shapes, save_file   # a random network of 300 tokens, and a text
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% endfor %}{% if add_generation_prompt %}[answer]{% endif %}"
@@ -77,6 +77,17 @@ def test_a_teacher_that_repeats_itself_is_reported(home, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setattr(self_data, 'repeated', lambda doc: 1.)
     with pytest.raises(UserError, match='repeats itself: of'): next(rounds(own_of('model'), (16, 48), 0))
+
+def test_a_network_that_says_one_word_for_ever(home, tmp_path):
+    "Its matrices are zero and its embedding has one direction, longest at one token: whatever it reads, this token is next. One sentence, no traceback, no folder."
+    model, words = model_config(CONFIG), np.full((300, 1), .01)
+    words[40] = 4.
+    (tmp_path/'model').mkdir()
+    for n in ('config.json', 'tokenizer.json'): shutil.copy(home/'model'/n, tmp_path/'model'/n)
+    made = {hf_names(model)[n]: np.ones(s) if len(s) == 1 else words*np.ones(s) if n == 'embed' else np.zeros(s) for n,s in param_shapes(model)}
+    save_file({n: x.astype(ml_dtypes.bfloat16) for n,x in made.items()}, tmp_path/'model'/'model.safetensors')
+    r = start(tmp_path, 'nativebit', 'quantize', 'model', '--data', 'self', '--geometry', 'lut-b', '--calibration-tokens', '1024', '--out', 'never').wait()
+    assert r.returncode == 1 and re.search('error: .*repeats itself: of .* give it text to read instead', r.stderr) and 'Traceback' not in r.stderr and not (tmp_path/'never').exists(), r.stderr
 
 @pytest.mark.parametrize('data, says', [('self:3,stdlib', 'is not valid'), ('self:0.5', 'is not valid'), ('self,text:gone.txt', 'no such file'), ('shards:.', 'holds no prepared tokens'), ('self,', 'is not valid'), ('self,text:some.txt,text:some.txt', 'each once'), ('self,python:nothing', 'no Python files'), ('self,text:a.txt', 'the test split of text:a.txt is empty')])
 def test_what_is_no_dataset(home, tmp_path, data, says):

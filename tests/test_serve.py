@@ -137,7 +137,7 @@ def test_a_full_line_a_client_that_leaves_and_sigterm(packed):
 @pytest.mark.parametrize('body, status, says', [
     (b'{"model"', 400, 'not JSON'), (dict(prompt=5), 400, 'prompt'), (dict(model='other', prompt='a'), 404, "no model 'other'"), (dict(prompt='a', max_tokens=0), 400, 'max_tokens'), (dict(prompt='a', max_tokens=10**6), 400, 'at most'),
     (dict(prompt='a', temperature=3), 400, 'temperature'), (dict(prompt='Who are you? '*200), 400, 'context holds 256'), (dict(prompt='a', frequency_penalty=1), 400, 'frequency_penalty is not supported'), (dict(prompt=[[5, 10**9]]), 400, 'tokens'), (dict(prompt='a'*2**21), 413, 'longer than'),
-    (dict(prompt='a', logprobs=50), 400, 'logprobs'), ([], 400, 'body'), (dict(prompt='a', stop=3), 400, 'stop')])
+    (dict(prompt='a', logprobs=50), 400, 'logprobs'), ([], 400, 'the body is no JSON object; send one'), (b'', 400, 'the body is no JSON object; send one'), (dict(prompt='a', stop=3), 400, 'stop')])
 def test_wrong_requests(up, body, status, says):
     r = httpx.post(up + '/completions', content=body if isinstance(body, bytes) else json.dumps(body), headers={'Content-Type': 'application/json'})
     assert r.status_code == status and says in r.json()['error']['message'] and '\n' not in r.json()['error']['message'], r.text
@@ -159,7 +159,15 @@ def test_readmes_curl(up):
     parts = [l.removeprefix('data: ') for l in out.splitlines() if l]
     assert parts[-1] == '[DONE]' and json.loads(parts[0])['choices'][0]['delta']['role'] == 'assistant' and json.loads(parts[-2])['choices'][0]['finish_reason'] in ('stop', 'length')
 
+def test_a_body_without_its_header(up):
+    "As curl sends it, which says that it is a form."
+    r = httpx.post(up + '/completions', content=json.dumps(dict(prompt='a')), headers={'Content-Type': 'application/x-www-form-urlencoded'})
+    assert r.status_code == 400 and 'with the header Content-Type: application/json' in r.json()['error']['message']
+
 def test_wrong_paths(up):
+    assert httpx.post(up + '/embeddings', json={}).json()['error']['message'].startswith('there is nothing at /v1/embeddings; this server has /health, ')
+    r = httpx.get(up + '/completions')
+    assert r.json()['error']['message'] == '/v1/completions takes POST, and this is GET' and r.headers['allow'] == 'POST'
     assert httpx.get(up + '/nothing').status_code == 404 and httpx.get(up + '/completions').status_code == 405 and 'error' in httpx.get(up + '/nothing').json()
     assert httpx.post(up + '/chat/completions', json=dict(messages=[dict(role='user', content=[dict(type='image_url', image_url='x')])])).status_code == 400
 
@@ -168,12 +176,15 @@ def test_wrong_starts(packed, tmp_path):
         r = subprocess.run([sys.executable, '-m', 'nativebit', 'serve', *map(str, words)], capture_output=True, text=True, env=dict(os.environ, JAX_PLATFORMS='cpu'), timeout=60)
         assert r.returncode and 'Traceback' not in r.stderr and len(r.stderr.strip().splitlines()) == 1, r.stderr
         return r.stderr
-    assert 'is a float model' in says(packed.parent/'float', '--port', 0)
+    assert f"nativebit quantize {packed.parent/'float'} --out" in says(packed.parent/'float', '--port', 0)   # a command that works
     assert 'holds no model' in says(tmp_path, '--port', 0)
     assert 'slots=65' in says(packed, '--slots', 65, '--port', 0)
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); s.listen()
         assert "can't listen on 127.0.0.1" in says(packed, '--port', s.getsockname()[1])
+    assert 'choose another --host' in says(packed, '--host', 'nowhere.invalid', '--port', 0)
+    for n in ('config.json', 'openvino_model.xml', 'openvino_model.bin'): (tmp_path/n).write_text('{}')   # our own export
+    assert 'exported to OpenVINO, for other programs; give the one' in says(tmp_path, '--port', 0)
 
 def test_the_benchmark(packed, tmp_path):
     "It finds that all is well, and says so where nothing starts."

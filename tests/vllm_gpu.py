@@ -12,8 +12,8 @@ vllm_gpu.py heads                     the last product, of int8 rows and of bflo
 Each says what it found in lines of JSON, as soon as it knows, and appends them to the file that RESULTS names. EAGER=1 runs vLLM without CUDA graphs, NEW sets how many tokens a text gets, DTYPE=float16 multiplies in fp16, LEVEL=2 lets vLLM compile as it does by default, TURNS='16 kernels' times only that in a race, ASKED=1 times what is asked for, a line each.
 (`python3 tests/vllm_gpu.py …`; vLLM and this package have to be importable, and the package installed, so that vLLM sees its entry point.)"""
 import gzip, json, os, queue, re, signal, subprocess, sys, threading, time
-# no network; NVLink multicast stays off: neither vLLM's symmetric memory nor NCCL's may use it
-os.environ.update(HF_HUB_OFFLINE='1', VLLM_NO_USAGE_STATS='1', VLLM_ALLREDUCE_USE_SYMM_MEM='0', VLLM_ALLREDUCE_USE_FLASHINFER='0', VLLM_USE_NCCL_SYMM_MEM='0', NCCL_NVLS_ENABLE='0', TORCH_SYMM_MEM_DISABLE_MULTICAST='1')
+# no network; NVLink multicast stays off: neither vLLM's symmetric memory nor NCCL's may use it; no FlashInfer, which vLLM's sampler imports
+os.environ.update(HF_HUB_OFFLINE='1', VLLM_NO_USAGE_STATS='1', VLLM_ALLREDUCE_USE_SYMM_MEM='0', VLLM_ALLREDUCE_USE_FLASHINFER='0', VLLM_USE_FLASHINFER_SAMPLER='0', VLLM_USE_NCCL_SYMM_MEM='0', NCCL_NVLS_ENABLE='0', TORCH_SYMM_MEM_DISABLE_MULTICAST='1')
 # every process is a fresh one; of the plugins only ours
 LEVEL = int(os.environ.get('LEVEL', 0))   # vLLM's optimization level: 2 is what users have, and compiles
 for k, v in dict(VLLM_WORKER_MULTIPROC_METHOD='spawn', TORCH_COMPILE_DISABLE='0' if LEVEL else '1', VLLM_PLUGINS='nativebit').items(): os.environ.setdefault(k, v)

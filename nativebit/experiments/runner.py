@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Setup', 'load_float_once', 'make_setup', 'row_config', 'teacher_of', 'score', 'quantizer_state', 'trained_row',
-           'run_row', 'row_key', 'finished', 'run_rows', 'check_row', 'attempted', 'with_gaps', 'main']
+           'run_row', 'row_key', 'finished', 'run_rows', 'check_row', 'attempted', 'with_gaps', 'tables', 'main']
 
 # %% ../../nbs/14_experiments/04_runner.ipynb #40bff804
 import math, sys, time
@@ -221,6 +221,20 @@ def with_gaps(out, wanted)->list:
         with atomic_path(out) as tmp: tmp.write_text(as_lines([first, *add_gaps(rows)]))
     return rows
 
+# %% ../../nbs/14_experiments/04_runner.ipynb #8b1d94c3
+def tables(
+    rows:list,  # of any file of results
+    *by,        # as of `summary`
+)->str:
+    "Rows of an experiment with their seeds together; of others a table for each kind of row."
+    own = [r for r in rows if 'row' in r]
+    if own or not rows: return as_markdown(summary(own, *by))
+    kinds = {}
+    for r in rows:
+        plain = {k: v for k,v in r.items() if not isinstance(v, (dict, list))}
+        kinds.setdefault(tuple(plain), []).append(plain)
+    return '\n\n'.join(map(as_markdown, kinds.values()))
+
 # %% ../../nbs/14_experiments/04_runner.ipynb #69506ab5
 def main(
     experiment:str='headline',  # which one, or lines of a grid with --out: "method=qat lr=1e-4,3e-4 seed=0,1"
@@ -247,4 +261,4 @@ def main(
         fixed = {k: v[0] for k,v in parse_grid(settings, several=False).items()}
         rows = run_rows(experiment, make_setup(config, fixed, init_from, raw, keep), out, minutes)
     else: _, rows = load_results(str(out))
-    print(as_markdown(summary(rows, *filter(None, by.split(',')))))
+    print(tables(rows, *filter(None, by.split(','))))

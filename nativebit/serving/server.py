@@ -8,7 +8,7 @@ __all__ = ['PATHS', 'STATUS', 'Numbers', 'Served', 'Answering', 'ChatShape', 'Te
            'bound', 'serving', 'main']
 
 # %% ../../nbs/18_serving/03_server.ipynb #3ec615e5
-import asyncio, gc, json, random, socket, time
+import asyncio, errno, gc, json, random, shlex, socket, time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 import uvicorn
@@ -232,7 +232,8 @@ def misread(e:RequestValidationError)->JSONResponse:
     x = e.errors()[0]
     where = '.'.join(str(p) for p in x['loc'][1:] if not str(p).startswith(('list[', 'function-')))
     says = (f"the body is not JSON: {x.get('ctx', {}).get('error', x['msg'])}" if x['type'] == 'json_invalid'
-            else f"{where or 'the body'}: {x['msg']}")
+            else f"{where}: {x['msg']}" if where
+            else "the body is no JSON object; send one, with the header Content-Type: application/json")
     return JSONResponse(error_body(says, param=where or None), 400)
 
 def no_model(served:Served, name:str)->JSONResponse:
@@ -259,7 +260,11 @@ def add_errors(app:FastAPI):
     async def invalid(_, e): return misread(e)
 
     @app.exception_handler(HTTPException)
-    async def http_error(_, e): return JSONResponse(error_body(e.detail), e.status_code)
+    async def http_error(http, e):
+        path, how = http.url.path, e.headers or {}
+        says = {404: f"there is nothing at {path}; this server has {', '.join(PATHS)}",
+                405: f"{path} takes {how.get('Allow', 'another method')}, and this is {http.method}"}
+        return JSONResponse(error_body(says.get(e.status_code, e.detail)), e.status_code, how)
 
 def add_state(app:FastAPI, served:Served):
     "How the server is, and which model it has."
@@ -315,18 +320,20 @@ def bound(host:str, port:int)->socket.socket:
     try: s.bind((host, port)); s.listen(2048)
     except (OSError, UnicodeError) as e:   # the latter of a name that is none
         s.close()
+        where = isinstance(e, (socket.gaierror, UnicodeError)) or e.errno == errno.EADDRNOTAVAIL
+        other = '--host' if where else '--port, or 0 for any that is free'
         raise UserError(f"can't listen on {host} port {port} ({getattr(e, 'strerror', None) or e}); "
-                        "choose another --port, or 0 for any that is free") from e
+                        f"choose another {other}") from e
     return s
 
 def serving(
     m:Model,
-    name:str, slots:int, waiting:int, max_tokens:int, backend:str,   # as of `main`
+    model:str, name:str, slots:int, waiting:int, max_tokens:int, backend:str,   # as of `main`
 )->Served:
     "A model ready to be served. Raises `UserError` where it is a float one."
     if not m.quantized:
         raise UserError(f"{m.name} is a float model, and this server decodes packed ones; "
-                        f"nativebit quantize {m.name} --out FOLDER makes one of it")
+                        f"nativebit quantize {shlex.quote(str(model))} --out FOLDER makes one of it")
     files, decoder = talk_files(m), batch_decoder(m.pack, slots, backend)
     gc.collect(); gc.freeze()   # what is there stays: to look it through again would hold everybody up
     if hasattr(decoder, 'warm'): decoder.warm()
@@ -353,7 +360,7 @@ def main(
     need(slots <= 64, 'slots', slots, "64 at most")
     need(0 <= port < 2**16, 'port', port, "from 0 to 65535")
     s = bound(host, port)
-    served = serving(load(model, context_len), name, slots, waiting, max_tokens, backend)
+    served = serving(load(model, context_len), model, name, slots, waiting, max_tokens, backend)
     at = f"[{host}]" if ':' in host else host
     print(f"{served.name} at http://{at}:{s.getsockname()[1]}/v1 ({slots} texts at a time); Ctrl-C ends",
           flush=True)
