@@ -161,7 +161,8 @@ def measured(p, M, activations='float'):
 def by_planes(cfg, p, M, gpu):
     "The same by integers on Hopper, where `few` can; with more shared memory where it needs that."
     new = dict(cfg, planes=True)
-    if (cfg['backend'], p.kind, gpu.arch) != ('few', 'int8', 90) or not few_takes(new, M, gpu.arch): return cfg
+    hopper = (cfg['backend'], p.kind, gpu.arch) == ('few', 'int8', 90)
+    if not (hopper and few_takes(new, M, gpu.arch)): return cfg
     need = few_bytes(-(-p.shape[0]//16), -(-p.shape[1]//128), M, p.bits, new)
     if need > 1024*cfg['kb']: new['kb'] = gpu.shared//1024
     return new if need <= 1024*new['kb'] else cfg
