@@ -64,7 +64,7 @@ def existing_run(
 def nearest(where)->str:
     "The name nearest to one that is nothing, among its neighbours and the runs; '' if none is near."
     path = Path(where).expanduser()
-    near = lambda name, folder, what: difflib.get_close_matches(name, [p.name for p in folder.glob(what)], 1)
+    near = lambda name, folder, what: difflib.get_close_matches(name, [p.name for p in folder.glob(what)], 1, .5)
     runs, beside = near(str(path), Path('logs'), '*/'), near(path.name, path.parent, '*')
     return next(iter([*runs, *(str(path.parent/n) for n in beside)]), '')
 
