@@ -82,12 +82,12 @@ class Engine:
 
     def begin(self, slot:int, job:Job):
         try: self.decoder.begin(slot, job.ids, job.max_tokens, **job.how)
-        except (UserError, MemoryError) as e: job.put(Ended('error', str(e) or "out of memory"))
+        except Exception as e: job.put(Ended('error', str(e) or "out of memory"))
         else: self.live[slot] = job
 
     def over(self, slot:int, ended:Ended):
-        self.decoder.free(slot)
-        self.live.pop(slot).put(ended)
+        try: self.decoder.free(slot)
+        finally: self.live.pop(slot).put(ended)
 
     def give(self, slot:int, chosen):
         "Hand a token to its job."
@@ -108,10 +108,22 @@ class Engine:
             with self.clock('hand'):
                 for slot,chosen in found.items(): self.give(slot, chosen)
 
-    def run(self):
+    def turns(self):
+        "Turns until the engine is closed and all is written."
         while True:
             with self.news:
                 while not (self.line or self.live or self.closing): self.news.wait()
                 if not (self.line or self.live): return
                 self.admit()
             self.turn()
+
+    def run(self):
+        try: self.turns()
+        except BaseException as e: self.end(f"the server is going down, {type(e).__name__}: {e}"); raise
+
+    def end(self, says:str):
+        "Begin nothing more, and tell whoever waits why."
+        with self.news:
+            self.closing, left = True, [*self.live.values(), *self.line]
+            self.live.clear(); self.line.clear()
+        for job in left: job.put(Ended('error', says))
