@@ -88,11 +88,12 @@ def load_results(
     "What an experiment found. Raises `UserError` where there is no such file."
     path = (Path(name) if str(name).endswith('.jsonl')
             else shipped('results', ', or give the path of a .jsonl file')/f'{name}.jsonl')
-    try: first, *rows = read_jsonl(path)
+    try: rows = read_jsonl(path)
     except (OSError, ValueError) as e:
         raise UserError(f"cannot read {path} ({e}); check the name; "
                         "how those of data/results are made says its README.md") from e
-    return first, rows
+    if not rows: raise UserError(f"{path} holds no rows, nor the header before them; check the name")
+    return rows[0], rows[1:]
 
 def as_markdown(
     rows:list,  # dictionaries with the same keys
