@@ -123,7 +123,8 @@ template<int MODE> DEV int x_rows(int M) { return MODE == INT16 ? 2*M : M; }
 DEV float lo_half(uint32_t v) { return half_to_float(v & 0xffff); }
 DEV float hi_half(uint32_t v) { return half_to_float(v >> 16); }
 DEV uint32_t bf16_as_half(uint32_t v) { return floats_to_half2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u)); }
-DEV float top_of(float top, uint32_t v) { return fmaxf(top, fmaxf(fabsf(lo_half(v)), fabsf(hi_half(v)))); }
+DEV uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }      // of absolute numbers, by their bits: a NaN is the largest
+DEV uint32_t top_of(uint32_t top, uint32_t v) { return larger(top, larger(__float_as_uint(fabsf(lo_half(v))), __float_as_uint(fabsf(hi_half(v))))); }
 
 DEV float silu(float v) { return fast_ratio(v, 1.f + fast_exp(-v)); }
 
@@ -149,8 +150,8 @@ struct Piece {
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = floats_to_half2(silu(lo_half(v[i]))*lo_half(up.v[i]), silu(hi_half(v[i]))*hi_half(up.v[i]));
     }
-    DEV float top() const {
-        float t = 0;
+    DEV uint32_t top() const {
+        uint32_t t = 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) t = top_of(t, v[i]);
         return t;
@@ -172,12 +173,14 @@ struct Piece {
 // from block to block, so that writers of several blocks meet in fewer banks
 DEV int x_at(int rows, int b, int row, int i, int t) { return ((b*(X_WORDS/16) + i/4)*rows + row)*16 + 4*((t + b + i/4)%4) + i%4; }
 
-// activations as integers: of 128 columns, which eight lanes have; NaNs are left out of the largest
+// activations as integers: of 128 columns, which eight lanes have; with a NaN among them the step is one
 struct Rounded {
     float inv, step;
     DEV Rounded(const Piece& q, float range = 32512.f) {
-        float top = q.top();
-        top = fmaxf(top, shfl_xor(top, 1)); top = fmaxf(top, shfl_xor(top, 2)); top = fmaxf(top, shfl_xor(top, 4));
+        uint32_t most = q.top();
+#pragma unroll
+        for (int i = 1; i < 8; i *= 2) most = larger(most, __float_as_uint(shfl_xor(__uint_as_float(most), i)));
+        const float top = __uint_as_float(most);
         inv = top > 0 ? fast_ratio(range, top) : 0.f; step = top*(1/range);
     }
 };
