@@ -32,7 +32,8 @@ def in_type(x:Tensor, dtype)->Tensor:
 def write_planes(planes, steps, x, like, token, first, blocks, EIGHTS:tl.constexpr, BLOCK:tl.constexpr):
     "Write numbers of a token, from block `first` of 128 columns on, as integers; the order is few.cuh's."
     x = x.to(like.dtype.element_ty).to(tl.float32).reshape(BLOCK//128, 128)
-    top = tl.max(tl.abs(x).to(tl.int32, bitcast=True), 1).to(tl.float32, bitcast=True)    # a NaN is the largest
+    top = tl.max(tl.abs(x).to(tl.int32, bitcast=True), 1)        # a NaN is the largest
+    top = top.to(tl.float32, bitcast=True)
     q = x*tl.where(top > 0, 32512./top, 0.)[:, None]
     q = ((q + 12582912.) - 12582912.).to(tl.int32)                                       # to the nearest
     q = tl.permute(q.reshape(BLOCK//16, 2, 4, 2), (0, 2, 1, 3)).reshape(BLOCK//128, 8, 16)
