@@ -85,6 +85,18 @@ def keep(slug):
     with atomic_path(out) as tmp: tmp.write_text(json.dumps(dict(device=head['device'], torch=head['torch'], configs=table(rows)), indent=0) + '\n')
     say(f'wrote {out.relative_to(ROOT)}')
 
+def checked(layers, M, cfgs, dtype=torch.float16, reps=1000):
+    "The largest relative error of the shapes, and whether every replay of a graph gave the same bits."
+    xs = [activations(M, s[1], dtype) for s in SHAPES]
+    run = lambda: [ops.run_config(x, p, c) for layer in layers for x, p, c in zip(xs, layer, cfgs)]
+    want = run()
+    e = max(error(y, exact_part(x, p)) for y, x, p in zip(want, xs, layers[0]))
+    differ = torch.zeros((), dtype=torch.int64, device=DEVICE)
+    def again():
+        for y, w in zip(run(), want): differ.add_((y != w).sum())
+    graph_ms(again, reps=reps)
+    return dict(error=float(f'{e:.2e}'), same_bits=int(differ) == 0, finite=all(bool(y.isfinite().all()) for y in want))
+
 class Bench:
     "Cases of one set of weights at a time; a row is in the file as soon as it is known."
     def __init__(self, path, clock, explore=False): self.path, self.clock, self.explore, self.bf16, self.best = path, clock, explore, {}, {}
@@ -109,23 +121,10 @@ class Bench:
             write(self.path, dict(shape=SHAPES[i], geometry=geometry, M=M, **c, ms=ms)); times.append((ms, len(times), c))
         return min(times)[2]
 
-    def checked(self, layers, M, cfgs, dtype=torch.float16):
-        "The largest relative error of the four shapes, and whether every replay of a graph gave the same bits."
-        xs = [activations(M, s[1], dtype) for s in SHAPES]
-        few = layers[:3] if not REHEARSE else layers[:1]
-        run = lambda: [ops.run_config(x, p, c) for layer in few for x, p, c in zip(xs, layer, cfgs)]
-        want = run()
-        e = max(error(y, exact_part(x, p)) for y, x, p in zip(want, xs, few[0]))
-        differ = torch.zeros((), dtype=torch.int64, device=DEVICE)
-        def again():
-            for y, w in zip(run(), want): differ.add_((y != w).sum())
-        graph_ms(again, reps=1000)
-        return dict(error=float(f'{e:.2e}'), same_bits=int(differ) == 0, finite=all(bool(y.isfinite().all()) for y in want))
-
     def case(self, layers, geometry, M):
         packed = layers[0]
         def one(name, cfgs, check=True, **more):
-            try: self.row(name, geometry, M, self.stack(layers, M, cfgs), **(self.checked(layers, M, cfgs) if check else {}), **more)
+            try: self.row(name, geometry, M, self.stack(layers, M, cfgs), **(checked(layers[:3], M, cfgs) if check else {}), **more)
             except RuntimeError as e:
                 say(f'{geometry} M={M} {name}: FAILED {str(e)[:200]}'); write(self.path, dict(kernel=name, geometry=geometry, M=M, failed=str(e)[:300]))
                 if 'illegal' in str(e): raise
@@ -139,7 +138,7 @@ class Bench:
         for what, change in OTHERWISE.items():
             if geometry == 'int8' or what in ('no products', 'no activations'): one(f'{name if self.explore else "few"}, {what}', [dict(c, **change) for c in tuned], check=False)
         if geometry != 'int8': return
-        self.row('few, bf16 activations', geometry, M, self.bfloats(layers, M, tuned), **self.checked(layers, M, tuned, torch.bfloat16))
+        self.row('few, bf16 activations', geometry, M, self.bfloats(layers, M, tuned), **checked(layers[:3], M, tuned, torch.bfloat16))
 
     def bfloats(self, layers, M, cfgs):
         xs = {s[1]: activations(M, s[1], torch.bfloat16) for s in SHAPES}
@@ -217,18 +216,6 @@ class Race:
             say(f'   {SHAPES[i]} M={M:<3} {"integers" if planes else "fp16":8} {1e3*min(times)[0]:7.2f} us  {best[planes]}{extra}')
         return best
 
-    def errors(self, layers, M, cfgs):
-        "The largest relative error of the shapes, and whether 200 replays gave the same bits."
-        xs = [activations(M, s[1]) for s in SHAPES]
-        run = lambda: [ops.run_config(x, p, c) for layer in layers[:2] for x, p, c in zip(xs, layer, cfgs)]
-        want = run()
-        e = max(error(y, exact_part(x, p)) for y, x, p in zip(want, xs, layers[0]))
-        differ = torch.zeros((), dtype=torch.int64, device=DEVICE)
-        def again():
-            for y, w in zip(run(), want): differ.add_((y != w).sum())
-        graph_ms(again, reps=200)
-        return dict(error=float(f'{e:.2e}'), same_bits=int(differ) == 0)
-
     def case(self, layers, geometry, M):
         best = [self.alone(layers, i, M, geometry) for i in range(len(SHAPES))]
         x16 = {s[1]: activations(M, s[1]) for s in SHAPES}
@@ -239,7 +226,7 @@ class Race:
                                ('integers, no products', made, [dict(c, flags=1) for c in whole]), ('fp16, no products', x16, [dict(c, flags=1) for c in half])):
             try:
                 ms = graph_ms(lambda: [ops.run_config(xs[p.shape[1]], p, c) for layer in layers for p, c in zip(layer, cfgs)])
-                more = {} if 'no products' in name or xs is made else self.errors(layers, M, cfgs)
+                more = {} if 'no products' in name or xs is made else checked(layers[:2], M, cfgs, reps=200)
             except RuntimeError as e: say(f'{geometry} M={M} {name}: FAILED {str(e)[:200]}'); write(self.path, dict(kernel=name, geometry=geometry, M=M, failed=str(e)[:300])); continue
             write(self.path, dict(kernel=name, geometry=geometry, M=M, ms=round(ms, 5), **more, configs=cfgs))
             say(f'{geometry:6} M={M:<3} stack of {len(layers)} layers, {name:34} {ms:8.4f} ms', *(f'{k} {v}' for k, v in more.items()))
