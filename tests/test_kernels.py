@@ -139,12 +139,18 @@ FEW = [(1, (24, 136), torch.float16, dict(wide=4, deep=1, tj=1)), (2, (16, 128),
        (13, (40, 904), torch.bfloat16, dict(wide=4, deep=2, tj=1, kb=42)), (33, (67, 520), torch.float16, dict(wide=4, deep=2, tj=2)), (64, (88, 648), torch.bfloat16, dict(wide=4, deep=1, kb=96)), (20, (16, 392), torch.float16, dict(wide=4, deep=2, tj=1)), (11, (136, 904), torch.bfloat16, dict(wide=12, deep=1, tj=1, kb=42)),
        (16, (56, 648), torch.float16, dict(ranks=2, wide=4, deep=1, tj=1, kb=32)), (9, (72, 1160), torch.float16, dict(groups=4, wide=4, deep=1, tj=1, kb=30, ahead=1)), (12, (40, 1032), torch.bfloat16, dict(groups=2, wide=4, deep=1, tj=1, ranks=2, kb=30, ahead=1)), (1, (136, 1160), torch.bfloat16, dict(groups=3, ranks=2, wide=4, deep=2, tj=1, kb=32))]
 
+def over(y, x, p):
+    "The worst number's error, over what it may have: half a step of its type, and for rounding on the way a part of the sum's random walk (above 16 tokens weights may become fp16). A norm of few numbers would say too little."
+    w, half, part = layout.dequantize(p).double(), 2.**-11 if y.dtype == torch.float16 else 2.**-8, 2.**-13 if len(y) <= 16 else 2.**-9
+    exact, walk = x.double() @ w.T, x.double().norm(dim=1, keepdim=True)*w.norm(dim=1)/w.shape[1]**.5
+    return ((y.double() - exact).abs()/(half*exact.abs() + part*walk)).max().item()
+
 def few_error(M, shape, dtype, how, bits, kind, lib):
-    "Relative error of `few`, over the error it may have; the same bits twice, and nothing of a matrix beside it."
+    "Error of `few`, over the error it may have; the same bits twice, and nothing of a matrix beside it."
     p, x = layout.random_matrix(*shape, bits, kind), torch.randn(M, shape[1]).to(dtype)
     y = cuda.few(x, p, lib=lib, **how)
     assert torch.equal(y, cuda.few(x, p, lib=lib, **how))
-    return layout.relative_error(y, x, p)/(5e-4 if dtype == torch.float16 else 2.2e-3)
+    return over(y, x, p)
 
 @pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (2, 'int8'), (4, 'int8'), (4, 'float8_e4m3')])
 def test_few(bits, kind):
@@ -291,7 +297,7 @@ def test_products_of_any_shape(o, i, geometry, M, dtype):
     "By the kernel that a GPU would take for it, beside float64."
     p, x, c = layout.random_matrix(o, i, *geometry), torch.randn(M, i).to(dtype), ops.default_config((o, i), M, True, bits=geometry[0])
     y = getattr(cuda, c.pop('backend'))(x, p, lib=on_cpu(*geometry), **c)
-    assert layout.relative_error(y, x, p) < (5e-4 if dtype == torch.float16 else 2.2e-3)
+    assert over(y, x, p) < 1
 
 KINDS_OF_FLOAT = st.sampled_from([(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])   # the interpreter truncates to bfloat16
 
