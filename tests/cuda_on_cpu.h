@@ -245,6 +245,10 @@ DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint6
     bar_bytes(bar, map->box_rows*unit);
 }
 DEV uint32_t matrix_low(const void* p) { return saddr(p) >> 4; }
+#ifdef STAMPS
+DEV uint64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+DEV uint32_t processor() { return 0; }
+#endif
 DEV uint64_t matrix_of(uint32_t low) { return low; }
 DEV uint64_t matrix_at(const void* p) { return matrix_low(p); }
 // Products run as late as they may, when they are waited for: registers or places that were used again too early are then wrong.

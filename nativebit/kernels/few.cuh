@@ -26,7 +26,19 @@ struct Rings {
         parts = (max(steps + x_slots*step_bytes, x + sums) + 127)/128*128; bytes = parts + sent;   // sums lie where the rings were
     }
 };
-struct FewArgs { const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Rings at; };
+struct FewArgs {
+    const uint8_t* units; const void* x; void* y; int O, I, M, KB, tiles, wide, deep, rank_bits; float scale; int bf16, flags; Rings at;
+#ifdef STAMPS
+    uint64_t* stamps;
+#endif
+};
+// when a block has got how far, and which processor it is on
+enum Stamps { BEGUN, ALLOWED, FIRST_THERE, MULTIPLIED, GATHERED, SENT, ENDED, PROCESSOR, STAMPS_OF_BLOCK };
+#ifdef STAMPS
+#define STAMP(WHEN, WHAT, VALUE) if ((WHEN) && p.stamps) p.stamps[blockIdx.x*STAMPS_OF_BLOCK + WHAT] = VALUE
+#else
+#define STAMP(WHEN, WHAT, VALUE)
+#endif
 struct Rectangle { int tile, tiles, k0, nk, rank; };   // of the row tiles and column blocks; which part of the input
 struct Place { int at, turn; DEV void next(int of) { if (++at == of) { at = 0; turn ^= 1; } } };   // in a ring, and how often it was filled before, modulo two
 // barriers at the beginning of shared memory, 32 of a kind: places of units and of activations that are full, and that are empty
@@ -419,6 +431,7 @@ template<int NT, int INT> DEV void copy_stages(const FewArgs& p, const Map* map,
 #pragma unroll 1
     for (int i = 0; i < min(stages, p.at.slots); i++) ask_units(p, smem, s, i, i, thread);
     if (!(p.flags & NO_WAIT)) grid_wait();                               // from here on we read what the kernel before us wrote
+    STAMP(thread == 0, ALLOWED, now());
 #pragma unroll 1
     for (int i = 0; i < min(stages, p.at.x_slots); i++) ask_x(i, i);
     Place units = {0, 0}, xs = {0, 0};
@@ -461,6 +474,7 @@ DEV void finish(const FewArgs& p, uint8_t* smem, const Rectangle& s, int ranks) 
         const int to = j & (ranks - 1);
         send4(at, bar, to, v); send4(at + 4, bar, to, v + 4);
     }
+    STAMP(threadIdx.x == 0, SENT, now());
     if (ranks == 1) return;
     bar_wait(bar, 0);
     for (int i = threadIdx.x; i < p.M*share/8; i += blockDim.x) {
@@ -485,6 +499,8 @@ template<int NT, int TJ, int INT> __global__ void __launch_bounds__(32*(few_warp
     const int tile = part(p.tiles, group, groups), k0 = part(p.KB, rank, ranks);
     const Rectangle s = {tile, part(p.tiles, group + 1, groups) - tile, k0, part(p.KB, rank + 1, ranks) - k0, rank};
     const Rings& at = p.at;
+    STAMP(threadIdx.x == 0, BEGUN, now());
+    STAMP(threadIdx.x == 0, PROCESSOR, processor());
     if (warp == 0) {
         if (lane < at.slots) { bar_init(few_bars(smem, FULL) + lane, (1 + INT)*(ARCH >= 90 ? 1 : 32*FEW_COPIERS)); bar_init(few_bars(smem, EMPTY) + lane, workers); }
         if (lane < at.x_slots) { bar_init(few_bars(smem, FULL_X) + lane, ARCH >= 90 ? 1 : 32*FEW_COPIERS); bar_init(few_bars(smem, EMPTY_X) + lane, workers); }
@@ -498,15 +514,21 @@ template<int NT, int TJ, int INT> __global__ void __launch_bounds__(32*(few_warp
     grid_launch_next();                                                  // the next kernel may queue its weights behind ours
     typename TilesOf<NT, TJ, INT>::type t; t.clear();
     const Worker w(p, s, TJ);
+#ifdef STAMPS
+    if (warp == 0) { bar_wait(few_bars(smem, FULL), 0); if (!INT) bar_wait(few_bars(smem, FULL_X), 0); STAMP(lane == 0, FIRST_THERE, now()); }
+#endif
     if (warp >= workers) copy_stages<NT, INT>(p, &x_map, smem, s, threadIdx.x - 32*workers);
     else if (p.flags & NO_PRODUCTS || !w.count) t.wait_only(p, smem, w);
     else if (TJ == 2 && w.count == 2) t.template multiply<TJ>(p, smem, s, w);
     else t.template multiply<1>(p, smem, s, w);
+    STAMP(threadIdx.x == 0, MULTIPLIED, now());                           // by the block's first warp
     if (ranks > 1) cluster_wait();                                       // the others have started
     __syncthreads();                                                     // the rings have been read: sums take their place
     float* sums = (float*)(smem + at.x);
     const int pitch = 16*s.tiles + 4;
     if (warp < workers) t.store(p, sums, pitch, w);
     __syncthreads();
+    STAMP(threadIdx.x == 0, GATHERED, now());
     finish(p, smem, s, ranks);
+    STAMP(threadIdx.x == 0, ENDED, now());
 }

@@ -565,6 +565,10 @@ template<int BM> static int launch_prefill(PrefillArgs p, const void* units, con
     return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
 }
 #endif
+#ifdef STAMPS
+static uint64_t* stamps = nullptr;                                       // where the next launch of `few` writes its own
+extern "C" void nativebit_stamps(void* p) { stamps = (uint64_t*)p; }
+#endif
 static int eights(int M) { return M <= 8 ? 1 : M <= 16 ? 2 : M <= 32 ? 4 : 8; }   // groups of 8 tokens that `few` is compiled for
 // x: fp16, or with `planes` what nativebit_planes has written; groups: of blocks that share row tiles; kb: of shared memory for a block, at most; ahead: KB of activations on their way
 extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16,
@@ -582,6 +586,9 @@ extern "C" int nativebit_few(const void* units, const void* x, void* y, int O, i
     const Rings at((tiles + groups - 1)/groups, (KB + ranks - 1)/ranks, M, NT, deep, ranks, most, 1024*ahead, planes);
     if (at.x_slots < min(at.stages, 2) || at.bytes > most) return -2;
     FewArgs p = {(const uint8_t*)units, x, y, O, I, M, KB, tiles, wide, deep, rank_bits, scale, bf16, flags, at};
+#ifdef STAMPS
+    if ((p.stamps = stamps)) stamps += groups*ranks*STAMPS_OF_BLOCK;
+#endif
     Map map = {};
     int e = prefer_shared(kernel);
     if (!e && ARCH >= 90 && !planes) e = make_map(&map, x, I, M, 8*NT);

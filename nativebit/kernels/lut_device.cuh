@@ -46,6 +46,10 @@ DEV void load_matrices(uint32_t* d, const void* row) {   // four 8 x 8 matrices 
 DEV uint32_t shfl(uint32_t v, int lane) { return __shfl_sync(~0u, v, lane); }
 DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
+#ifdef STAMPS   // to see where a launch's time goes (kernels/bench_timeline.py)
+DEV uint64_t now() { uint64_t t; asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t) :: "memory"); return t; }   // nanoseconds, the same for all of the GPU
+DEV uint32_t processor() { uint32_t i; asm volatile("mov.u32 %0, %smid;" : "=r"(i)); return i; }
+#endif
 DEV void sync_some(int threads) { asm volatile("bar.sync 1, %0;" :: "r"(threads) : "memory"); }   // some of the block's threads
 
 // memory: bulk copies that count down a barrier in shared memory, and loads that see what another kernel, or another block, has just written
