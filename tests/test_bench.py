@@ -49,6 +49,17 @@ def test_generate_rehearsed():
     assert sum('check' in x for x in rows) >= 10
 
 @pytest.mark.slow
+def test_timeline_rehearsed(tmp_path):
+    "Each block passes its stations in order, and the last launch begins after the first."
+    pytest.importorskip('torch')
+    r = subprocess.run([sys.executable, SCRIPT.parent.parent/'kernels'/'bench_timeline.py', '--rehearse', '--out', tmp_path/'t.jsonl'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    head, *rows = map(json.loads, (tmp_path/'t.jsonl').read_text().splitlines())
+    assert head['command'].startswith('python kernels/bench_timeline.py') and len(rows) == 4 and not any('failed' in r for r in rows)
+    for r in rows:
+        assert len(r['blocks']) == 6 == len(r['processor']) and all(b == sorted(b) for b in r['blocks']) and r['first']['begun'] <= r['last']['begun'] < r['last']['ended']
+
+@pytest.mark.slow
 def test_sanitize_rehearsed():
     "Each kernel is right on a CPU, and a wrong one would be named."
     pytest.importorskip('torch')
