@@ -214,11 +214,12 @@ DATASETS = ('stdlib', 'wikitext-2', 'wikitext-103', 'openwebtext')
 
 def check_dataset(
     dataset:str,  # a name of `DATASETS`, 'text:PATH', 'python:PATH' or 'shards:FOLDER'
+    *also,        # what else could have been meant
 )->str:           # the same
     "Raise `UserError` unless there is such a dataset."
     kind, _, path = dataset.partition(':')
     if dataset not in DATASETS and not (kind in ('text', 'python', 'shards') and path):
-        raise UserError(suggest('dataset', dataset, [*DATASETS, 'text:PATH', 'python:PATH']))
+        raise UserError(suggest('dataset', dataset, [*also, *DATASETS, 'text:PATH', 'python:PATH']))
     return dataset
 
 # %% ../nbs/00_config.ipynb #19ab2507

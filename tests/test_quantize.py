@@ -110,7 +110,7 @@ def test_no_data_no_perplexity(home):
     (['--out', 'x', '--method', 'gpqt'], "did you mean 'gptq'"),
     (['--out', 'x', '--geometry', 'lutb'], "did you mean 'lut-b'"),
     (['--out', 'model', '--method', 'rtn'], 'exists'),
-    (['--out', 'x', '--data', 'text:nowhere.txt'], 'nowhere.txt')])
+    (['--out', 'x', '--data', 'text:nowhere.txt'], 'nowhere.txt'), (['--out', 'x', '--data', 'sefl'], "unknown dataset 'sefl': did you mean 'self'?")])
 def test_refusals(home, args, says, monkeypatch):
     there = lambda: sorted(x for x in home.rglob('*') if 'cache' not in x.parts)
     before = there()

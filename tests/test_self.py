@@ -43,6 +43,14 @@ def test_a_mixture_has_the_other_texts_splits_and_none_of_their_tests(home, monk
     for a in alone: assert not np.isin(sequences(written, 13), sequences(np.asarray(a['test'][:]), 13)).any()
     assert len(written) >= 512 and meta['train']['tokens'] == len(train)
 
+def test_a_text_too_short_for_its_share(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    (home/'short.txt').write_text('\n\n'.join(f'Text {i}, which is short.' for i in range(60)))
+    own = own_of('model')
+    tokens, meta = prepare(self_dataset('self,text:short.txt', own, 4096), own.tok)
+    there = len(prepare('text:short.txt', own.tok)[0]['train'])
+    assert meta['train']['tokens'] == len(tokens['train']) < 4096 and f'note: text:short.txt has {there:,} tokens of the 2,048 it was to give' in capsys.readouterr().err
+
 def test_whoever_reads_the_first_tokens_has_read_all():
     assert in_turn([np.arange(5), np.arange(10, 12), np.zeros(0, int)], 2)[:].tolist() == [0, 1, 10, 11, 2, 3, 4]
     assert in_turn([np.arange(5)], 2).tolist() == [*range(5)] and not len(in_turn([])) and not len(in_turn([np.zeros(0, int)]*2))

@@ -340,7 +340,9 @@ def parse_self(
     "Read `self`, or `self` or `self:SHARE` and other datasets. Raises `UserError` for what is none of them."
     first, *others = re.split(r',(?!(?:valid|test)=)', data or '')
     name, _, share = first.partition(':')
-    if name != 'self': return None
+    if name != 'self':
+        if data: check_dataset(data, 'self')
+        return None
     try: value = float(share or 1/(1 + len(others)))
     except ValueError: value = -1.
     good = 0 < value <= 1 and bool(others) == (value < 1)

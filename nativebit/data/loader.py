@@ -285,6 +285,9 @@ def with_others(
     parts, others = [tokens['train']], []
     for dataset,n in wanted:
         other, theirs = prepare(dataset, tokenizer)
+        if len(other['train']) < n:
+            print(f"note: {dataset} has {len(other['train']):,} tokens of the {n:,} it was to give: "
+                  "its share is smaller", file=sys.stderr)
         others, parts, source = [*others, other], [*parts, other['train'][:n]], [*source, theirs['source'], n]
         share = min(1, n/max(1, len(other['train'])))
         for k in ('tokens', 'bytes'): counts[k] += round(share*theirs['train'][k])
