@@ -50,6 +50,7 @@ def test_odd_inputs_go_the_slow_way():
     assert p.kind == 'float' and p.shape == (16, 100)
 
 def test_defaults_fit_shared_memory():
+    torch.manual_seed(1)   # how much 8 bits lose depends on the draw
     lib = on_cpu(3, 'int8')
     for o, i, M in ((13824, 2560, 16), (2560, 6912, 16), (32000, 8192, 1), (8192, 28672, 16), (64, 128, 2), (8, 2048, 1)):
         for bits in (2, 3, 4): assert ops.decode_bytes(-(-o//16), -(-i//128), M, bits, *[ops.default_config((o, i), M, True, 'int8', bits)[k] for k in ('clusters', 'ranks')]) < 231_000
