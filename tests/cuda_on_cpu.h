@@ -63,6 +63,7 @@ DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
     return d;
 }
 DEV uint32_t least(uint32_t a, uint32_t b) { auto of = [](uint32_t a, uint32_t b) { return (uint32_t)(uint16_t)min((int16_t)a, (int16_t)b); }; return of(a, b) | of(a >> 16, b >> 16) << 16; }
+DEV uint32_t most_of(uint32_t a, uint32_t b) { return (uint32_t)max(a & 0xffff, b & 0xffff) | (uint32_t)max(a >> 16, b >> 16) << 16; }
 static inline float to_float(uint16_t v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }
 static inline uint16_t to_half(float f) { _Float16 h = (_Float16)f; uint16_t v; memcpy(&v, &h, 2); return v; }
 static inline float e4m3(uint8_t v) {
@@ -78,7 +79,9 @@ DEV uint32_t as_it_is(uint32_t v) { return v; }
 DEV float half_to_float(uint32_t v) { return to_float(v & 0xffff); }
 static inline float clamp_half(float f) { return f > 65504.f ? 65504.f : f < -65504.f ? -65504.f : f; }
 DEV uint32_t floats_to_half2(float lo, float hi) { return to_half(clamp_half(lo)) | (uint32_t)to_half(clamp_half(hi)) << 16; }
+DEV uint32_t floats_to_f16(float lo, float hi) { return to_half(lo) | (uint32_t)to_half(hi) << 16; }
 DEV float fast_ratio(float a, float b) { return a/b; }
+DEV float full_ratio(float a, float b) { return a/b; }
 DEV float fast_exp(float v) { return expf(v); }
 DEV float fast_log(float v) { return logf(v); }
 DEV float inverse_sqrt(float v) { return 1.f/sqrtf(v); }

@@ -336,6 +336,71 @@ def test_norms_and_gates_write_integers(M, D, dtype, scale):
         assert (q - exact).abs().max() <= 1 and (q != exact).double().mean() < .02 and torch.allclose(steps, s, 1e-6)
         assert near(cuda.few(cuda.Planes(got, M, dtype), p, lib=lib), want.view(M, D), p)
 
+def planes_of(made, M, dtype, D):
+    "What `read_planes` reads of a tensor of planes."
+    room = made.new_empty(0).set_(made.untyped_storage())
+    return read_planes(cuda.Planes(room.view(torch.uint8), M, dtype), D)
+
+def ends(x, *numbers):
+    "The same, with some numbers in the rows' first places."
+    for row, v in zip(x, numbers): row[..., 1] = v
+    return x
+
+@settings(max_examples=12, deadline=None)
+@given(M=st.integers(1, 32), D=st.integers(1, 170).map(lambda n: 8*n), dtype=st.sampled_from([torch.float16, torch.bfloat16]), scale=st.sampled_from([.05, 1, 8]), left=st.integers(0, 3))
+def test_norms_and_gates_in_cuda(M, D, dtype, scale, left):
+    "Of parts of longer rows: the sum is PyTorch's, planes are those of what is rounded to the type, as the same arithmetic in PyTorch makes it."
+    lib, w = on_cpu(3, 'int8'), torch.rand(D).to(dtype)
+    x, y = (scale*torch.randn(2, M, 2*D + 8*left)).to(dtype)
+    x, y, up = x[:, 8*left:8*left + D], y[:, :D], y[:, D:2*D]
+    for y in (y, None):
+        both, made = cuda.norm_planes(x, y, w, .1, lib=lib)
+        h = x if y is None else x + y
+        assert torch.equal(both, h)
+        h = h.float()
+        near_planes(read_planes(made, D), ((h*torch.rsqrt((h*h).mean(-1, keepdim=True) + .1))*w).to(dtype))
+    g = x.float()
+    near_planes(read_planes(cuda.as_planes(x, lib, up=up), D), (g/(1 + torch.exp(-g))*up).to(dtype))
+    for a, b in zip(read_planes(cuda.as_planes(x, lib), D), rounded_as_planes(x)): assert torch.equal(a, b)
+
+def near_planes(made, want):
+    "Beside planes of numbers that another order of sums may have rounded otherwise: a step of their type, where they are not the same."
+    (q, steps), (exact, s) = made, rounded_as_planes(want)
+    near = torch.isclose(q*steps[..., None], exact*s[..., None], 2.**-7 if want.dtype == torch.bfloat16 else 2.**-10, s.max().item())
+    assert near.all() and torch.allclose(steps, s, 2.**-7) and (q != exact).double().mean() < .1 and (steps == s).double().mean() > .7
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_cuda_writes_what_triton_writes(dtype):
+    "To the bit, where sums of squares are exact; the interpreter truncates to bfloat16, so those are of few bits. All that is not finite stays so."
+    lib, M, D = on_cpu(3, 'int8'), 5, 520
+    x, y = torch.randint(-3, 4, (2, M, D)).to(dtype)
+    w = (2.**torch.randint(-2, 3, (D,))).to(dtype)
+    x[1] = y[1] = 0; x[[0, 2, 3, 4], ::128] = 64; y[[0, 2, 3, 4], ::128] = 63; w[::128] = 1   # 32512 is 256 times 127
+    for a, b in zip(x[:, None], y[:, None]):
+        eps = 256 - ((a + b).float().square().sum()/D).item()            # all are divided by 16
+        both, want = between.triton_norm(a, b, w, eps, torch.int16)
+        got, made = cuda.norm_planes(a, b, w, eps, lib=lib)
+        assert torch.equal(both, got)
+        for p, q in zip(read_planes(made, D), planes_of(want, 1, dtype, D)): assert torch.equal(p, q)
+    for f in (lambda v: cuda.norm_planes(v, y, w, .1, lib=lib)[1], lambda v: cuda.as_planes(v, lib, up=y), lambda v: cuda.as_planes(v, lib)):
+        bad = ends(x.clone(), torch.nan, 0, torch.inf, -torch.inf)
+        p = layout.random_matrix(24, D, 3, 'int8')
+        finite = cuda.few(f(bad), p, lib=lib).isfinite()
+        assert not finite[[0, 2, 3]].any() and finite[[1, 4]].all()
+
+def test_norms_that_cuda_does_not_take(monkeypatch):
+    "Rows off their 16 bytes, of odd widths or of weights in float32 are Triton's; a token too wide is refused."
+    lib = on_cpu(3, 'int8'); monkeypatch.setattr(cuda, 'library', lambda *a: lib)
+    x, w = torch.randn(3, 264).half(), torch.rand(264).half()
+    takes = lambda *rows: between.planes_library(torch.int16, *rows) is lib
+    assert takes(x, w) and takes(x[:, :256]) and takes(x[:1, :8], w) and not takes(x[:, 4:260]) and not takes(x[:, :252]) and not takes(x, w.float()) and not takes(x.float()) and not takes(x[:0])
+    assert between.planes_library(torch.float16, x, w) is None
+    wide = torch.randn(2, 16384).half()
+    both, made = cuda.norm_planes(wide, None, torch.ones(16384).half(), 1e-5, lib=lib)
+    near_planes(read_planes(made, 16384), between.rms_norm(wide, torch.ones(16384).half(), 1e-5))
+    with pytest.raises(RuntimeError, match='no such kernel'): cuda.norm_planes(torch.randn(1, 16392).half(), None, torch.ones(16392).half(), .1, lib=lib)
+    for a, b in zip(between.either_norm(x, x, w.float(), .1, torch.int16), between.triton_norm(x, x, w.float(), .1, torch.int16)): assert a.shape == b.shape and a.dtype == b.dtype
+
 def test_a_step_of_several_texts_by_integers(monkeypatch):
     "A layer's norms and gate write planes, its products take them, and attention's output is converted: as without, but for roundings."
     torch.manual_seed(0)

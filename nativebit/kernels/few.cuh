@@ -345,25 +345,104 @@ template<int NT, int TJ> struct PlaneTiles : FewSums<NT, TJ> {
     }
 #endif
 };
-// What `few` reads then, NT*2080 bytes a block of 128 columns: first the planes of all blocks, then their scales. A thread has 16 columns of a token.
-struct PlanesArgs { const void* x; uint8_t* y; int I, M, KB, NT, bf16; };
+// What `few` reads then, NT*2080 bytes a block of 128 columns: first the planes of all blocks, then their scales. A thread has 16 columns of a token, eight
+// of them a block. Numbers stay what they are, bf16 or fp16, up to here; what is beyond the range of fp16 keeps its size.
+template<int BF16> DEV float low_of(uint32_t v) { return BF16 ? __uint_as_float(v << 16) : lo_half(v); }
+template<int BF16> DEV float high_of(uint32_t v) { return BF16 ? __uint_as_float(v & 0xffff0000u) : hi_half(v); }
+template<int BF16> DEV uint32_t pair_of(float low, float high) { return BF16 ? floats_to_bf16(low, high) : floats_to_f16(low, high); }   // to the nearest; infinity beyond the largest
+struct PlanesArgs { uint8_t* y; int I, M, KB, NT; };
 DEV int step_place(int NT, int token) { return NT == 1 ? token : token/16*16 + token%8/2*4 + token/8%2*2 + token%2; }   // a lane's four tokens side by side
-__global__ void planes(const PlanesArgs p) {
-    grid_launch_next(); grid_wait();
-    float* steps = (float*)(p.y + (size_t)p.KB*p.NT*2048);
-    const int total = p.M*p.KB*8, lane = threadIdx.x%32;
-    for (int first = blockIdx.x*blockDim.x + threadIdx.x - lane; first < total; first += gridDim.x*blockDim.x) {
-        const int i = min(first + lane, total - 1), token = i/8/p.KB, b = i/8 - token*p.KB, piece = i%8;
-        Piece q;
-        q.load((const uint16_t*)p.x + (size_t)token*p.I, b*128 + piece*16, p.I);
-        if (p.bf16) q.as_half();
-        const Rounded r(q);
-        if (first + lane >= total) continue;
-        if (piece == 0) steps[b*p.NT*8 + step_place(p.NT, token)] = r.step;
-        uint8_t* at = p.y + (size_t)b*p.NT*2048 + (token/8*16 + token%8)*128 + ((piece ^ token%8) << 4);
+template<int BF16> DEV void put_planes(const PlanesArgs& p, Piece q, int token, int i, bool there) {   // the token's i-th piece; all lanes come
+    uint32_t most = 0;                                                   // absolute numbers by their bits, two at a time: a NaN is the largest
 #pragma unroll
-        for (int low = 0; low < 2; low++)
-            *(uint4*)(at + 1024*low) = make_uint4(q.bytes(0, r.inv, !low), q.bytes(1, r.inv, !low), q.bytes(2, r.inv, !low), q.bytes(3, r.inv, !low));
+    for (int j = 0; j < 8; j++) most = most_of(most, q.v[j] & 0x7fff7fffu);
+#pragma unroll
+    for (int j = 1; j < 8; j *= 2) most = most_of(most, __float_as_uint(shfl_xor(__uint_as_float(most), j)));
+    most = larger(most & 0xffffu, most >> 16);
+    const float top = low_of<BF16>(most), inv = top > 0 ? full_ratio(32512.f, top) : 0.f;
+    if (!there) return;
+    if (most >= (BF16 ? 0x7f80u : 0x7c00u))                              // zeros times a scale that is none: all products are NaN
+#pragma unroll
+        for (int j = 0; j < 8; j++) q.v[j] = 0;
+    const int b = i/8, piece = i%8;
+    if (piece == 0) ((float*)(p.y + (size_t)p.KB*p.NT*2048))[b*p.NT*8 + step_place(p.NT, token)] = top*(1/32512.f);
+    uint32_t low[4], high[4];
+#pragma unroll
+    for (int t = 0; t < 4; t++) {                                        // a lane's columns: the sum's low bits are the rounded number, and 128 more
+        const float magic = 12582912.f + 128.f;
+        const uint32_t a = __float_as_uint(fmaf(low_of<BF16>(q.v[t]), inv, magic)), b = __float_as_uint(fmaf(high_of<BF16>(q.v[t]), inv, magic));
+        const uint32_t c = __float_as_uint(fmaf(low_of<BF16>(q.v[t + 4]), inv, magic)), d = __float_as_uint(fmaf(high_of<BF16>(q.v[t + 4]), inv, magic));
+        const uint32_t ab = prmt(a, b, 0x5140u), cd = prmt(c, d, 0x5140u);
+        low[t] = prmt(ab, cd, 0x5410u) ^ 0x80808080u; high[t] = prmt(ab, cd, 0x7632u);
+    }
+    uint4* at = (uint4*)(p.y + (size_t)b*p.NT*2048 + (token/8*16 + token%8)*128 + ((piece ^ token%8) << 4));
+    at[0] = make_uint4(high[0], high[1], high[2], high[3]);
+    at[64] = make_uint4(low[0], low[1], low[2], low[3]);
+}
+// of x, or with `up` of silu(x)·up, rounded to their type; rows are so many numbers apart
+struct RowsArgs { const void *x, *up; int x_row, up_row; PlanesArgs to; };
+template<int BF16> __global__ void planes(const RowsArgs p) {
+    grid_launch_next();
+    const int pieces = p.to.KB*8, at = blockIdx.x*blockDim.x + threadIdx.x, last = p.to.M*pieces - 1, token = min(at, last)/pieces, i = min(at, last) - token*pieces;
+    grid_wait();
+    Piece q, up;
+    q.load((const uint16_t*)p.x + (size_t)token*p.x_row, 16*i, p.to.I);
+    if (p.up) {
+        up.load((const uint16_t*)p.up + (size_t)token*p.up_row, 16*i, p.to.I);
+        auto gate = [](float v) { return full_ratio(v, 1.f + fast_exp(-v)); };
+#pragma unroll
+        for (int j = 0; j < 8; j++) q.v[j] = pair_of<BF16>(gate(low_of<BF16>(q.v[j]))*low_of<BF16>(up.v[j]), gate(high_of<BF16>(q.v[j]))*high_of<BF16>(up.v[j]));
+    }
+    put_planes<BF16>(p.to, q, token, i, at <= last);
+}
+// x + y, rounded to their type, and planes of its norm, which is rounded to it, too. A block has a token, a thread N of its pieces. Weights come before the wait.
+struct NormArgs { const void *x, *y, *weight; void* both; int x_row, y_row; float eps; PlanesArgs to; };
+constexpr int NORM_THREADS = 512;   // of a block, at most
+template<int BF16, int N> __global__ void __launch_bounds__(NORM_THREADS) norm_planes(const NormArgs p) {
+    SHARED_BYTES(smem);
+    grid_launch_next();
+    const int token = blockIdx.x, lane = threadIdx.x%32, I = p.to.I;
+    const uint16_t *x = (const uint16_t*)p.x + (size_t)token*p.x_row, *y = (const uint16_t*)p.y + (size_t)token*p.y_row;
+    Piece w[N], q[N], other[N];
+#pragma unroll
+    for (int n = 0; n < N; n++) w[n].load(p.weight, 16*(threadIdx.x + n*blockDim.x), I);
+    grid_wait();
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        q[n].load(x, 16*(threadIdx.x + n*blockDim.x), I);
+        if (p.y) other[n].load(y, 16*(threadIdx.x + n*blockDim.x), I);
+    }
+    float sum[2] = {0.f, 0.f};
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        uint32_t* v = q[n].v;
+        const int k = 16*(threadIdx.x + n*blockDim.x);
+        if (p.y) {
+            uint4* both = (uint4*)((uint16_t*)p.both + (size_t)token*I + k);
+#pragma unroll
+            for (int j = 0; j < 8; j++) v[j] = pair_of<BF16>(low_of<BF16>(v[j]) + low_of<BF16>(other[n].v[j]), high_of<BF16>(v[j]) + high_of<BF16>(other[n].v[j]));
+            if (k < I) both[0] = make_uint4(v[0], v[1], v[2], v[3]);
+            if (k + 8 < I) both[1] = make_uint4(v[4], v[5], v[6], v[7]);
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) { sum[0] = fmaf(low_of<BF16>(v[j]), low_of<BF16>(v[j]), sum[0]); sum[1] = fmaf(high_of<BF16>(v[j]), high_of<BF16>(v[j]), sum[1]); }
+    }
+    float squares = sum[0] + sum[1];
+#pragma unroll
+    for (int d = 16; d; d /= 2) squares += shfl_xor(squares, d);
+    if (lane == 0) ((float*)smem)[threadIdx.x/32] = squares;
+    __syncthreads();
+    constexpr int WARPS = NORM_THREADS/32;                               // at most
+    squares = lane%WARPS < blockDim.x/32 ? ((const float*)smem)[lane%WARPS] : 0.f;
+#pragma unroll
+    for (int d = WARPS/2; d; d /= 2) squares += shfl_xor(squares, d);
+    const float by = inverse_sqrt(full_ratio(squares, (float)I) + p.eps);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) q[n].v[j] = pair_of<BF16>(low_of<BF16>(q[n].v[j])*by*low_of<BF16>(w[n].v[j]), high_of<BF16>(q[n].v[j])*by*high_of<BF16>(w[n].v[j]));
+        const int i = threadIdx.x + n*blockDim.x;
+        put_planes<BF16>(p.to, q[n], token, i, i < p.to.KB*8);
     }
 }
 #endif

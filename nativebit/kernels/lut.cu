@@ -523,7 +523,9 @@ static void call(const void* kernel, void** args) {
     EACH_FEW(IS_FEW)
     EACH_PLANES(IS_PLANES)
 #if !E4M3
-    if (kernel == (const void*)planes) return planes(*(PlanesArgs*)args[0]);
+#define IS_ROWS(BF16) if (kernel == (const void*)planes<BF16>) return planes<BF16>(*(RowsArgs*)args[0]);
+#define IS_NORM(BF16, N) if (kernel == (const void*)norm_planes<BF16, N>) return norm_planes<BF16, N>(*(NormArgs*)args[0]);
+    IS_ROWS(0) IS_ROWS(1) IS_NORM(0, 1) IS_NORM(0, 2) IS_NORM(1, 1) IS_NORM(1, 2)
 #endif
     if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
     else if (kernel == (const void*)head) head(*(HeadArgs*)args[0]);
@@ -601,15 +603,29 @@ extern "C" int nativebit_halve(const void* x, void* y, int n, int overlap, void*
     void* args[] = {&p};
     return launch((const void*)halve, args, min((n + 2047)/2048, 8*processors()), 256, 1, 0, overlap, stream);
 }
-// y: ceil(I/128) blocks of NT*2080 bytes, where NT is 1, 2 or 4 groups of 8 tokens
-extern "C" int nativebit_planes(const void* x, void* y, int I, int M, int bf16, int overlap, void* stream) {
+// out: ceil(I/128) blocks of NT*2080 bytes, where NT is 1, 2 or 4 groups of 8 tokens; of x, or with `up` of silu(x)·up; rows are so many numbers apart
+extern "C" int nativebit_planes(const void* x, const void* up, void* out, int I, int M, int x_row, int up_row, int bf16, int overlap, void* stream) {
 #if E4M3
     return -1;
 #else
-    if (M < 1 || M > 32 || I%8) return -1;
-    PlanesArgs p = {x, (uint8_t*)y, I, M, (I + 127)/128, eights(M), bf16};
+    if (M < 1 || M > 32 || I%8 || x_row%8 || (up && up_row%8)) return -1;
+    RowsArgs p = {x, up, x_row, up_row, {(uint8_t*)out, I, M, (I + 127)/128, eights(M)}};
     void* args[] = {&p};
-    return launch((const void*)planes, args, min((8*M*p.KB + 255)/256, 8*processors()), 256, 1, 0, overlap, stream);
+    return launch(bf16 ? (const void*)planes<1> : (const void*)planes<0>, args, (8*M*p.to.KB + 127)/128, 128, 1, 0, overlap, stream);
+#endif
+}
+// the same of the norm of x + y, which is written to `both`; y may be null: then of x
+extern "C" int nativebit_norm_planes(const void* x, const void* y, const void* weight, void* both, void* out, float eps, int I, int M, int x_row, int y_row, int bf16,
+                                     int overlap, void* stream) {
+#if E4M3
+    return -1;
+#else
+    const int KB = (I + 127)/128, n = (8*KB + NORM_THREADS - 1)/NORM_THREADS;   // pieces of a thread
+    if (M < 1 || M > 32 || I%8 || x_row%8 || (y && y_row%8) || n > 2) return -1;
+    NormArgs p = {x, y, weight, both, x_row, y_row, eps, {(uint8_t*)out, I, M, KB, eights(M)}};
+    void* args[] = {&p};
+    const void* kernel = bf16 ? n == 1 ? (const void*)norm_planes<1, 1> : (const void*)norm_planes<1, 2> : n == 1 ? (const void*)norm_planes<0, 1> : (const void*)norm_planes<0, 2>;
+    return launch(kernel, args, M, ((8*KB + n - 1)/n + 31)/32*32, 1, 4*NORM_THREADS/32, overlap, stream);
 #endif
 }
 // x is fp16; y fp16, or bf16 where bf16 is 1

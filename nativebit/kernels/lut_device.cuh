@@ -17,18 +17,21 @@ DEV uint32_t e4m3x2_high(uint32_t v) {   // the two in the high 16 bits
 }
 #endif
 DEV uint32_t least(uint32_t a, uint32_t b) { uint32_t d; asm("min.s16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }   // of two integers of 16 bits each
+DEV uint32_t most_of(uint32_t a, uint32_t b) { return __vmaxu2(a, b); }   // of two integers of 16 bits each, without a sign
 DEV uint32_t as_it_is(uint32_t v) { uint32_t d; asm("mov.b32 %0, %1;" : "=r"(d) : "r"(v)); return d; }   // what the compiler neither computes anew nor merges with what follows
 DEV float half_to_float(uint32_t v) { return __half2float(__ushort_as_half((unsigned short)v)); }
 DEV uint32_t floats_to_half2(float lo, float hi) {   // a value beyond fp16 becomes its largest number, not infinity
     uint32_t d; asm("cvt.rn.satfinite.f16x2.f32 %0, %2, %1;" : "=r"(d) : "f"(lo), "f"(hi)); return d;
 }
 DEV float fast_ratio(float a, float b) { return __fdividef(a, b); }
+DEV float full_ratio(float a, float b) { float d; asm("div.full.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b)); return d; }   // as Triton divides; of large numbers, too
 DEV float fast_exp(float v) { return __expf(v); }
 DEV float fast_log(float v) { return __logf(v); }
 DEV float inverse_sqrt(float v) { return rsqrtf(v); }
 DEV uint16_t float_to_half(float v) { return __half_as_ushort(__float2half_rn(v)); }
 DEV uint16_t float_to_bf16(float v) { uint16_t d; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(d) : "f"(v)); return d; }
 
+DEV uint32_t floats_to_f16(float lo, float hi) { uint32_t d; asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(d) : "f"(lo), "f"(hi)); return d; }   // infinity beyond fp16
 DEV uint32_t floats_to_bf16(float lo, float hi) { uint32_t d; asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(d) : "f"(lo), "f"(hi)); return d; }
 
 // tensor cores: c (16 x 8) += a (16 x k) b (k x 8)
