@@ -401,10 +401,31 @@ def test_norms_that_cuda_does_not_take(monkeypatch):
     with pytest.raises(RuntimeError, match='no such kernel'): cuda.norm_planes(torch.randn(1, 16392).half(), None, torch.ones(16392).half(), .1, lib=lib)
     for a, b in zip(between.either_norm(x, x, w.float(), .1, torch.int16), between.triton_norm(x, x, w.float(), .1, torch.int16)): assert a.shape == b.shape and a.dtype == b.dtype
 
-def test_a_step_of_several_texts_by_integers(monkeypatch):
-    "A layer's norms and gate write planes, its products take them, and attention's output is converted: as without, but for roundings."
+@settings(max_examples=8, deadline=None)
+@given(B=st.integers(1, 18), kv=st.integers(1, 2), heads=st.sampled_from([(1, 128), (3, 128), (2, 64), (4, 32), (1, 256), (4, 64)]), S=st.integers(2, 20), parts=st.integers(1, 3), normed=st.booleans(), data=st.data())
+def test_attention_writes_integers(B, kv, heads, S, parts, normed, data):
+    "In one part and in several: planes of what it writes in the type of its queries."
+    (ratio, H), dtype = heads, torch.float16
+    new, turns = [torch.randn(B, 1, n, H).to(dtype) for n in (kv*ratio, kv, kv)], torch.randn(2, S, H//2)
+    caches, norms = torch.randn(2, B, S, kv, H).to(dtype), [.5 + torch.rand(H).to(dtype) for _ in range(2*normed)]
+    at = torch.tensor(data.draw(st.lists(st.integers(-1, S-1), min_size=B, max_size=B)))
+    step = lambda to: attention.triton_attention(*new, *turns, *caches.clone(), at, norms, .1, dtype=to, parts=parts, tile=16)
+    assert attention.whole_blocks(*new[:2])
+    want, got = step(None).flatten(2), step(torch.int16)
+    assert got.shape == between.empty_for(want, torch.int16).shape and got.is_contiguous() and got.shape == attention.room_of(new[0], torch.int16).shape
+    (q, steps), (exact, s) = planes_of(got, B, dtype, want.shape[2]), rounded_as_planes(want.flatten(0, 1))
+    assert (q - exact).abs().max() <= 1 and (q != exact).double().mean() < .02 and torch.allclose(steps, s, 1e-6)
+
+def test_who_writes_whole_blocks():
+    heads = lambda T, N, n_kv, H: attention.whole_blocks(*(torch.empty(2, T, n, H) for n in (N, n_kv)))
+    assert heads(1, 32, 8, 128) and heads(1, 32, 8, 64) and heads(1, 8, 8, 256) and heads(1, 8, 2, 32)
+    assert not any(heads(*s) for s in ((2, 32, 8, 128), (1, 9, 3, 64), (1, 8, 8, 64), (1, 32, 8, 96), (1, 32, 8, 80), (1, 64, 8, 16)))
+
+@pytest.mark.parametrize('H, products', [(96, 6), (64, 8)])
+def test_a_step_of_several_texts_by_integers(H, products, monkeypatch):
+    "A layer's norms and gate write planes, its products take them, and so does attention where it has whole blocks; else its output is converted: as without, but for roundings."
     torch.manual_seed(0)
-    shape = dict(n_layers=2, d_model=136, d_ff=264, **HEADED[1])
+    shape = dict(n_layers=2, d_model=136, d_ff=264, **HEADED[1] | dict(head_size=H))
     net, cache = normed_network('int8', torch.bfloat16, shape, 0)
     x, lib, seen = torch.randn(3, 1, 136).bfloat16(), on_cpu(3, 'int8'), []
     caches = [[tuple(torch.zeros(3, *t.shape[1:], dtype=t.dtype) for t in kv) for kv in cache] for _ in range(2)]
@@ -413,11 +434,11 @@ def test_a_step_of_several_texts_by_integers(monkeypatch):
         for layer, kv in zip(net.layers, caches): h, y = layer.terms(h, y, net.cos, net.sin, kv, torch.tensor([0, 3, 5]))
         return net.norm.added(h, y)[1]
     want = run(caches[0])
-    monkeypatch.setattr(cuda, 'library', lambda *a: lib); monkeypatch.setattr(torch_linear, 'on_gpu', lambda *a: True); monkeypatch.setattr(between, 'on_gpu', lambda *a: True)
+    monkeypatch.setattr(cuda, 'library', lambda *a: lib); monkeypatch.setattr(torch_linear, 'on_gpu', lambda *a: True); monkeypatch.setattr(between, 'on_gpu', lambda *a: True); monkeypatch.setattr(attention, 'on_gpu', lambda *a: True)
     monkeypatch.setattr(ops, 'choose', lambda p, M, *a: ops.few_configs(p.shape, M, p.bits, ops.Gpu(), True)[0])
     monkeypatch.setattr(cuda, 'few', lambda x, *a, few=cuda.few, **kw: seen.append(x) or few(x, *a, **kw)); monkeypatch.setitem(ops.HALVES, 'few', cuda.few)
     got = run(caches[1])
-    assert len(seen) == 6 and all(isinstance(x, cuda.Planes) for x in seen)   # qkv, gate and up, down of two layers
+    assert sum(isinstance(x, cuda.Planes) for x in seen) == products   # qkv, gate and up, down of two layers, and o
     assert distance(got, want) < 3e-2 and distance(caches[1][1][0], caches[0][1][0]) < 3e-2
 
 def test_operators_write_integers():
@@ -675,20 +696,20 @@ for kind, unit, instruction in (('int8', 928, 'sub.rn.f16x2'), ('float8_e4m3', 8
     assert 'prmt.b32' in one and instruction in one and 'griddepcontrol.wait' in one
     many = ptx(triton_prefill.matmul_kernel, dict(x='*fp16', units='*i32', y='*fp16', M='i32', O='i32', I='i32', tiles='i32', scale='fp32'), BM=64, BN=64, GROUP=8, **const)
     assert 'wgmma' in many and instruction in many
-half = dict.fromkeys('q k v q_norm k_norm keys values y x weight both out gate up'.split(), '*bf16') | dict.fromkeys('q_row k_row v_row cache_row x_row y_row gate_row up_row D T'.split(), 'i32')
+half = dict.fromkeys('q k v q_norm k_norm keys values y x weight both out gate up'.split(), '*bf16') | dict.fromkeys('q_row k_row v_row cache_row x_row y_row gate_row up_row D T N'.split(), 'i32')
 half |= dict(cos='*fp32', sin='*fp32', at='*i64', sums='*fp32', eps='fp32', scale='fp32')
 only = lambda fn: {n: half[n] for n in fn.arg_names if n in half}
-early, for_few = [], []   # kernels that start before the one before them has ended; those that write fp16 for a product
+early, for_few, weighed = [], [], []   # kernels that start before the one before them has ended; those that write fp16 for a product; that of normed heads
 for H, group, parts, normed in ((64, 4, 1, False), (80, 1, 4, True)):
     heads = dict(NORMED=normed, HALF=H//2, PAD=H//2 if H == 64 else 64)
-    attend = lambda to: ptx(attention.decode_attention_kernel, dict(only(attention.decode_attention_kernel), y=to), PARTS=parts, GROUP=group, ROWS=16, TILE=64, DOT=triton_lut.tl.bfloat16, OVERLAP=True, **heads)
-    early.append(attend('*bf16'))
-    assert 'mma.sync' in early[-1] and 'bf16' in early[-1]
+    attend = lambda to, **kw: ptx(attention.decode_attention_kernel, only(attention.decode_attention_kernel) | dict(out=to, steps=to) | kw.pop('types', {}), **dict(dict(PARTS=parts, GROUP=group, ROWS=16, TILE=64, DOT=triton_lut.tl.bfloat16, EIGHTS=0, OVERLAP=True, **heads), **kw))
+    (weighed if normed else early).append(attend('*bf16'))
+    assert 'mma.sync' in (early + weighed)[-1] and 'bf16' in (early + weighed)[-1]
     if parts == 1: for_few.append(attend('*fp16'))
 ptx(attention.write_kernel, only(attention.write_kernel), N=12, N_KV=3, ROWS=16, KV_ROWS=4, **heads)
 early.append(ptx(lm_head.rows_kernel, dict(x='*bf16', table='*i8', scale='*fp32', y='*fp32', M='i32', V='i32', D='i32'), BM=16, BN=64, BK=128, OVERLAP=True))
 for to, texts in (('*bf16', early), ('*fp16', for_few)):
-    texts += [ptx(attention.join_kernel, dict(only(attention.join_kernel), y=to), PARTS=3, MANY=4, H=80, WIDE=128, OVERLAP=True),
+    texts += [ptx(attention.join_kernel, dict(only(attention.join_kernel), out=to, steps=to), PARTS=3, MANY=4, HEADS=1, H=80, WIDE=128, EIGHTS=0, OVERLAP=True),
               ptx(between.norm_kernel, dict(only(between.norm_kernel), out=to, steps=to), ADD=True, BLOCK=2048, EIGHTS=0, OVERLAP=True),
               ptx(between.gate_kernel, dict(only(between.gate_kernel), out=to, steps=to), BLOCK=1024, EIGHTS=0, OVERLAP=True)]
 for text in for_few:   # rounded to bf16, kept within fp16, NaN kept
@@ -697,10 +718,13 @@ for text in for_few:   # rounded to bf16, kept within fp16, NaN kept
 assert not any('cvt.rn.f16' in text for text in early)
 planes = dict(out='*i8', steps='*fp32')
 by_integers = [ptx(between.norm_kernel, only(between.norm_kernel) | planes, ADD=True, BLOCK=2048, EIGHTS=2, OVERLAP=True),
-               ptx(between.gate_kernel, only(between.gate_kernel) | planes, BLOCK=1024, EIGHTS=1, OVERLAP=True)]
-for text in early + for_few + by_integers:   # nothing is read or written before
+               ptx(between.gate_kernel, only(between.gate_kernel) | planes, BLOCK=1024, EIGHTS=1, OVERLAP=True),
+               ptx(attention.join_kernel, only(attention.join_kernel) | planes, PARTS=3, MANY=4, HEADS=2, H=64, WIDE=64, EIGHTS=2, OVERLAP=True),
+               *(attend('*i8', types=planes, NORMED=False, HALF=H//2, PAD=H//2, PARTS=1, GROUP=4, EIGHTS=2) for H in (64, 128))]
+for text in early + for_few + by_integers + weighed:   # nothing is read or written before, but for weights of norms
     before, after = text.split('griddepcontrol.wait')
-    assert 'griddepcontrol.launch_dependents' in before and '.global' not in before.split('.visible .entry')[1].split(')', 1)[1] and 'ld.global' in after
+    first = before.split('.visible .entry')[1].split(')', 1)[1]
+    assert 'griddepcontrol.launch_dependents' in before and 'st.global' not in first and 'ld.global' in after and ('ld.global' in first) == (text in weighed)
 print('compiled')
 '''
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jaxtyping import Float, Integer, Num
 from ..config import ModelConfig, QuantConfig
 from ..formats.nbpack import Pack, read_pack
-from .attention import attend, attend_cached, normed, rotate, rotations
+from .attention import attend, attend_cached, normed, rotate, rotations, whole_blocks
 from .quant import NativeBitLinear
 from .linear import as_tensor, pack_linear, read_type
 from ..kernels.lm_head import fits_head, fits_rows, lm_head, lm_head_rows
@@ -65,7 +65,9 @@ class Attention(nn.Module):
         if cache is None:
             turns = cos[:x.shape[1]], sin[:x.shape[1]]
             y = attend(*(rotate(z, *turns) for z in normed(q, k, norms, self.eps)), v)
-        else: y = attend_cached(q, k, v, cos, sin, *cache, at, norms, self.eps, read_type(self.o, q))
+        else:
+            to = read_type(self.o, q, whole_blocks(q, k))
+            y = attend_cached(q, k, v, cos, sin, *cache, at, norms, self.eps, to)
         return self.o(y.flatten(2))
 
 class SwiGLU(nn.Module):
