@@ -237,7 +237,7 @@ def steps():
         for _ in range(10): batch.step()
         say(time=f'a step of 16 slots, drawn: {how}', ms=round(1e2*(time.perf_counter() - a), 3))
 
-KINDS = {'few': ('void few',), 'decode': ('void decode<',), 'cuBLAS': ('gemm', 'nvjet', 'cutlass', 'aten::mm', 'aten::linear'), 'attention': ('decode_attention',), 'join': ('join_kernel',), 'norm': ('norm_kernel',), 'gate': ('gate_kernel',), 'head': ('rows_kernel',)}
+KINDS = {'few': ('void few',), 'decode': ('void decode<',), 'cuBLAS': ('gemm', 'nvjet', 'cutlass', 'aten::mm', 'aten::linear'), 'attention': ('decode_attention',), 'join': ('join_kernel',), 'norm': ('norm_kernel', 'norm_planes'), 'gate': ('gate_kernel', 'planes<0, 1>', 'planes<1, 1>'), 'planes': ('void planes',), 'head': ('rows_kernel',)}
 
 def moved(events, layers):
     "Of (start, end, name) of kernels: kind → by how many microseconds these move the end on, for they overlap, and how many there are; products by their place in a layer."

@@ -78,8 +78,11 @@ def between_products():
     yield 'gate', relative(between.triton_gated(gate, up), torch.nn.functional.silu(gate.double())*up)
     p, lib = layout.random_matrix(40, 1100//8*8, *GEOMETRIES['int8']).to(DEVICE), cuda.library(*GEOMETRIES['int8'])
     gate, up = [h[:, :p.shape[1]] for h in (gate, up)]
+    rows = gate.contiguous(), up.contiguous()   # which begin at 16 bytes
     for name, f in (('gate', between.triton_gated), ('norm', lambda x, y, to=None: between.triton_norm(x, y, torch.ones_like(x[0]), .1, to)[1])):
         yield f'{name}, written for a product by integers', layout.relative_error(cuda.few(cuda.Planes(f(gate, up, torch.int16), 7, torch.float16), p, lib=lib), f(gate, up), p)
+        made = cuda.as_planes(rows[0], lib, up=rows[1]) if name == 'gate' else cuda.norm_planes(*rows, torch.ones_like(rows[0][0]), .1, lib=lib)[1]
+        yield f'{name}, written so in CUDA', layout.relative_error(cuda.few(made, p, lib=lib), f(gate, up), p)
 
 def attentions(H, parts):
     "Of one token in rows at different places, one of them idle, and of a prompt in two rows: beside array operations in float64."

@@ -381,13 +381,13 @@ template<int BF16> DEV void put_planes(const PlanesArgs& p, Piece q, int token, 
 }
 // of x, or with `up` of silu(x)·up, rounded to their type; rows are so many numbers apart
 struct RowsArgs { const void *x, *up; int x_row, up_row; PlanesArgs to; };
-template<int BF16> __global__ void planes(const RowsArgs p) {
+template<int BF16, int GATED> __global__ void planes(const RowsArgs p) {
     grid_launch_next();
     const int pieces = p.to.KB*8, at = blockIdx.x*blockDim.x + threadIdx.x, last = p.to.M*pieces - 1, token = min(at, last)/pieces, i = min(at, last) - token*pieces;
     grid_wait();
     Piece q, up;
     q.load((const uint16_t*)p.x + (size_t)token*p.x_row, 16*i, p.to.I);
-    if (p.up) {
+    if (GATED) {
         up.load((const uint16_t*)p.up + (size_t)token*p.up_row, 16*i, p.to.I);
         auto gate = [](float v) { return full_ratio(v, 1.f + fast_exp(-v)); };
 #pragma unroll

@@ -523,9 +523,9 @@ static void call(const void* kernel, void** args) {
     EACH_FEW(IS_FEW)
     EACH_PLANES(IS_PLANES)
 #if !E4M3
-#define IS_ROWS(BF16) if (kernel == (const void*)planes<BF16>) return planes<BF16>(*(RowsArgs*)args[0]);
+#define IS_ROWS(BF16, GATED) if (kernel == (const void*)planes<BF16, GATED>) return planes<BF16, GATED>(*(RowsArgs*)args[0]);
 #define IS_NORM(BF16, N) if (kernel == (const void*)norm_planes<BF16, N>) return norm_planes<BF16, N>(*(NormArgs*)args[0]);
-    IS_ROWS(0) IS_ROWS(1) IS_NORM(0, 1) IS_NORM(0, 2) IS_NORM(1, 1) IS_NORM(1, 2)
+    IS_ROWS(0, 0) IS_ROWS(0, 1) IS_ROWS(1, 0) IS_ROWS(1, 1) IS_NORM(0, 1) IS_NORM(0, 2) IS_NORM(1, 1) IS_NORM(1, 2)
 #endif
     if (kernel == (const void*)halve) halve(*(HalveArgs*)args[0]);
     else if (kernel == (const void*)head) head(*(HeadArgs*)args[0]);
@@ -611,7 +611,8 @@ extern "C" int nativebit_planes(const void* x, const void* up, void* out, int I,
     if (M < 1 || M > 32 || I%8 || x_row%8 || (up && up_row%8)) return -1;
     RowsArgs p = {x, up, x_row, up_row, {(uint8_t*)out, I, M, (I + 127)/128, eights(M)}};
     void* args[] = {&p};
-    return launch(bf16 ? (const void*)planes<1> : (const void*)planes<0>, args, (8*M*p.to.KB + 127)/128, 128, 1, 0, overlap, stream);
+    const void* kernel = up ? bf16 ? (const void*)planes<1, 1> : (const void*)planes<0, 1> : bf16 ? (const void*)planes<1, 0> : (const void*)planes<0, 0>;
+    return launch(kernel, args, (8*M*p.to.KB + 127)/128, 128, 1, 0, overlap, stream);
 #endif
 }
 // the same of the norm of x + y, which is written to `both`; y may be null: then of x

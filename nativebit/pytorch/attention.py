@@ -14,7 +14,8 @@ from torch import Tensor
 from jaxtyping import Float, Integer
 from ..config import ModelConfig
 from ..models.rope import rotations as turns
-from ..kernels.between import empty_for, in_type, on_gpu, planes_args, rms_norm, write_as, write_planes
+from ..kernels.between import (empty_for, in_type, on_gpu, planes_args, rms_norm, write_as,
+                                       write_planes)
 from ..kernels.ops import Gpu, this_gpu
 from ..kernels.layout import on_its_gpu
 from ..kernels.triton_lut import overlap_args, start_early, tl, triton
@@ -189,7 +190,8 @@ def decode_attention_kernel(q, k, v, q_norm, k_norm, cos, sin, keys, values, at,
         p, old = tl.exp(z - high[:, None]), tl.exp(top - high)
         total, top = total*old + tl.sum(p, 1), high
         acc = tl.dot(p.to(w.dtype).to(DOT), w.to(DOT), acc*old[:, None], input_precision='ieee')
-    put_part(acc, top, total, q, out, steps, sums, row, kv, part, n_kv, PARTS, GROUP, ROWS, HALF, PAD, EIGHTS)
+    put_part(acc, top, total, q, out, steps, sums, row, kv, part, n_kv, PARTS, GROUP, ROWS, HALF, PAD,
+             EIGHTS)
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #1bc2f10e
 @triton.jit
@@ -275,8 +277,8 @@ def triton_attention(
     many, wide = map(triton.next_power_of_2, (parts, H))
     together = max(1, 128//H) if to['EIGHTS'] else 1   # heads of a block
     if parts > 1:
-        join_kernel[B*N//together,](sums, q, **to, N=N, PARTS=parts, MANY=many, HEADS=together, H=H, WIDE=wide,
-                                    **overlap_args(q))
+        join_kernel[B*N//together,](sums, q, **to, N=N, PARTS=parts, MANY=many, HEADS=together, H=H,
+                                    WIDE=wide, **overlap_args(q))
     return y
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #d047dab6
