@@ -16,7 +16,7 @@ from nativebit.ptq.gptq import refit_codebook
 from nativebit.quant.linear import learn_layer, start_layer
 from nativebit.models.transformer import forward_fn, init_model
 from nativebit.train.init import init_state
-from nativebit.train.distillation import distillation, mixture_loss
+from nativebit.train.distillation import _in_a_kernel, _in_passes, distillation, mixture_loss
 from nativebit.train.step import first_state, lambda_at, loss_fn, make_step, structure
 from nativebit.train.loop import fit, load_tokens, train, training_data
 
@@ -88,6 +88,14 @@ def test_a_mixture_ignores_what_is_no_token(V, W, size, share, dtype):
     rounded = 2**-8 if dtype == jnp.bfloat16 else 2**-24
     assert np.all(np.abs(np.float64(back[..., :V]) - (up - down)) <= exact*(up + down) + rounded*np.abs(up - down) + 1e-30)
     assert back.dtype == dtype and not np.any(back[..., V:])
+
+@pytest.mark.parametrize('V, W, width, at_once', [(257, 384, 64, 2), (257, 384, 64, 4), (97, 97, 32, 1), (128, 256, 256, 2)])
+def test_a_kernel_of_one_reading_says_what_passes_say(V, W, width, at_once):
+    aim, logits = jnp.bfloat16(9*matrix(0, 2, 2, 3, W)).at[..., V:].set(99).at[..., 5].set(-jnp.inf)
+    y = jnp.asarray(np.random.default_rng(2).integers(0, V, (2, 3)))
+    one, passes = _in_a_kernel(aim, logits, y, .3, V, width, at_once, interpret=True), _in_passes(aim, logits, y, .3, V)
+    for a,b,eps in zip(one, passes, (1e-6, 1e-6, 2**-8)): np.testing.assert_allclose(np.float64(a), np.float64(b), rtol=eps, atol=1e-6)
+    assert not np.any(one[2][..., V:])
 
 def test_a_student_that_is_its_teacher_has_no_gradient():
     logits, y = jnp.bfloat16(9*matrix(0, 2, 3, 64)), jnp.zeros((2, 3), int)

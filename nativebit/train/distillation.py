@@ -8,6 +8,7 @@ __all__ = ['LOW', 'distillation', 'hidden_distance', 'mixture_loss']
 # %% ../../nbs/08_train/01_distillation.ipynb #a5ef7c12
 from functools import partial
 import jax, jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Integer
 
 # %% ../../nbs/08_train/01_distillation.ipynb #dd4628fa
@@ -69,6 +70,63 @@ def _in_passes(teacher_logits, logits, targets, share, vocab_size):
     back = _pull(t, s, [x[..., None] for x in totals], columns == targets[..., None], share)
     return totals[1], kl, (back/targets.size).astype(logits.dtype)
 
+# %% ../../nbs/08_train/01_distillation.ipynb #c7772464
+def _load(plgpu, refs, i, width, vocab_size, **hint):
+    "Piece number `i` of a row: its columns, where it is, what of it is in the row, both logits."
+    columns, at = i*width + jnp.arange(width), pl.ds(i*width, width)
+    inside = columns < refs[0].shape[0]
+    load = lambda ref: _seen(plgpu.load(ref.at[at], mask=inside, other=LOW, **hint), columns, vocab_size)
+    return columns, at, inside, *map(load, refs)
+
+def _online(carry, pieces):
+    "What every lane knows after some more pieces: both maxima, both sums, `gap`."
+    tops, (z_t, z_s), gap = carry
+    new = [partial(jax.tree.reduce, jnp.maximum)([top, *x]) for top,x in zip(tops, zip(*pieces))]
+    fall_t, fall_s = [jnp.exp(old - top) for old,top in zip(tops, new)]
+    z_t, z_s, gap = z_t*fall_t, z_s*fall_s, gap*fall_t
+    for t,s in pieces:
+        e = jnp.exp(t - new[0])
+        z_t, z_s, gap = z_t + e, z_s + jnp.exp(s - new[1]), gap + e*(t - s)
+    return new, [z_t, z_s], gap
+
+def _merged(tops, sums, gap):
+    "`_totals` of a row from what its lanes know."
+    new = [top.max() for top in tops]
+    fall = [jnp.exp(old - top) for old,top in zip(tops, new)]
+    return _totals(new, [(z*f).sum() for z,f in zip(sums, fall)], (gap*fall[0]).sum())
+
+# %% ../../nbs/08_train/01_distillation.ipynb #5b12bb32
+def _row(t_ref, s_ref, target_ref, total_ref, kl_ref, back_ref,
+         *, plgpu, share, vocab_size, scale, width, at_once):
+    "One position: forward over its logits for the totals, back for the gradient."
+    refs, target, steps = (t_ref, s_ref), target_ref[...], pl.cdiv(t_ref.shape[0], at_once*width)
+    load = partial(_load, plgpu, refs, width=width, vocab_size=vocab_size)
+    low, none = jnp.full(width, LOW, jnp.float32), jnp.zeros(width, jnp.float32)
+    more = lambda j, carry: _online(carry, [load(j*at_once + i)[3:] for i in range(at_once)])
+    *totals, kl = _merged(*jax.lax.fori_loop(0, steps, more, ([low, low], [none, none], none)))
+    total_ref[...], kl_ref[...], once = totals[1], kl, dict(eviction_policy='evict_first')
+    def write(j, _):
+        for i in range(at_once):
+            columns, at, inside, t, s = load((steps-1-j)*at_once + i, **once)
+            back = scale*_pull(t, s, totals, columns == target, share)
+            plgpu.store(back_ref.at[at], back.astype(back_ref.dtype), mask=inside, **once)
+    jax.lax.fori_loop(0, steps, write, None)
+
+def _in_a_kernel(teacher_logits, logits, targets, share, vocab_size, width=4096, at_once=2, warps=32,
+                 interpret=False):
+    "As `_in_passes`, on a GPU."
+    from jax.experimental.pallas import triton as plgpu
+    W, N, like = logits.shape[-1], targets.size, jax.ShapeDtypeStruct
+    row, one = pl.BlockSpec((None, W), lambda i: (i, 0)), pl.BlockSpec((None,), lambda i: (i,))
+    kernel = partial(_row, plgpu=plgpu, share=share, vocab_size=vocab_size, scale=1/N,
+                     width=width, at_once=at_once)
+    total, kl, back = pl.pallas_call(
+        kernel, [like((N,), jnp.float32)]*2 + [like((N, W), logits.dtype)], grid=(N,), interpret=interpret,
+        in_specs=[row, row, one], out_specs=[one, one, row],
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
+    )(teacher_logits.reshape(N, W), logits.reshape(N, W), targets.reshape(N))
+    return total.reshape(targets.shape), kl.reshape(targets.shape), back.reshape(logits.shape)
+
 # %% ../../nbs/08_train/01_distillation.ipynb #31b64ea5
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def mixture_loss(
@@ -82,7 +140,11 @@ def mixture_loss(
     return _mixture(teacher_logits, logits, targets, share, vocab_size)[0]
 
 def _mixture(teacher_logits, logits, targets, share, vocab_size):
-    total, kl, back = _in_passes(teacher_logits, logits, targets, share, vocab_size)
+    how = partial(_in_passes, share=share, vocab_size=vocab_size)
+    if jax.default_backend() == 'gpu' and jax.sharding.get_abstract_mesh().empty:
+        how = partial(jax.lax.platform_dependent, default=how,
+                      cuda=partial(_in_a_kernel, share=share, vocab_size=vocab_size))
+    total, kl, back = how(teacher_logits, logits, targets)
     picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     ce, kl = (total - picked.astype(jnp.float32)).mean(), kl.mean()
     return ((1-share)*ce + share*kl, ce, kl), back
