@@ -16,7 +16,7 @@ from nativebit.ptq.gptq import refit_codebook
 from nativebit.quant.linear import learn_layer, start_layer
 from nativebit.models.transformer import forward_fn, init_model
 from nativebit.train.init import init_state
-from nativebit.train.distillation import distillation
+from nativebit.train.distillation import _in_a_kernel, _in_passes, distillation, mixture_loss
 from nativebit.train.step import first_state, lambda_at, loss_fn, make_step, structure
 from nativebit.train.loop import fit, load_tokens, train, training_data
 
@@ -46,7 +46,7 @@ def nearest(w, cb, width):
 
 D, HEAT, MATCH = .3, 2.5, .7   # no factor is 1 and no two are alike
 
-def reference(logits, hidden, aim, aim_hidden, y):
+def reference(logits, hidden, aim, aim_hidden, y, HEAT=HEAT):
     "(loss, its parts, its gradients) of the mixture, all of it written down."
     n, hot = y.size, np.eye(logits.shape[-1])[y]
     p, q, lq = np.exp(log_softmax(aim/HEAT)), np.exp(log_softmax(logits/HEAT)), log_softmax(logits)
@@ -57,16 +57,50 @@ def reference(logits, hidden, aim, aim_hidden, y):
     grads = dict(logits=(1-D)*(np.exp(lq) - hot)/n + D*HEAT*(q - p)/n, hidden=MATCH*2*(hidden - aim_hidden)/size/n)
     return (1-D)*ce + D*kl + MATCH*apart, dict(loss=ce, distill=kl, match=apart), grads
 
-def test_every_term_of_the_loss_is_numpys():
+@pytest.mark.parametrize('heat', [HEAT, 1.])
+def test_every_term_of_the_loss_is_numpys(heat):
     student, teacher = [dict(logits=3*matrix(s, 4, 8, 32), hidden=matrix(s+1, 4, 8, 16)) for s in (0, 2)]
-    want, parts, want_grads = reference(*student.values(), *teacher.values(), tokens(0, V=32)[:, 1:])
-    cfg, forward = small(distill_weight=D, distill_temperature=HEAT, match_weight=MATCH), lambda params, *_, **__: (params['logits'], params['hidden'])
+    want, parts, want_grads = reference(*student.values(), *teacher.values(), tokens(0, V=32)[:, 1:], heat)
+    cfg, forward = small(distill_weight=D, distill_temperature=heat, match_weight=MATCH), lambda params, *_, **__: (params['logits'], params['hidden'])
     single = [jax.tree.map(jnp.float32, x) for x in (student, teacher)]
     grads, metrics = jax.grad(loss_fn, has_aux=True)(single[0], None, tokens(0, V=32), None, single[1], cfg, forward)
     loss, _ = loss_fn(single[0], None, tokens(0, V=32), None, single[1], cfg, forward)
     np.testing.assert_allclose(loss, want, rtol=1e-5)
     for n in parts: np.testing.assert_allclose(metrics[n], parts[n], rtol=1e-5, err_msg=n)
     for n in want_grads: np.testing.assert_allclose(grads[n], want_grads[n], rtol=1e-3, atol=1e-7, err_msg=n)
+
+def mixture(aim, logits, y, share):
+    "(cross-entropies, KL, what is added and what is subtracted in the gradient of the mean mixture) in float64."
+    lp, lq = [log_softmax(np.asarray(x, np.float64)) for x in (aim, logits)]
+    hot = np.eye(lq.shape[-1])[y]
+    return -(hot*lq).sum(-1), (np.exp(lp)*(lp - lq)).sum(-1), np.exp(lq)/y.size, (share*np.exp(lp) + (1-share)*hot)/y.size
+
+@pytest.mark.parametrize('V, W, size, share', [(257, 384, 3, .3), (97, 97, 1, 1.), (128, 256, 60, 1.), (1000, 1024, 3, 0.)])   # 60: one token has it all
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_a_mixture_ignores_what_is_no_token(V, W, size, share, dtype):
+    aim, noise, y = size*matrix(0, 2, 3, W), .3*size*matrix(1, 2, 3, W), np.random.default_rng(2).integers(0, V, (2, 3))
+    aim, logits = [jnp.asarray(x, dtype).at[..., V:].set(99) for x in (aim, aim + noise)]
+    ce, kl, up, down = mixture(aim[..., :V], logits[..., :V], y, share)
+    value_and_grad = jax.value_and_grad(lambda z: (lambda loss, *parts: (loss, parts))(*mixture_loss(aim, z, jnp.asarray(y), share, V)), has_aux=True)
+    (loss, parts), back = jax.jit(value_and_grad)(logits)
+    np.testing.assert_allclose([loss, *parts], [(1-share)*ce.mean() + share*kl.mean(), ce.mean(), kl.mean()], rtol=1e-5, atol=1e-6)
+    exact = 2e-6 + 2**-23*np.abs(logits[..., :V]).max()   # of an exponential of a float32 sum of such numbers
+    rounded = 2**-8 if dtype == jnp.bfloat16 else 2**-24
+    assert np.all(np.abs(np.float64(back[..., :V]) - (up - down)) <= exact*(up + down) + rounded*np.abs(up - down) + 1e-30)
+    assert back.dtype == dtype and not np.any(back[..., V:])
+
+@pytest.mark.parametrize('V, W, width, at_once', [(257, 384, 64, 2), (257, 384, 64, 4), (97, 97, 32, 1), (128, 256, 256, 2)])
+def test_a_kernel_of_one_reading_says_what_passes_say(V, W, width, at_once):
+    aim, logits = jnp.bfloat16(9*matrix(0, 2, 2, 3, W)).at[..., V:].set(99).at[..., 5].set(-jnp.inf)
+    y = jnp.asarray(np.random.default_rng(2).integers(0, V, (2, 3)))
+    one, passes = _in_a_kernel(aim, logits, y, .3, V, width, at_once, interpret=True), _in_passes(aim, logits, y, .3, V)
+    for a,b,eps in zip(one, passes, (1e-6, 1e-6, 2**-8)): np.testing.assert_allclose(np.float64(a), np.float64(b), rtol=eps, atol=1e-6)
+    assert not np.any(one[2][..., V:])
+
+def test_a_student_that_is_its_teacher_has_no_gradient():
+    logits, y = jnp.bfloat16(9*matrix(0, 2, 3, 64)), jnp.zeros((2, 3), int)
+    (_, _, kl), back = jax.vjp(lambda z: mixture_loss(logits, z, y, 1., 64), logits)
+    assert kl == 0 and not np.any(back((jnp.float32(1), kl, kl))[0])
 
 def test_a_softer_distillation_pulls_as_hard():
     "The factor T² of Hinton et al. 2015: for logits near each other the gradient does not depend on the temperature."

@@ -172,6 +172,7 @@ class NativeBitGPT(nnx.Module):
         # `looped` if the network is deep and on one device: it compiles sooner; not for what is
         # differentiated
         loop:bool=False,
+        padded:bool=False,     # leave the columns beyond the vocabulary that the head is padded with
     ):                         # logits (B, T, V), in the compute dtype; with `hidden` also (B, T, D)
         table = lambda w: gathered(w[...].astype(dtype))
         embed = table(self.embed)
@@ -184,7 +185,7 @@ class NativeBitGPT(nnx.Module):
         head = embed if self.head is None else table(self.head)
         # matrix units like even sizes, and 50,257 is none
         head = jnp.pad(head, ((0, -len(head) % 128), (0, 0)))
-        logits = (self.norm(x) @ head.T)[..., :self.vocab_size]
+        logits = (self.norm(x) @ head.T)[..., :None if padded else self.vocab_size]
         return (logits, x) if hidden else logits
 
 # %% ../../nbs/05_models/03_transformer.ipynb #7ef5b153
