@@ -384,21 +384,24 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512, NT == 
 #if ARCH == 90
 // Many tokens: tiles of 128 rows x BM tokens. One warp copies units and activations ahead; two warpgroups of 64 rows each dequantize
 // into the registers from which their tensor cores read, a half block while the other half is multiplied.
-enum How { LAG = 3, PAIR = 4, ONCE = 8, STEPS = 16, TABLES = 32, RUNS = 64 };   // ways to do it, all with the same bits as result
+enum How { LAG = 3, PAIR = 4, ONCE = 8, STEPS = 16, TABLES = 32, RUNS = 64, REST = 128 };   // ways to do it, all with the same bits as result
 // LAG    blocks of columns that the second warpgroup stays behind the first: one writes results while the other multiplies
 // PAIR   clusters of two blocks, 256 rows: each copies half of the activations into the shared memory of both
 // ONCE   selectors are made once and kept (SPARE of `weights_f16`); STEPS and TABLES do so, too
 // STEPS  32 columns are multiplied as soon as they are dequantized, not 64
 // TABLES the copying warp's neighbours make fp16 of int8 entries and their scales, once a row: bytes of eight numbers, low ones and high ones
+// REST   the row tiles left over after rounds of tiles of 256 tokens come in tiles of REST_BM, so that all processors have some
 // RUNS   results are turned in shared memory and written 16 bytes at a time
+constexpr int REST_BM = 176;
+template<int N> struct Width { static constexpr int tokens = N; };
 template<int BM, int HOW> struct Prefill {
     static constexpr int OF_A_HALF = HOW & STEPS ? 2 : 1;   // groups of products
     static constexpr int ROWS = 128, X_BYTES = BM*256, W_BYTES = 8*UNIT, ROW_TABLE = 2*ENTRIES, T_BYTES = HOW & TABLES ? ROWS*ROW_TABLE : 0;
-    static constexpr int RUN_BYTES = 512, REST = 8*RUN_BYTES + 256, STAGE_BYTES = X_BYTES + W_BYTES + T_BYTES;
-    static constexpr int STAGES = (232448 - REST)/STAGE_BYTES < 6 ? (232448 - REST)/STAGE_BYTES : 6, BYTES = STAGES*STAGE_BYTES + REST;
+    static constexpr int RUN_BYTES = 512, OTHER = 8*RUN_BYTES + 256, STAGE_BYTES = X_BYTES + W_BYTES + T_BYTES;
+    static constexpr int STAGES = (232448 - OTHER)/STAGE_BYTES < 6 ? (232448 - OTHER)/STAGE_BYTES : 6, BYTES = STAGES*STAGE_BYTES + OTHER;
     static constexpr int W_AT = STAGES*X_BYTES, T_AT = W_AT + STAGES*W_BYTES, RUNS_AT = T_AT + STAGES*T_BYTES, BARS_AT = RUNS_AT + 8*RUN_BYTES;
 };
-struct PrefillArgs { void* y; int O, M, KB, down, total; float scale; int bf16, how; };
+struct PrefillArgs { void* y; int O, M, KB, down, wide, total; float scale; int bf16, how; };   // down: tiles of a row tile; wide: those of BM tokens, of `total`
 
 DEV uint32_t entries_f16(uint32_t v, uint32_t scale) { return half_mul(half_sub(v, 0x64806480u), scale); }   // of 1024 + 128 + entry
 // weights 4s...4s+3 of both rows, as of `weights_f16`; with TABLES t has the low and then the high bytes of fp16
@@ -483,7 +486,7 @@ DEV void read_row_tables(uint32_t (*t)[2*TABLE_REGS], const uint8_t* tables, int
         else { uint2 v = *(const uint2*)at; t[r][0] = v.x; t[r][1] = v.y; }
     }
 }
-template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(const PrefillArgs p, MAP_PARAM x_map, MAP_PARAM units_map) {
+template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(const PrefillArgs p, MAP_PARAM x_map, MAP_PARAM units_map, MAP_PARAM rest_map) {
     typedef Prefill<BM, HOW> C;
     constexpr int S = C::STAGES, MAKERS = 64;                            // threads that make tables
     SHARED_1024(smem);
@@ -491,7 +494,11 @@ template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(cons
     const int group = threadIdx.x/128, warp = threadIdx.x/32, lane = threadIdx.x%32;
     const int pair = p.how & PAIR ? 1 : 0, rank = pair ? cluster_rank() : 0, first = blockIdx.x >> pair, each = gridDim.x >> pair;
     const int lag = min(p.how & LAG, S - 1), steps = first < p.total ? ((p.total - first - 1)/each + 1)*p.KB : 0;
-    auto rows_of = [&](int tile) { return (tile/p.down << pair) + rank; };   // which 128 of them
+    auto at_tile = [&](int tile, auto f) {                               // f(tokens of a tile, which 128 rows, first token)
+        if (!(HOW & REST) || tile < p.wide) return f(Width<BM>(), (tile/p.down << pair) + rank, tile%p.down*BM);
+        const int down = (p.M + REST_BM - 1)/REST_BM, i = tile - p.wide;
+        f(Width<HOW & REST ? REST_BM : BM>(), ((p.wide/p.down + i/down) << pair) + rank, i%down*REST_BM);
+    };
     if (threadIdx.x == 0) {
         for (int i = 0; i < S; i++) { bar_init(full + i, 1); bar_init(empty + i, 8 << pair); bar_init(made + i, MAKERS/32); }
         bar_init(ahead, 4);
@@ -504,19 +511,21 @@ template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(cons
     auto next = [&] { if (++i == S) { i = 0; phase ^= 1; } };
     if (group == 0) {
         fewer_registers<40>();
-        if (threadIdx.x == 0) for (int tile = first, step = 0; tile < p.total; tile += each) {
-            const int rows = rows_of(tile)*8, tokens = tile%p.down*BM;
+        int step = 0;
+        if (threadIdx.x == 0) for (int tile = first; tile < p.total; tile += each) at_tile(tile, [&](auto width, int rows, int token) {
+            constexpr int N = decltype(width)::tokens;
+            const Map* map = HOW & REST && N < BM ? &rest_map : &x_map;
             for (int kb = 0; kb < p.KB; kb++, step++, next()) {
                 uint8_t* at = smem + i*C::X_BYTES;
                 if (step >= S) bar_wait(empty + i, phase ^ 1);
-                bar_expect(full + i, C::X_BYTES + C::W_BYTES);
-                units_load(smem + C::W_AT + i*C::W_BYTES, &units_map, UNIT, kb, rows, full + i);
+                bar_expect(full + i, N*256 + C::W_BYTES);
+                units_load(smem + C::W_AT + i*C::W_BYTES, &units_map, UNIT, kb, rows*8, full + i);
                 if (step == 0) grid_wait();                              // the activations are another kernel's output
-                if (pair) { box_load_both(at + rank*BM*128, &x_map, kb*128 + rank*64, tokens, full + i); continue; }
-                box_load(at, &x_map, kb*128, tokens, full + i);
-                box_load(at + BM*128, &x_map, kb*128 + 64, tokens, full + i);
+                if (pair) { box_load_both(at + rank*N*128, map, kb*128 + rank*64, token, full + i); continue; }
+                box_load(at, map, kb*128, token, full + i);
+                box_load(at + N*128, map, kb*128 + 64, token, full + i);
             }
-        }
+        });
         if (HOW & TABLES && warp > 0 && warp <= MAKERS/32) for (int step = 0; step < steps; step++, next()) {
             bar_wait(full + i, phase);
             make_tables<HOW>(smem + C::T_AT + i*C::T_BYTES, smem + C::W_AT + i*C::W_BYTES, threadIdx.x - 32, MAKERS);
@@ -531,12 +540,13 @@ template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(cons
         const uint8_t *units = smem + C::W_AT + (warp - 4)*UNIT, *tables = smem + C::T_AT + (warp - 4)*16*C::ROW_TABLE;
         int until = group == 1 && lane == 0 ? lag : -1;                  // blocks until the other warpgroup may begin
         if (group == 2 && lag && steps > lag) bar_wait(ahead, 0);
-        for (int tile = first; tile < p.total; tile += each) {
-            float acc[BM/2];
+        for (int tile = first; tile < p.total; tile += each) at_tile(tile, [&](auto width, int rows, int token) {
+            constexpr int N = decltype(width)::tokens;
+            float acc[N/2];
             uint32_t a[2][4][4];
             int before = -1;                                             // the stage whose products may still run
 #pragma unroll
-            for (int j = 0; j < BM/2; j++) acc[j] = 0.f;
+            for (int j = 0; j < N/2; j++) acc[j] = 0.f;
             for (int kb = 0; kb < p.KB; kb++, next()) {
                 const uint32_t x = shfl(low + i*(C::X_BYTES/16), 0);   // so that the compiler knows it is the same in all lanes
                 const uint8_t* unit = units + i*C::W_BYTES;
@@ -552,22 +562,22 @@ template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(cons
                     const uint32_t scales = E4M3 ? 0 : ((const uint32_t*)(unit + INDEX_BYTES + TABLE_BYTES))[lane/4];
                     s0 = prmt(scales, 0, 0x1010u); s1 = prmt(scales, 0, 0x3232u);
                 }
-                half_block<BM, HOW>(acc, a[0], x, u, t, 0, s0, s1);
+                half_block<N, HOW>(acc, a[0], x, u, t, 0, s0, s1);
                 wgmma_wait<C::OF_A_HALF>();                              // the block before is done: its stage may be filled again
                 if (before >= 0 && lane <= pair) arrive(empties, before);
                 before = i;
-                half_block<BM, HOW>(acc, a[1], x, u, t, 1, s0, s1);
+                half_block<N, HOW>(acc, a[1], x, u, t, 1, s0, s1);
                 wgmma_wait<C::OF_A_HALF>();                              // the first half is done: its registers are free
             }
             wgmma_wait<0>();
             if (lane <= pair) arrive(empties, before);
 #pragma unroll
-            for (int j = 0; j < BM/2; j++) pin(acc[j]);
-            const int row = rows_of(tile)*128 + (warp - 4)*16, token = tile%p.down*BM;
-            if (p.O%2) write_tile<BM, true>(p, acc, token + lane/4, row + lane%4*2);
-            else if (p.O%8 || !(p.how & RUNS)) write_tile<BM, false>(p, acc, token + lane/4, row + lane%4*2);
-            else write_runs<BM>(p, acc, smem + C::RUNS_AT + (warp - 4)*C::RUN_BYTES, token, row, lane);
-        }
+            for (int j = 0; j < N/2; j++) pin(acc[j]);
+            const int row = rows*128 + (warp - 4)*16;
+            if (p.O%2) write_tile<N, true>(p, acc, token + lane/4, row + lane%4*2);
+            else if (p.O%8 || !(p.how & RUNS)) write_tile<N, false>(p, acc, token + lane/4, row + lane%4*2);
+            else write_runs<N>(p, acc, smem + C::RUNS_AT + (warp - 4)*C::RUN_BYTES, token, row, lane);
+        });
     }
     if (pair) { warp_sync(); cluster_arrive(); cluster_wait(); }         // what the other block still sends would find no one
 }
@@ -600,15 +610,17 @@ typedef void (*Kernel)(const Args);
 #define EACH_BM(F) F(64) F(88) F(96) F(128) F(160) F(192) F(256)   // tokens of a tile of prefill
 #if E4M3 || BITS == 4
 #define EACH_PREFILL(F, BM) F(BM, 0) F(BM, ONCE) F(BM, ONCE + STEPS)
+#define EACH_REST(F) F(256, REST + ONCE + STEPS)
 #else
 #define EACH_PREFILL(F, BM) F(BM, 0) F(BM, ONCE) F(BM, ONCE + STEPS) F(BM, ONCE + TABLES) F(BM, ONCE + TABLES + STEPS)
+#define EACH_REST(F) F(256, REST + ONCE + STEPS) F(256, REST + ONCE + TABLES + STEPS)
 #endif
 #ifdef ON_CPU
 static void call(const void* kernel, void** args) {
 #if ARCH == 90
 #define IS_PREFILL(BM, HOW) || kernel == (const void*)prefill<BM, HOW>
 #define IS(BM) EACH_PREFILL(IS_PREFILL, BM)
-    if (false EACH_BM(IS)) return ((void (*)(const PrefillArgs, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2]);
+    if (false EACH_BM(IS) EACH_REST(IS_PREFILL)) return ((void (*)(const PrefillArgs, const Map, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2], *(Map*)args[3]);
 #define IS_TOKEN(H, BF16) if (kernel == (const void*)token<TOKEN_MODE, H, BF16>) return token<TOKEN_MODE, H, BF16>(*(TokenArgs*)args[0], *(TokenLayout*)args[1]);
 #define TOKENS(H) IS_TOKEN(H, 0) IS_TOKEN(H, 1)
     EACH_H(TOKENS)
@@ -653,17 +665,27 @@ extern "C" int nativebit_decode(const void* units, const void* x, void* y, int O
     return launch((const void*)kernel, args, clusters*ranks, 32*wide*deep, ranks, at.bytes, overlap, stream);
 }
 #if ARCH == 90
+// tiles: rounds of BM tokens; with REST as many as are full, and the rows that are left in tiles of REST_BM
+static void share_prefill(PrefillArgs& p, int BM, int workers, int rows, bool rest) {   // rows: of a tile
+    const int down = (p.M + BM - 1)/BM, tiles = (p.O + rows - 1)/rows;
+    const int wide = rest ? tiles*down/workers*workers/down : tiles;
+    p.down = down; p.wide = wide*down; p.total = p.wide + (rest ? (tiles - wide)*((p.M + REST_BM - 1)/REST_BM) : 0);
+}
 template<int BM> static int launch_prefill(PrefillArgs p, const void* units, const void* x, int I, int overlap, void* stream) {
-    Map maps[2];
+    const int pair = p.how & PAIR ? 1 : 0, rest = p.how & REST ? REST | STEPS : 0;
+    const int bits = p.how & (ONCE | STEPS | (E4M3 || BITS == 4 ? 0 : TABLES)) | rest, compiled = bits ? bits | ONCE : 0;
+    Map maps[3] = {};
     int e = make_map(maps, x, I, p.M, BM), bytes = 0;
     if (!e) e = make_units_map(maps + 1, units, UNIT, p.KB, (p.O + 15)/16);
+    if (!e && rest) e = make_map(maps + 2, x, I, p.M, REST_BM);
     if (e) return e;
-    const int pair = p.how & PAIR ? 1 : 0, bits = p.how & (ONCE | STEPS | (E4M3 || BITS == 4 ? 0 : TABLES)), compiled = bits ? bits | ONCE : 0;
-    p.down = (p.M + BM - 1)/BM; p.total = (p.O + (128 << pair) - 1)/(128 << pair)*p.down;
+    share_prefill(p, BM, processors() >> pair, 128 << pair, rest);
     const void* kernel = nullptr;
-#define PICK_PREFILL(BM, HOW) if (compiled == (HOW)) { kernel = (const void*)prefill<BM, HOW>; bytes = Prefill<BM, HOW>::BYTES; }
+#define PICK_PREFILL(N, HOW) if (BM == N && compiled == (HOW)) { kernel = (const void*)prefill<N, HOW>; bytes = Prefill<N, HOW>::BYTES; }
     EACH_PREFILL(PICK_PREFILL, BM)
-    void* args[] = {&p, maps, maps + 1};
+    EACH_REST(PICK_PREFILL)
+    if (!kernel) return -1;
+    void* args[] = {&p, maps, maps + 1, maps + 2};
     return launch(kernel, args, min(p.total, processors() >> pair) << pair, 384, 1 << pair, bytes, overlap, stream);
 }
 #endif
@@ -717,7 +739,7 @@ extern "C" int nativebit_planes(const void* x, void* y, int I, int M, int bf16, 
 // x is fp16; y fp16, or bf16 where bf16 is 1; how: as of `How`
 extern "C" int nativebit_prefill(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int bm, int how, int overlap, void* stream) {
 #if ARCH == 90
-    PrefillArgs p = {y, O, M, (I + 127)/128, 0, 0, scale, bf16, how};
+    PrefillArgs p = {y, O, M, (I + 127)/128, 0, 0, 0, scale, bf16, how};
     switch (bm) {
 #define CASE(BM) case BM: return launch_prefill<BM>(p, units, x, I, overlap, stream);
         EACH_BM(CASE)
