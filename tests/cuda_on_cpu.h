@@ -126,6 +126,16 @@ DEV void load_matrices(uint32_t* d, const void* row) {
     for (int i = 0; i < 4; i++) memcpy(d + i, here->shared + warp().in[i*8 + lane_id()/4][0] + lane_id()%4*4, 4);
     meet();
 }
+DEV void store_turned(void* row, const uint32_t* v) {
+    const uint32_t at = (const uint8_t*)row - here->shared;
+    need(at%16 == 0, "a row of a matrix off its 16-byte boundary");
+    warp().in[lane_id()][0] = at; meet();
+    for (int i = 0; i < 4; i++) for (int c = 0; c < 2; c++) {            // row lane/4, columns 2(lane%4) + c of matrix i
+        const uint16_t h = v[i] >> 16*c;
+        memcpy(here->shared + warp().in[i*8 + lane_id()%4*2 + c][0] + lane_id()/4*2, &h, 2);
+    }
+    meet();
+}
 DEV uint32_t shfl(uint32_t v, int lane) {
     warp().in[lane_id()][0] = v; meet();
     uint32_t got = warp().in[lane][0]; meet();
@@ -239,6 +249,19 @@ DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar)
     }
     bar_bytes(bar, map->box_rows*128);
 }
+DEV void box_load_both(void* dst, const Map* map, int column, int row, uint64_t* bar) {
+    need(saddr(dst)%1024 == 0 && here->cluster->blocks.size() == 2, "a box off its 1024-byte boundary, or for a block that there is not");
+    for (uint32_t rank = 0; rank < 2; rank++) {
+        for (int r = 0; r < map->box_rows; r++) for (int c = 0; c < 64; c++) {
+            bool inside = row + r < map->rows && column + c < map->columns;
+            *(uint16_t*)(here->cluster->blocks[rank].shared + swizzled(saddr(dst) + r*128 + c*2)) = inside ? map->x[(size_t)(row + r)*map->columns + column + c] : 0;
+        }
+        bar_bytes(in_rank(bar, rank), map->box_rows*128);
+    }
+}
+typedef uint64_t* Remote;
+DEV Remote remote(uint64_t* bars, uint32_t rank) { return in_rank(bars, rank); }
+DEV void arrive(Remote bars, int i) { bar_arrive(bars + i); }
 static inline int make_units_map(Map* map, const void* units, int unit, int blocks, int tiles) { *map = {(const uint16_t*)units, blocks*unit, tiles, 8}; return unit%16 ? -4 : 0; }
 DEV void units_load(void* dst, const Map* map, int unit, int kb, int tile, uint64_t* bar) {
     need(saddr(dst)%128 == 0, "a box off its 128-byte boundary");

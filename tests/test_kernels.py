@@ -115,6 +115,17 @@ def test_cuda_source(bits, kind):
     p, x = layout.random_matrix(131, 200, bits, kind), torch.randn(70, 200).half()
     for bm in (64, 96): assert layout.relative_error(cuda.prefill(x, p, bm=bm, lib=lib), x, p) < 5e-4
 
+# `How` of lut.cu: a lag, pairs, selectors once, steps, tables, runs, and several of them
+@pytest.mark.parametrize('bits, kind, hows', [(3, 'int8', (1, 4, 8, 24, 40, 64, 127)), (3, 'float8_e4m3', (24, 94)), (2, 'int8', (60, 126)), (4, 'int8', (126,))])
+def test_ways_of_prefill(bits, kind, hows):
+    "All give the same bits: of whole tiles and of parts, a ring that is filled again, and an odd tile out."
+    lib = on_cpu(bits, kind)
+    for (o, i), M, bm in [((264, 1160), 100, 88), ((131, 200), 70, 64)]:
+        p, x = layout.random_matrix(o, i, bits, kind), torch.randn(M, i).half()
+        want = cuda.prefill(x, p, bm=bm, lib=lib)
+        assert layout.relative_error(want, x, p) < 5e-4
+        for how in hows if o == 264 else hows[-1:]: assert torch.equal(cuda.prefill(x, p, bm=bm, how=how, lib=lib), want), how
+
 @pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (4, 'float8_e4m3')])
 def test_an_older_gpu(bits, kind, monkeypatch):
     "The source for 8.0: copies by all threads, one block a cluster, e4m3 without an instruction; what it has not is refused."

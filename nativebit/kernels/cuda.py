@@ -166,7 +166,8 @@ def _halved(x, lib, overlap, stream):
 def prefill(
     x,         # (M, in) float16 or bfloat16
     p,         # `PackedMatrix` in units
-    bm=128,    # tokens of a tile: 64, 96, 128, 160, 192 or 256
+    bm=128,    # tokens of a tile: 64, 88, 96, 128, 160, 192 or 256
+    how=0,     # as of `How` in lut.cu: bits for what may make it faster; the result is the same
     overlap=1, # 1: start before the kernel before it has ended
     lib=None,  # as of `decode`
     dtype=None, # of the result; None: x's
@@ -176,7 +177,7 @@ def prefill(
     half = _halved(x, lib, overlap, stream)
     _checked(lib.nativebit_prefill(_p(p.data), _p(half), _p(y), *p.shape, len(x), ctypes.c_float(p.scale),
                                    int(y.dtype == torch.bfloat16),
-                                   bm, overlap, _p(stream)), f'prefill bm={bm}')
+                                   bm, how, overlap, _p(stream)), f'prefill bm={bm} how={how}')
     return y
 
 # %% ../../nbs/09_kernels/04_cuda.ipynb #212d8567

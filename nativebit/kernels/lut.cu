@@ -384,36 +384,61 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512, NT == 
 #if ARCH == 90
 // Many tokens: tiles of 128 rows x BM tokens. One warp copies units and activations ahead; two warpgroups of 64 rows each dequantize
 // into the registers from which their tensor cores read, a half block while the other half is multiplied.
-template<int BM> struct Prefill {
-    static constexpr int ROWS = 128, X_BYTES = BM*256, W_BYTES = 8*UNIT, STAGE_BYTES = X_BYTES + (W_BYTES + 1023)/1024*1024;
-    static constexpr int STAGES = (232448 - 2048)/STAGE_BYTES < 6 ? (232448 - 2048)/STAGE_BYTES : 6, BYTES = 2048 + STAGES*STAGE_BYTES;
+enum How { LAG = 3, PAIR = 4, ONCE = 8, STEPS = 16, TABLES = 32, RUNS = 64, REST = 128 };   // ways to do it, all with the same bits as result
+// LAG    blocks of columns that the second warpgroup stays behind the first: one writes results while the other multiplies
+// PAIR   clusters of two blocks, 256 rows: each copies half of the activations into the shared memory of both
+// ONCE   selectors are made once and kept (SPARE of `weights_f16`); STEPS and TABLES do so, too
+// STEPS  32 columns are multiplied as soon as they are dequantized, not 64
+// TABLES the copying warp's neighbours make fp16 of int8 entries and their scales, once a row: bytes of eight numbers, low ones and high ones
+// REST   the row tiles left over after rounds of tiles of 256 tokens come in tiles of REST_BM, so that all processors have some
+// RUNS   results are turned in shared memory and written 16 bytes at a time
+constexpr int REST_BM = 176;
+template<int N> struct Width { static constexpr int tokens = N; };
+template<int BM, int HOW> struct Prefill {
+    static constexpr int OF_A_HALF = HOW & STEPS ? 2 : 1;   // groups of products
+    static constexpr int ROWS = 128, X_BYTES = BM*256, W_BYTES = 8*UNIT, ROW_TABLE = 2*ENTRIES, T_BYTES = HOW & TABLES ? ROWS*ROW_TABLE : 0;
+    static constexpr int RUN_BYTES = 512, OTHER = 8*RUN_BYTES + 256, STAGE_BYTES = X_BYTES + W_BYTES + T_BYTES;
+    static constexpr int STAGES = (232448 - OTHER)/STAGE_BYTES < 6 ? (232448 - OTHER)/STAGE_BYTES : 6, BYTES = STAGES*STAGE_BYTES + OTHER;
+    static constexpr int W_AT = STAGES*X_BYTES, T_AT = W_AT + STAGES*W_BYTES, RUNS_AT = T_AT + STAGES*T_BYTES, BARS_AT = RUNS_AT + 8*RUN_BYTES;
 };
-struct PrefillArgs { void* y; int O, M, KB, down, total; float scale; int bf16; };
+struct PrefillArgs { void* y; int O, M, KB, down, wide, total; float scale; int bf16, how; };   // down: tiles of a row tile; wide: those of BM tokens, of `total`
 
-DEV void half_block(uint32_t (*a)[4], const Lane& u, int half, uint32_t scale0, uint32_t scale1) {
+DEV uint32_t entries_f16(uint32_t v, uint32_t scale) { return half_mul(half_sub(v, 0x64806480u), scale); }   // of 1024 + 128 + entry
+// weights 4s...4s+3 of both rows, as of `weights_f16`; with TABLES t has the low and then the high bytes of fp16
+template<int HOW> DEV void step_weights(uint32_t* a, const Lane& u, const uint32_t (*t)[2*TABLE_REGS], int s, uint32_t scale0, uint32_t scale1) {
+    if (HOW & TABLES) {
 #pragma unroll
-    for (int s = 0; s < 4; s++) {
-        weights_f16(a[s], u, 4*half + s);
-        if (!E4M3) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) a[s][i] = half_mul(half_sub(a[s][i], 0x64806480u), i%2 ? scale1 : scale0);
+        for (int r = 0; r < 2; r++) {
+            const uint32_t four = as_it_is(selectors(u.word[r], s/2)) >> (s%2*16), lo = look_up(t[r], four), hi = look_up(t[r] + TABLE_REGS, four);
+            a[r] = prmt(lo, hi, 0x5140u); a[r + 2] = prmt(lo, hi, 0x7362u);
         }
+        return;
+    }
+    weights_f16<(HOW & ONCE) != 0>(a, u, s);
+    if (E4M3) return;
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[i] = entries_f16(a[i], i%2 ? scale1 : scale0);
+}
+template<int BM, int HOW> DEV void half_block(float* acc, uint32_t (*a)[4], uint32_t x, const Lane& u, const uint32_t (*t)[2*TABLE_REGS], int half, uint32_t scale0, uint32_t scale1) {
+    constexpr int N = HOW & STEPS ? 2 : 4;                               // products that are started together; x: `matrix_low` of two boxes of BM rows x 64 columns
+#pragma unroll
+    for (int s = 0; s < 4; s += N) {
+#pragma unroll
+        for (int i = s; i < s + N; i++) step_weights<HOW>(a[i], u, t, 4*half + i, scale0, scale1);
+        wgmma_fence();
+#pragma unroll
+        for (int i = s; i < s + N; i++) Wgmma<BM>::run(acc, a[i], matrix_of(x + half*BM*8 + 2*i));
+        wgmma_commit();
     }
 }
-template<int BM> DEV void multiply(float* acc, uint32_t (*a)[4], const uint8_t* x, int half) {   // x: two boxes of BM rows x 64 columns
-    wgmma_fence();
-#pragma unroll
-    for (int s = 0; s < 4; s++) Wgmma<BM>::run(acc, a[s], matrix_at(x + half*BM*128) + 2*s);
-    wgmma_commit();
-}
+DEV uint32_t two_of(const PrefillArgs& p, const float* v) { return p.bf16 ? floats_to_bf16(v[0]*p.scale, v[1]*p.scale) : floats_to_half2(v[0]*p.scale, v[1]*p.scale); }
 
 // 8 tokens x 8 rows at a time, transposed: a lane then holds two rows of a token
 template<int BM, bool ODD> DEV void write_tile(const PrefillArgs& p, const float* acc, int first, int row) {
     uint16_t* y = (uint16_t*)p.y + (size_t)first*p.O + row;
 #pragma unroll
     for (int j = 0; j < BM/4; j++) {
-        const float lo = acc[4*(j/2) + j%2*2]*p.scale, hi = acc[4*(j/2) + j%2*2 + 1]*p.scale;
-        const uint32_t v = transpose(p.bf16 ? floats_to_bf16(lo, hi) : floats_to_half2(lo, hi));
+        const uint32_t v = transpose(two_of(p, acc + 4*(j/2) + j%2*2));
         const int token = first + j/2*8, r = row + j%2*8;
         uint16_t* at = y + (size_t)(j/2*8)*p.O + j%2*8;
         if (token < p.M && r < p.O) {
@@ -421,63 +446,140 @@ template<int BM, bool ODD> DEV void write_tile(const PrefillArgs& p, const float
         }
     }
 }
-template<int BM> __global__ void __launch_bounds__(384, 1) prefill(const PrefillArgs p, MAP_PARAM x_map, MAP_PARAM units_map) {
-    typedef Prefill<BM> C;
-    SHARED_BYTES(raw);
-    uint8_t* smem = align_1024(raw);
-    uint64_t *full = (uint64_t*)(smem + C::STAGES*C::STAGE_BYTES), *empty = full + C::STAGES;
+// 16 tokens x 16 rows at a time, through the warp's own 512 bytes: a lane then holds eight rows of a token; O is a multiple of 8
+DEV int run_at(int token, int half) { return 32*token + 16*(half ^ (token/4 & 1)); }   // so that eight tokens lie in different banks
+template<int BM> DEV void write_runs(const PrefillArgs& p, const float* acc, uint8_t* mine, int first, int row, int lane) {
+    uint8_t* put = mine + run_at(lane/16*8 + lane%8, lane/8%2);
+    const uint4* get = (const uint4*)(mine + run_at(lane/2, lane%2));
+    const int r = row + lane%2*8;
+#pragma unroll
+    for (int j = 0; j < (BM + 15)/16; j++) {
+        uint32_t v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[i] = 16*j + i/2*8 < BM ? two_of(p, acc + 4*(2*j + i/2)%(BM/2) + i%2*2) : 0;
+        store_turned(put, v); warp_sync();
+        const uint4 run = *get; warp_sync();
+        const int token = 16*j + lane/2;
+        if (token < BM && first + token < p.M && r < p.O) *(uint4*)((uint16_t*)p.y + (size_t)(first + token)*p.O + r) = run;
+    }
+}
+// tables of the 128 rows of a stage, by `threads` threads: rows g of a unit, then rows g+8
+template<int HOW> DEV void make_tables(uint8_t* tables, const uint8_t* units, int thread, int threads) {
+    for (int row = thread; row < 128; row += threads) {
+        const int g = row%8, half = row/8%2;
+        const uint8_t* unit = units + row/16*UNIT;
+        const uint32_t* in = (const uint32_t*)(unit + INDEX_BYTES + (2*g + half)*ENTRIES);
+        const uint32_t scale = ((const uint16_t*)(unit + INDEX_BYTES + TABLE_BYTES))[2*g + half]*0x10001u;
+        uint32_t* out = (uint32_t*)(tables + row*2*ENTRIES);
+#pragma unroll
+        for (int i = 0; i < TABLE_REGS; i++) {
+            const uint32_t v = in[i] ^ 0x80808080u, a = entries_f16(prmt(v, 0x64646464u, 0x4140u), scale), b = entries_f16(prmt(v, 0x64646464u, 0x4342u), scale);
+            out[i] = prmt(a, b, 0x6420u); out[TABLE_REGS + i] = prmt(a, b, 0x7531u);
+        }
+    }
+}
+DEV void read_row_tables(uint32_t (*t)[2*TABLE_REGS], const uint8_t* tables, int lane) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const uint8_t* at = tables + (8*r + lane/4)*2*ENTRIES;
+        if (BITS == 3) { uint4 v = *(const uint4*)at; t[r][0] = v.x; t[r][1] = v.y; t[r][2%(2*TABLE_REGS)] = v.z; t[r][3%(2*TABLE_REGS)] = v.w; }
+        else { uint2 v = *(const uint2*)at; t[r][0] = v.x; t[r][1] = v.y; }
+    }
+}
+template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(const PrefillArgs p, MAP_PARAM x_map, MAP_PARAM units_map, MAP_PARAM rest_map) {
+    typedef Prefill<BM, HOW> C;
+    constexpr int S = C::STAGES, MAKERS = 64;                            // threads that make tables
+    SHARED_1024(smem);
+    uint64_t *full = (uint64_t*)(smem + C::BARS_AT), *empty = full + S, *made = empty + S, *ahead = made + S;
     const int group = threadIdx.x/128, warp = threadIdx.x/32, lane = threadIdx.x%32;
-    if (threadIdx.x == 0) for (int i = 0; i < C::STAGES; i++) { bar_init(full + i, 1); bar_init(empty + i, 8); }
+    const int pair = p.how & PAIR ? 1 : 0, rank = pair ? cluster_rank() : 0, first = blockIdx.x >> pair, each = gridDim.x >> pair;
+    const int lag = min(p.how & LAG, S - 1), steps = first < p.total ? ((p.total - first - 1)/each + 1)*p.KB : 0;
+    auto at_tile = [&](int tile, auto f) {                               // f(tokens of a tile, which 128 rows, first token)
+        if (!(HOW & REST) || tile < p.wide) return f(Width<BM>(), (tile/p.down << pair) + rank, tile%p.down*BM);
+        const int down = (p.M + REST_BM - 1)/REST_BM, i = tile - p.wide;
+        f(Width<HOW & REST ? REST_BM : BM>(), ((p.wide/p.down + i/down) << pair) + rank, i%down*REST_BM);
+    };
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < S; i++) { bar_init(full + i, 1); bar_init(empty + i, 8 << pair); bar_init(made + i, MAKERS/32); }
+        bar_init(ahead, 4);
+        if (pair) bars_made();
+    }
     __syncthreads();
+    if (pair) { cluster_arrive(); cluster_wait(); }
     grid_launch_next();
-    int step = 0;                                                        // blocks copied or used so far, over all tiles of this block
+    int i = 0, phase = 0;                                                // the stage, and which of its barriers' two phases
+    auto next = [&] { if (++i == S) { i = 0; phase ^= 1; } };
     if (group == 0) {
         fewer_registers<40>();
-        if (threadIdx.x) return;
-        for (int tile = blockIdx.x; tile < p.total; tile += gridDim.x) {
-            const int rows = tile/p.down*8, tokens = tile%p.down*BM;
-            for (int kb = 0; kb < p.KB; kb++, step++) {
-                const int i = step%C::STAGES;
-                uint8_t* at = smem + i*C::STAGE_BYTES;
-                if (step >= C::STAGES) bar_wait(empty + i, (step/C::STAGES - 1) & 1);
-                bar_expect(full + i, C::X_BYTES + C::W_BYTES);
-                units_load(at + C::X_BYTES, &units_map, UNIT, kb, rows, full + i);
+        int step = 0;
+        if (threadIdx.x == 0) for (int tile = first; tile < p.total; tile += each) at_tile(tile, [&](auto width, int rows, int token) {
+            constexpr int N = decltype(width)::tokens;
+            const Map* map = HOW & REST && N < BM ? &rest_map : &x_map;
+            for (int kb = 0; kb < p.KB; kb++, step++, next()) {
+                uint8_t* at = smem + i*C::X_BYTES;
+                if (step >= S) bar_wait(empty + i, phase ^ 1);
+                bar_expect(full + i, N*256 + C::W_BYTES);
+                units_load(smem + C::W_AT + i*C::W_BYTES, &units_map, UNIT, kb, rows*8, full + i);
                 if (step == 0) grid_wait();                              // the activations are another kernel's output
-                box_load(at, &x_map, kb*128, tokens, full + i);
-                box_load(at + BM*128, &x_map, kb*128 + 64, tokens, full + i);
+                if (pair) { box_load_both(at + rank*N*128, map, kb*128 + rank*64, token, full + i); continue; }
+                box_load(at, map, kb*128, token, full + i);
+                box_load(at + N*128, map, kb*128 + 64, token, full + i);
             }
+        });
+        if (HOW & TABLES && warp > 0 && warp <= MAKERS/32) for (int step = 0; step < steps; step++, next()) {
+            bar_wait(full + i, phase);
+            make_tables<HOW>(smem + C::T_AT + i*C::T_BYTES, smem + C::W_AT + i*C::W_BYTES, threadIdx.x - 32, MAKERS);
+            warp_sync();
+            if (lane == 0) bar_arrive(made + i);
         }
-        return;
-    }
-    more_registers<232>();
-    grid_wait();
-    for (int tile = blockIdx.x; tile < p.total; tile += gridDim.x) {
-        float acc[BM/2];
-        uint32_t a[2][4][4];
+    } else {
+        more_registers<232>();
+        grid_wait();
+        const Remote empties = remote(empty, lane & pair);               // of the block, or one of the two, that lanes 0 and 1 give stages back to
+        const uint32_t low = matrix_low(smem);
+        const uint8_t *units = smem + C::W_AT + (warp - 4)*UNIT, *tables = smem + C::T_AT + (warp - 4)*16*C::ROW_TABLE;
+        int until = group == 1 && lane == 0 ? lag : -1;                  // blocks until the other warpgroup may begin
+        if (group == 2 && lag && steps > lag) bar_wait(ahead, 0);
+        for (int tile = first; tile < p.total; tile += each) at_tile(tile, [&](auto width, int rows, int token) {
+            constexpr int N = decltype(width)::tokens;
+            float acc[N/2];
+            uint32_t a[2][4][4];
+            int before = -1;                                             // the stage whose products may still run
 #pragma unroll
-        for (int i = 0; i < BM/2; i++) acc[i] = 0.f;
-        for (int kb = 0; kb < p.KB; kb++, step++) {
-            const int i = step%C::STAGES;
-            const uint8_t *x = smem + i*C::STAGE_BYTES, *unit = x + C::X_BYTES + (warp - 4)*UNIT;
-            bar_wait(full + i, step/C::STAGES & 1); warp_sync();
-            Lane u; read_words(u, unit, lane); read_table(u, unit, lane, 0x80808080u);
-            const uint32_t scales = E4M3 ? 0 : ((const uint32_t*)(unit + INDEX_BYTES + TABLE_BYTES))[lane/4];
-            const uint32_t s0 = prmt(scales, 0, 0x1010u), s1 = prmt(scales, 0, 0x3232u);
-            half_block(a[0], u, 0, s0, s1);
-            multiply<BM>(acc, a[0], x, 0);
-            wgmma_wait<1>();                                             // the block before is done: its stage may be filled again
-            if (kb && lane == 0) bar_arrive(empty + (step + C::STAGES - 1)%C::STAGES);
-            half_block(a[1], u, 1, s0, s1);
-            multiply<BM>(acc, a[1], x, 1);
-            wgmma_wait<1>();                                             // the first half is done: its registers are free
-        }
-        wgmma_wait<0>();
-        if (lane == 0) bar_arrive(empty + (step + C::STAGES - 1)%C::STAGES);
+            for (int j = 0; j < N/2; j++) acc[j] = 0.f;
+            for (int kb = 0; kb < p.KB; kb++, next()) {
+                const uint32_t x = shfl(low + i*(C::X_BYTES/16), 0);   // so that the compiler knows it is the same in all lanes
+                const uint8_t* unit = units + i*C::W_BYTES;
+                bar_wait(full + i, phase);
+                if (HOW & TABLES) bar_wait(made + i, phase);
+                warp_sync();
+                if (until-- == 0) bar_arrive(ahead);
+                Lane u; read_words(u, unit, lane);
+                uint32_t t[2][2*TABLE_REGS], s0 = 0, s1 = 0;
+                if (HOW & TABLES) read_row_tables(t, tables + i*C::T_BYTES, lane);
+                else {
+                    read_table(u, unit, lane, 0x80808080u);
+                    const uint32_t scales = E4M3 ? 0 : ((const uint32_t*)(unit + INDEX_BYTES + TABLE_BYTES))[lane/4];
+                    s0 = prmt(scales, 0, 0x1010u); s1 = prmt(scales, 0, 0x3232u);
+                }
+                half_block<N, HOW>(acc, a[0], x, u, t, 0, s0, s1);
+                wgmma_wait<C::OF_A_HALF>();                              // the block before is done: its stage may be filled again
+                if (before >= 0 && lane <= pair) arrive(empties, before);
+                before = i;
+                half_block<N, HOW>(acc, a[1], x, u, t, 1, s0, s1);
+                wgmma_wait<C::OF_A_HALF>();                              // the first half is done: its registers are free
+            }
+            wgmma_wait<0>();
+            if (lane <= pair) arrive(empties, before);
 #pragma unroll
-        for (int i = 0; i < BM/2; i++) pin(acc[i]);
-        const int row = tile/p.down*128 + (warp - 4)*16 + lane%4*2, token = tile%p.down*BM + lane/4;
-        if (p.O%2) write_tile<BM, true>(p, acc, token, row); else write_tile<BM, false>(p, acc, token, row);
+            for (int j = 0; j < N/2; j++) pin(acc[j]);
+            const int row = rows*128 + (warp - 4)*16;
+            if (p.O%2) write_tile<N, true>(p, acc, token + lane/4, row + lane%4*2);
+            else if (p.O%8 || !(p.how & RUNS)) write_tile<N, false>(p, acc, token + lane/4, row + lane%4*2);
+            else write_runs<N>(p, acc, smem + C::RUNS_AT + (warp - 4)*C::RUN_BYTES, token, row, lane);
+        });
     }
+    if (pair) { warp_sync(); cluster_arrive(); cluster_wait(); }         // what the other block still sends would find no one
 }
 #endif
 
@@ -505,12 +607,20 @@ typedef void (*Kernel)(const Args);
 #else
 #define EACH_PLANES(F) F(1, 1) F(1, 2) F(2, 1) F(2, 2) F(4, 1) F(4, 2)   // of those by integers
 #endif
-#define EACH_BM(F) F(64) F(96) F(128) F(160) F(192) F(256)   // tokens of a tile of prefill
+#define EACH_BM(F) F(64) F(88) F(96) F(128) F(160) F(192) F(256)   // tokens of a tile of prefill
+#if E4M3 || BITS == 4
+#define EACH_PREFILL(F, BM) F(BM, 0) F(BM, ONCE) F(BM, ONCE + STEPS)
+#define EACH_REST(F) F(256, REST + ONCE + STEPS)
+#else
+#define EACH_PREFILL(F, BM) F(BM, 0) F(BM, ONCE) F(BM, ONCE + STEPS) F(BM, ONCE + TABLES) F(BM, ONCE + TABLES + STEPS)
+#define EACH_REST(F) F(256, REST + ONCE + STEPS) F(256, REST + ONCE + TABLES + STEPS)
+#endif
 #ifdef ON_CPU
 static void call(const void* kernel, void** args) {
 #if ARCH == 90
-#define IS(BM) || kernel == (const void*)prefill<BM>
-    if (false EACH_BM(IS)) return ((void (*)(const PrefillArgs, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2]);
+#define IS_PREFILL(BM, HOW) || kernel == (const void*)prefill<BM, HOW>
+#define IS(BM) EACH_PREFILL(IS_PREFILL, BM)
+    if (false EACH_BM(IS) EACH_REST(IS_PREFILL)) return ((void (*)(const PrefillArgs, const Map, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2], *(Map*)args[3]);
 #define IS_TOKEN(H, BF16) if (kernel == (const void*)token<TOKEN_MODE, H, BF16>) return token<TOKEN_MODE, H, BF16>(*(TokenArgs*)args[0], *(TokenLayout*)args[1]);
 #define TOKENS(H) IS_TOKEN(H, 0) IS_TOKEN(H, 1)
     EACH_H(TOKENS)
@@ -557,14 +667,28 @@ extern "C" int nativebit_decode(const void* units, const void* x, void* y, int O
     return launch((const void*)kernel, args, clusters*ranks, 32*wide*deep, ranks, at.bytes, overlap, stream);
 }
 #if ARCH == 90
+// tiles: rounds of BM tokens; with REST as many as are full, and the rows that are left in tiles of REST_BM
+static void share_prefill(PrefillArgs& p, int BM, int workers, int rows, bool rest) {   // rows: of a tile
+    const int down = (p.M + BM - 1)/BM, tiles = (p.O + rows - 1)/rows;
+    const int wide = rest ? tiles*down/workers*workers/down : tiles;
+    p.down = down; p.wide = wide*down; p.total = p.wide + (rest ? (tiles - wide)*((p.M + REST_BM - 1)/REST_BM) : 0);
+}
 template<int BM> static int launch_prefill(PrefillArgs p, const void* units, const void* x, int I, int overlap, void* stream) {
-    Map maps[2];
-    int e = make_map(maps, x, I, p.M, BM);
+    const int pair = p.how & PAIR ? 1 : 0, rest = p.how & REST ? REST | STEPS : 0;
+    const int bits = p.how & (ONCE | STEPS | (E4M3 || BITS == 4 ? 0 : TABLES)) | rest, compiled = bits ? bits | ONCE : 0;
+    Map maps[3] = {};
+    int e = make_map(maps, x, I, p.M, BM), bytes = 0;
     if (!e) e = make_units_map(maps + 1, units, UNIT, p.KB, (p.O + 15)/16);
+    if (!e && rest) e = make_map(maps + 2, x, I, p.M, REST_BM);
     if (e) return e;
-    p.down = (p.M + BM - 1)/BM; p.total = (p.O + 127)/128*p.down;
-    void* args[] = {&p, maps, maps + 1};
-    return launch((const void*)prefill<BM>, args, min(p.total, processors()), 384, 1, Prefill<BM>::BYTES, overlap, stream);
+    share_prefill(p, BM, processors() >> pair, 128 << pair, rest);
+    const void* kernel = nullptr;
+#define PICK_PREFILL(N, HOW) if (BM == N && compiled == (HOW)) { kernel = (const void*)prefill<N, HOW>; bytes = Prefill<N, HOW>::BYTES; }
+    EACH_PREFILL(PICK_PREFILL, BM)
+    EACH_REST(PICK_PREFILL)
+    if (!kernel) return -1;
+    void* args[] = {&p, maps, maps + 1, maps + 2};
+    return launch(kernel, args, min(p.total, processors() >> pair) << pair, 384, 1 << pair, bytes, overlap, stream);
 }
 #endif
 #ifdef STAMPS
@@ -629,10 +753,10 @@ extern "C" int nativebit_norm_planes(const void* x, const void* y, const void* w
     return launch(kernel, args, M, ((8*KB + n - 1)/n + 31)/32*32, 1, 4*NORM_THREADS/32, overlap, stream);
 #endif
 }
-// x is fp16; y fp16, or bf16 where bf16 is 1
-extern "C" int nativebit_prefill(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int bm, int overlap, void* stream) {
+// x is fp16; y fp16, or bf16 where bf16 is 1; how: as of `How`
+extern "C" int nativebit_prefill(const void* units, const void* x, void* y, int O, int I, int M, float scale, int bf16, int bm, int how, int overlap, void* stream) {
 #if ARCH == 90
-    PrefillArgs p = {y, O, M, (I + 127)/128, 0, 0, scale, bf16};
+    PrefillArgs p = {y, O, M, (I + 127)/128, 0, 0, 0, scale, bf16, how};
     switch (bm) {
 #define CASE(BM) case BM: return launch_prefill<BM>(p, units, x, I, overlap, stream);
         EACH_BM(CASE)

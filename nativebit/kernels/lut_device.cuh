@@ -46,6 +46,9 @@ DEV void mma_s8(int* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
 DEV void load_matrices(uint32_t* d, const void* row) {   // four 8 x 8 matrices of 16-bit numbers, a pair of each a lane; lane i has the address of row i%8 of matrix i/8
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
 }
+DEV void store_turned(void* row, const uint32_t* v) {   // four such matrices, transposed, to rows whose addresses lanes have in the same way
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" :: "r"((uint32_t)__cvta_generic_to_shared(row)), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+}
 DEV uint32_t shfl(uint32_t v, int lane) { return __shfl_sync(~0u, v, lane); }
 DEV float shfl_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
 DEV void warp_sync() { __syncwarp(); }
@@ -124,6 +127,9 @@ DEV void store_in_rank(float* p, uint32_t rank, float v) {
     uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
     asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(a), "f"(v) : "memory");
 }
+typedef uint32_t Remote;   // barriers of a block of the cluster
+DEV Remote remote(uint64_t* bars, uint32_t rank) { uint32_t a; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(bars)), "r"(rank)); return a; }
+DEV void arrive(Remote bars, int i) { asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(bars + 8*i) : "memory"); }
 DEV void send4(float* p, uint64_t* bar, uint32_t rank, const float* v) {   // 16 bytes, which count down a barrier there
     uint32_t a, b;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(saddr(p)), "r"(rank));
@@ -153,6 +159,8 @@ template<int N> struct Wgmma;
 #define S32 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define S64 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define S96 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define H12 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43"
+#define H24 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87"
 #define H32 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define H64 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
@@ -167,9 +175,11 @@ WGMMA(8, S4, 4, 5, 6, 7, 8, D4(0))
 WGMMA(16, S8, 8, 9, 10, 11, 12, D4(0), D4(4))
 WGMMA(32, S16, 16, 17, 18, 19, 20, D16(0))
 WGMMA(64, S0, 32, 33, 34, 35, 36, D32(0))
+WGMMA(88, S0 ", " H12, 44, 45, 46, 47, 48, D32(0), D4(32), D4(36), D4(40))
 WGMMA(96, S0 ", " H32, 48, 49, 50, 51, 52, D32(0), D16(32))
 WGMMA(128, S0 ", " S32, 64, 65, 66, 67, 68, D32(0), D32(32))
 WGMMA(160, S0 ", " S32 ", " H64, 80, 81, 82, 83, 84, D32(0), D32(32), D16(64))
+WGMMA(176, S0 ", " S32 ", " H24, 88, 89, 90, 91, 92, D32(0), D32(32), D16(64), D4(80), D4(84))
 WGMMA(192, S0 ", " S32 ", " S64, 96, 97, 98, 99, 100, D32(0), D32(32), D32(64))
 WGMMA(256, S0 ", " S32 ", " S64 ", " S96, 128, 129, 130, 131, 132, D32(0), D32(32), D32(64), D32(96))
 // the same of integers: a (64 x 32), b (32 x N), both int8
@@ -208,6 +218,10 @@ typedef CUtensorMap Map;
 DEV void box_load(void* dst, const Map* map, int column, int row, uint64_t* bar) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
         :: "r"(saddr(dst)), "l"(map), "r"(saddr(bar)), "r"(column), "r"(row) : "memory");
+}
+DEV void box_load_both(void* dst, const Map* map, int column, int row, uint64_t* bar) {   // into both blocks of a cluster, at the same place, and their barriers
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;"
+        :: "r"(saddr(dst)), "l"(map), "r"(saddr(bar)), "r"(column), "r"(row), "h"((uint16_t)3) : "memory");
 }
 DEV void fetch_map(const Map* map) { asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory"); }   // before the first copy needs it
 #else
