@@ -415,9 +415,10 @@ template<int HOW> DEV void step_weights(uint32_t* a, const Lane& u, const uint32
         return;
     }
     weights_f16<(HOW & ONCE) != 0>(a, u, s);
-    if (E4M3) return;
+    if (!E4M3) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = entries_f16(a[i], i%2 ? scale1 : scale0);
+        for (int i = 0; i < 4; i++) a[i] = entries_f16(a[i], i%2 ? scale1 : scale0);
+    }
 }
 template<int BM, int HOW> DEV void half_block(float* acc, uint32_t (*a)[4], uint32_t x, const Lane& u, const uint32_t (*t)[2*TABLE_REGS], int half, uint32_t scale0, uint32_t scale1) {
     constexpr int N = HOW & STEPS ? 2 : 4;                               // products that are started together; x: `matrix_low` of two boxes of BM rows x 64 columns
