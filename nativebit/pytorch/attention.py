@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WRITES_PLANES', 'rotations', 'rotate', 'attend', 'one_each', 'normed', 'written', 'cached_attention', 'halves',
            'turned', 'put_own', 'stretch', 'put_part', 'ask_for', 'decode_attention_kernel', 'join_kernel',
-           'token_rows', 'shape_args', 'factor_type', 'cut_of', 'whole_blocks', 'room_of', 'lines_of',
-           'triton_attention', 'write_kernel', 'triton_written', 'decode_attention', 'write_heads', 'attend_cached']
+           'token_rows', 'shape_args', 'factor_type', 'cut_of', 'whole_blocks', 'room_of', 'triton_attention',
+           'write_kernel', 'triton_written', 'decode_attention', 'write_heads', 'attend_cached']
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #7b5b8c78
 import math, os, torch, torch.nn.functional as F
@@ -151,9 +151,9 @@ def put_part(acc, top, total, q, out, steps, sums, row, kv, part, n_kv, PARTS:tl
         tl.store(to + 2*HALF + 1, total[:, None], mask=there)
 
 @triton.jit
-def ask_for(x, begin, end, step, WIDE:tl.constexpr, LINES:tl.constexpr, TILE:tl.constexpr):
-    "Ask for rows of WIDE numbers, which are LINES times 128 bytes, into the L2 cache: a hint, nothing is read."
-    line = tl.arange(0, LINES)[None, :]*(WIDE//LINES)
+def ask_for(x, begin, end, step, LINES:tl.constexpr, TILE:tl.constexpr):
+    "Ask for rows of LINES times 128 bytes, from memory into the L2 cache: a hint, nothing is read."
+    line = tl.arange(0, LINES)[None, :]*(1024//x.dtype.element_ty.primitive_bitwidth)
     for s0 in range(begin, end, TILE):
         s = tl.minimum(s0 + tl.arange(0, TILE), end - 1).to(tl.int64)[:, None]
         tl.inline_asm_elementwise('{prefetch.global.L2 [$1]; mov.u32 $0, 0;}', '=r,l', [x + s*step + line],
@@ -173,8 +173,9 @@ def decode_attention_kernel(q, k, v, q_norm, k_norm, cos, sin, keys, values, at,
     keys, values = keys + base, values + base
     if ASK:   # `at` may be a step old here, which does no harm
         begin, end = stretch(tl.maximum(tl.load(at + row, volatile=True), 0), part, PARTS, TILE)
-        ask_for(keys, begin, end, step, 2*PAD, ASK, TILE)
-        ask_for(values, begin, end, step, 2*PAD, ASK, TILE)
+        lines: tl.constexpr = tl.cdiv(2*PAD*keys.dtype.element_ty.primitive_bitwidth, 1024)
+        ask_for(keys, begin, end, step, lines, TILE)
+        ask_for(values, begin, end, step, lines, TILE)
     start_early(OVERLAP)
     place = tl.load(at + row)
     pos = tl.maximum(place, 0)
@@ -269,11 +270,6 @@ def room_of(q, dtype)->Tensor:   # (B, 1, N, H); int16: planes, as of `empty_for
     "Room for the result of attention."
     return empty_for(q.flatten(2), dtype) if dtype == torch.int16 else q.new_empty(q.shape, dtype=dtype)
 
-def lines_of(cache)->int:
-    "Times 128 bytes that a head's keys of a position take; 0 where nothing is asked for."
-    if not cache.is_cuda or os.environ.get('NATIVEBIT_ASK') == '0': return 0
-    return max(1, triton.next_power_of_2(cache.shape[-1])*cache.element_size()//128)
-
 def triton_attention(
     q, k, v,       # (B, 1, N or Nkv, H): of one new token, not rotated
     cos, sin,      # as of `rotations`
@@ -295,7 +291,7 @@ def triton_attention(
         k_row=k.stride(0), v_row=v.stride(0), cache_row=keys.stride(0), scale=H**-.5, PARTS=parts,
         **to, GROUP=N//n_kv, ROWS=max(16, triton.next_power_of_2(N//n_kv)), DOT=factor_type(q),
         TILE=how['tile'], **shape_args(q, k, norms, eps), **overlap_args(q), num_warps=how['warps'],
-        num_stages=how['stages'], ASK=lines_of(keys))
+        num_stages=how['stages'], ASK=q.is_cuda and os.environ.get('NATIVEBIT_ASK') != '0')
     many, wide = map(triton.next_power_of_2, (parts, H))
     together = max(1, 128//H) if to['EIGHTS'] else 1   # heads of a block
     if parts > 1:
