@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WRITES_PLANES', 'rotations', 'rotate', 'attend', 'one_each', 'normed', 'written', 'cached_attention', 'halves',
-           'turned', 'put_own', 'stretch', 'put_part', 'ask_for', 'decode_attention_kernel', 'join_kernel',
-           'token_rows', 'shape_args', 'factor_type', 'cut_of', 'whole_blocks', 'room_of', 'triton_attention',
-           'write_kernel', 'triton_written', 'decode_attention', 'write_heads', 'attend_cached']
+           'turned', 'put_own', 'stretch', 'put_part', 'decode_attention_kernel', 'join_kernel', 'token_rows',
+           'shape_args', 'factor_type', 'cut_of', 'whole_blocks', 'room_of', 'triton_attention', 'write_kernel',
+           'triton_written', 'decode_attention', 'write_heads', 'attend_cached']
 
 # %% ../../nbs/11_pytorch/01_attention.ipynb #7b5b8c78
 import math, os, torch, torch.nn.functional as F
@@ -151,33 +151,15 @@ def put_part(acc, top, total, q, out, steps, sums, row, kv, part, n_kv, PARTS:tl
         tl.store(to + 2*HALF + 1, total[:, None], mask=there)
 
 @triton.jit
-def ask_for(x, begin, end, step, LINES:tl.constexpr, TILE:tl.constexpr):
-    "Ask for rows of LINES times 128 bytes, from memory into the L2 cache: a hint, nothing is read."
-    line = tl.arange(0, LINES)[None, :]*(1024//x.dtype.element_ty.primitive_bitwidth)
-    for s0 in range(begin, end, TILE):
-        s = tl.minimum(s0 + tl.arange(0, TILE), end - 1).to(tl.int64)[:, None]
-        tl.inline_asm_elementwise('{prefetch.global.L2 [$1]; mov.u32 $0, 0;}', '=r,l', [x + s*step + line],
-                                  dtype=tl.int32, is_pure=False, pack=1)
-
-@triton.jit
 def decode_attention_kernel(q, k, v, q_norm, k_norm, cos, sin, keys, values, at, out, steps, sums, q_row,
                             k_row, v_row, cache_row, scale, eps, NORMED:tl.constexpr, PARTS:tl.constexpr,
                             GROUP:tl.constexpr, ROWS:tl.constexpr, HALF:tl.constexpr, PAD:tl.constexpr,
-                            TILE:tl.constexpr, DOT:tl.constexpr, EIGHTS:tl.constexpr, ASK:tl.constexpr,
-                            OVERLAP:tl.constexpr):
+                            TILE:tl.constexpr, DOT:tl.constexpr, EIGHTS:tl.constexpr, OVERLAP:tl.constexpr):
     qu, qw = halves(q_norm, NORMED, HALF, PAD)   # depend on no kernel before this one
     ku, kw = halves(k_norm, NORMED, HALF, PAD)
-    kv, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    n_kv = tl.num_programs(0)
-    base, step = row*cache_row + kv*2*HALF, n_kv*2*HALF
-    keys, values = keys + base, values + base
-    if ASK:   # `at` may be a step old here, which does no harm
-        begin, end = stretch(tl.maximum(tl.load(at + row, volatile=True), 0), part, PARTS, TILE)
-        lines: tl.constexpr = tl.cdiv(2*PAD*keys.dtype.element_ty.primitive_bitwidth, 1024)
-        ask_for(keys, begin, end, step, lines, TILE)
-        ask_for(values, begin, end, step, lines, TILE)
     start_early(OVERLAP)
-    place = tl.load(at + row)
+    kv, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    n_kv, place = tl.num_programs(0), tl.load(at + row)
     pos = tl.maximum(place, 0)
     g, h, full = tl.arange(0, ROWS), tl.arange(0, PAD)[None, :], tl.arange(0, 2*PAD)[None, :]
     heads, cos, sin = (kv*GROUP + g)[:, None], cos + pos*HALF, sin + pos*HALF
@@ -186,6 +168,8 @@ def decode_attention_kernel(q, k, v, q_norm, k_norm, cos, sin, keys, values, at,
     one = tl.zeros([1, 1], tl.int32)
     ka, kb = turned(k + row*k_row + kv*2*HALF + one, ku, kw, cos, sin, one == 0, eps, NORMED, HALF, PAD)
     own = tl.load(v + row*v_row + kv*2*HALF + full, mask=full < 2*HALF, other=0.)        # (1, H)
+    base, step = row*cache_row + kv*2*HALF, n_kv*2*HALF
+    keys, values = keys + base, values + base
     mine = (part == 0) & (place >= 0)
     put_own(keys + pos*step, values + pos*step, ka, kb, own, h, full, mine, HALF)
     near = tl.sum(qa.to(tl.float32)*ka.to(tl.float32) + qb.to(tl.float32)*kb.to(tl.float32), 1)*scale
@@ -291,7 +275,7 @@ def triton_attention(
         k_row=k.stride(0), v_row=v.stride(0), cache_row=keys.stride(0), scale=H**-.5, PARTS=parts,
         **to, GROUP=N//n_kv, ROWS=max(16, triton.next_power_of_2(N//n_kv)), DOT=factor_type(q),
         TILE=how['tile'], **shape_args(q, k, norms, eps), **overlap_args(q), num_warps=how['warps'],
-        num_stages=how['stages'], ASK=q.is_cuda and os.environ.get('NATIVEBIT_ASK') != '0')
+        num_stages=how['stages'])
     many, wide = map(triton.next_power_of_2, (parts, H))
     together = max(1, 128//H) if to['EIGHTS'] else 1   # heads of a block
     if parts > 1:
