@@ -6,7 +6,6 @@
 __all__ = ['LOW', 'distillation', 'hidden_distance', 'mixture_loss']
 
 # %% ../../nbs/08_train/01_distillation.ipynb #a5ef7c12
-import os
 from functools import partial
 import jax, jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -128,25 +127,6 @@ def _in_a_kernel(teacher_logits, logits, targets, share, vocab_size, width=4096,
     )(teacher_logits.reshape(N, W), logits.reshape(N, W), targets.reshape(N))
     return total.reshape(targets.shape), kl.reshape(targets.shape), back.reshape(logits.shape)
 
-# %% ../../nbs/08_train/01_distillation.ipynb #8871077e
-def _both(a, b):
-    "Two parts of a row as one: maxima, sums relative to them."
-    (t, z_t, gap, s, z_s), (t2, z_t2, gap2, s2, z_s2) = a, b
-    top_t, top_s = jnp.maximum(t, t2), jnp.maximum(s, s2)
-    fall, fall2 = jnp.exp(t - top_t), jnp.exp(t2 - top_t)
-    return (top_t, z_t*fall + z_t2*fall2, gap*fall + gap2*fall2,
-            top_s, z_s*jnp.exp(s - top_s) + z_s2*jnp.exp(s2 - top_s))
-
-def _in_one_pass(teacher_logits, logits, targets, share, vocab_size):
-    "As `_in_passes`, all totals by one reduction."
-    columns = jnp.arange(logits.shape[-1])
-    t, s = [_seen(x, columns, vocab_size) for x in (teacher_logits, logits)]
-    one, start = jnp.ones_like(t), tuple(map(jnp.float32, (LOW, 0, 0, LOW, 0)))
-    top_t, z_t, gap, top_s, z_s = jax.lax.reduce((t, one, t - s, s, one), start, _both, (t.ndim-1,))
-    *totals, kl = _totals((top_t, top_s), (z_t, z_s), gap)
-    back = _pull(t, s, [x[..., None] for x in totals], columns == targets[..., None], share)
-    return totals[1], kl, (back/targets.size).astype(logits.dtype)
-
 # %% ../../nbs/08_train/01_distillation.ipynb #31b64ea5
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def mixture_loss(
@@ -160,10 +140,8 @@ def mixture_loss(
     return _mixture(teacher_logits, logits, targets, share, vocab_size)[0]
 
 def _mixture(teacher_logits, logits, targets, share, vocab_size):
-    choice = os.environ.get('NATIVEBIT_LOSS', 'kernel')
-    how = partial(_in_one_pass if choice == 'online' else _in_passes, share=share, vocab_size=vocab_size)
-    if (choice == 'kernel' and jax.default_backend() == 'gpu'
-            and jax.sharding.get_abstract_mesh().empty):
+    how = partial(_in_passes, share=share, vocab_size=vocab_size)
+    if jax.default_backend() == 'gpu' and jax.sharding.get_abstract_mesh().empty:
         how = partial(jax.lax.platform_dependent, default=how,
                       cuda=partial(_in_a_kernel, share=share, vocab_size=vocab_size))
     total, kl, back = how(teacher_logits, logits, targets)

@@ -8,7 +8,7 @@ __all__ = ['TrainState', 'lr_schedule', 'make_optimizer', 'first_state', 'state_
            'make_step', 'lowered_step', 'make_quant_ops', 'eval_params', 'quantize_now']
 
 # %% ../../nbs/08_train/02_step.ipynb #9b2a1465
-import os, re
+import re
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -88,8 +88,7 @@ def taught_loss(
 ):                # (loss, cross-entropy, KL)
     "The mixture of both; at another temperature than 1 they have no softmax in common."
     d, heat, V = cfg.train.distill_weight, cfg.train.distill_temperature, cfg.model.vocab_size
-    together = heat == 1 and os.environ.get('NATIVEBIT_LOSS') != 'separate'
-    if together: return mixture_loss(aim, logits, y, d, V)
+    if heat == 1: return mixture_loss(aim, logits, y, d, V)
     aim, logits = aim[..., :V], logits[..., :V]
     ce, kl = cross_entropy(logits, y).mean(), distillation(aim/heat, logits/heat).mean()*heat**2
     return (1-d)*ce + d*kl, ce, kl
