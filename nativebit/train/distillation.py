@@ -112,7 +112,7 @@ def _row(t_ref, s_ref, target_ref, total_ref, kl_ref, back_ref,
             plgpu.store(back_ref.at[at], back.astype(back_ref.dtype), mask=inside, **once)
     jax.lax.fori_loop(0, steps, write, None)
 
-def _in_a_kernel(teacher_logits, logits, targets, share, vocab_size, width=4096, at_once=2, warps=32,
+def _in_a_kernel(teacher_logits, logits, targets, share, vocab_size, width=2048, at_once=2, warps=16,
                  interpret=False):
     "As `_in_passes`, on a GPU."
     from jax.experimental.pallas import triton as plgpu
