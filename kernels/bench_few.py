@@ -5,7 +5,7 @@
     python kernels/bench_few.py --network 8b      writes data/results/few_8b.jsonl: each product of Llama-3.1-8B's shapes alone, with configurations of every kind
     python kernels/bench_few.py --integers        writes data/results/few_integers.jsonl: `few` with fp16 and by integers, side by side; with --network 8b too
     python kernels/bench_few.py --check           whether products by integers are right: many shapes beside float64
-    python kernels/bench_few.py --keep h200       no measuring: makes nativebit/kernels/configs/h200.json of few.jsonl and few_8b.jsonl
+    python kernels/bench_few.py --keep h200       no measuring: makes nativebit/kernels/configs/h200.json of few.jsonl, few_8b.jsonl, few_step_8b.jsonl and prefill.jsonl
     python kernels/bench_few.py --rehearse        a CPU, tiny shapes, the CUDA source lane by lane
 """
 import argparse, json, os, random, sys
@@ -64,19 +64,22 @@ def found(rows):
         out.setdefault((g, M, tuple(s)), dict(way(c), **(dict(ms=round(t, 5)) if t else {})))
     return out
 
-# what bench.py timed in passing (decode_h200.jsonl): tiles of 96 tokens, where an H100's row has 160 and an H200 takes 0.048 ms
-BESIDES = {'2560x6912/int8-3/512': dict(backend='prefill', bm=96, ms=.03974)}
+def besides():
+    "What other programs found: `few` within a step of several texts (tune_step.py), tiles for many tokens (tune.py)."
+    steps, many = [[json.loads(l) for l in (ROOT/'data'/'results'/f'{n}.jsonl').read_text().splitlines()[1:]] for n in ('few_step_8b', 'prefill')]
+    found = {ops.config_key(r['shape'], 3, 'int8', r['M']): r['config'] for r in steps if r.get('kept')}
+    return found | {ops.config_key(r['shape'], *GEOMETRIES[r['kind']], r['M']): dict(r['config'], ms=round(r['us']/1e3, 5)) for r in many if 'config' in r}
 
 def table(rows):
     "What was found for each key, or what there was before where its stack was faster."
-    ms, best = {}, dict(BESIDES)
+    ms, best = {}, {}
     for r in rows:
         if 'kernel' in r and 'ms' in r: ms.setdefault((r['kernel'] in FEW, r['kernel'] == 'before', r['geometry'], r['M']), []).append(r['ms'])
     for (g, M, shape), new in found(rows).items():
         old = {k: v for k,v in before(shape, *GEOMETRIES[g], M).items() if k != 'ms'}
         slower = min(ms[False, True, g, M]) > min(ms[True, False, g, M])
         best[ops.config_key(shape, *GEOMETRIES[g], M)] = new if slower else old
-    return dict(sorted(best.items()))
+    return dict(sorted((best | besides()).items()))
 
 def keep(slug):
     "Write the table of the files' GPU into the package."

@@ -48,6 +48,16 @@ def test_generate_rehearsed():
     assert r.returncode == 0 and not any('failed' in x for x in rows) and all(x['ok'] for x in rows if 'check' in x and not any(w in x['check'] for w in ('of our own', 'within', 'twice the speed'))), r.stdout + r.stderr
     assert sum('check' in x for x in rows) >= 10
 
+def test_steps_rehearsed(tmp_path):
+    "Ways of each product are timed in a step, and the best so far is kept."
+    pytest.importorskip('torch')
+    r = subprocess.run([sys.executable, SCRIPT.parent.parent/'kernels'/'tune_step.py', '--rehearse', '--texts', '2', '--out', tmp_path/'s.jsonl'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    head, start, *rows = map(json.loads, (tmp_path/'s.jsonl').read_text().splitlines())
+    assert head['shapes'].keys() == {r['product'] for r in rows} and len([r for r in rows if not r.get('kept')]) == 8
+    kept = [start['step_ms'], *(r['step_ms'] for r in rows if r.get('kept'))]
+    assert kept == sorted(kept, reverse=True) and min(r['step_ms'] for r in [start, *rows]) == kept[-1]
+
 @pytest.mark.slow
 def test_timeline_rehearsed(tmp_path):
     "Each block passes its stations in order, and the last launch begins after the first."
