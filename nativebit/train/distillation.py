@@ -139,9 +139,14 @@ def mixture_loss(
     "(1 - share) · cross-entropy + share · KL and its parts; only the loss has a gradient, the student's."
     return _mixture(teacher_logits, logits, targets, share, vocab_size)[0]
 
+def _one_gpu()->bool:
+    "Whether one GPU computes, of compute capability 8.0 or later: Pallas compiles for these."
+    capability = str(getattr(jax.devices()[0], 'compute_capability', '')).split('.')[0]
+    return capability.isdigit() and int(capability) >= 8 and jax.sharding.get_abstract_mesh().empty
+
 def _mixture(teacher_logits, logits, targets, share, vocab_size):
     how = partial(_in_passes, share=share, vocab_size=vocab_size)
-    if jax.default_backend() == 'gpu' and jax.sharding.get_abstract_mesh().empty:
+    if _one_gpu():
         how = partial(jax.lax.platform_dependent, default=how,
                       cuda=partial(_in_a_kernel, share=share, vocab_size=vocab_size))
     total, kl, back = how(teacher_logits, logits, targets)
