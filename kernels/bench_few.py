@@ -5,7 +5,7 @@
     python kernels/bench_few.py --network 8b      writes data/results/few_8b.jsonl: each product of Llama-3.1-8B's shapes alone, with configurations of every kind
     python kernels/bench_few.py --integers        writes data/results/few_integers.jsonl: `few` with fp16 and by integers, side by side; with --network 8b too
     python kernels/bench_few.py --check           whether products by integers are right: many shapes beside float64
-    python kernels/bench_few.py --keep h200       no measuring: makes nativebit/kernels/configs/h200.json of few.jsonl and few_8b.jsonl
+    python kernels/bench_few.py --keep h200       no measuring: makes nativebit/kernels/configs/h200.json of few.jsonl, few_8b.jsonl and prefill.jsonl
     python kernels/bench_few.py --rehearse        a CPU, tiny shapes, the CUDA source lane by lane
 """
 import argparse, json, os, random, sys
@@ -32,7 +32,7 @@ def before(shape, bits, kind, M):
     key = ops.config_key(shape, bits, kind, M if M <= 16 else 64)
     for name in () if REHEARSE else ('h100',):   # an H200 computes like an H100
         if ops.tuned(name).get(key, {}).get('backend') in ('decode', 'prefill'): return ops.tuned(name)[key]
-    if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_bm(shape, M))
+    if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_way(shape, M)[0])
     return ops.default_decode(shape, M, bits=bits)
 
 def spread(shape, M, geometry, most):
@@ -64,19 +64,31 @@ def found(rows):
         out.setdefault((g, M, tuple(s)), dict(way(c), **(dict(ms=round(t, 5)) if t else {})))
     return out
 
-# what bench.py timed in passing (decode_h200.jsonl): tiles of 96 tokens, where an H100's row has 160 and an H200 takes 0.048 ms
-BESIDES = {'2560x6912/int8-3/512': dict(backend='prefill', bm=96, ms=.03974)}
+# fastest where sixteen texts are continued by a whole 8B network (2.59 to 2.52 ms a step), not alone
+BESIDES = {f'{shape}/int8-3/16': dict(backend='few', groups=groups, ranks=2, wide=4, deep=deep, tj=1, kb=kb)
+           for shape, groups, deep, kb in (('4096x4096', 66, 2, 227), ('6144x4096', 99, 3, 113), ('4096x14336', 66, 3, 227))}
+
+def many():
+    "512 and 2,048 tokens: the fastest of prefill.jsonl, among the ways that are left; its milliseconds where it was done just as now."
+    rows = [json.loads(l) for l in (ROOT/'data'/'results'/'prefill.jsonl').read_text().splitlines()[1:]]
+    out, PAIR, ONCE, STEPS, RUNS, REST = {}, 4, 8, 16, 64, 128   # bits of that file
+    for r in sorted((r for r in rows if r.get('how', 0) & RUNS and not r['how'] & 35), key=lambda r: r['us']):
+        now = r['bm'] in (128, 256) or r['kind'] == 'int8' and r['bm'] < 160   # as of `Prefill` in lut.cu
+        as_now = r['how'] & (ONCE | STEPS) == (ONCE | STEPS*now)
+        c = dict(backend='prefill', bm=r['bm'], how=bool(r['how'] & PAIR) + 2*bool(r['how'] & REST), **(dict(ms=r['us']/1e3) if as_now else {}))
+        out.setdefault(ops.config_key(r['shape'], *GEOMETRIES[r['kind']], r['M']), dict(c, ms=round(c['ms'], 5)) if as_now else c)
+    return out
 
 def table(rows):
     "What was found for each key, or what there was before where its stack was faster."
-    ms, best = {}, dict(BESIDES)
+    ms, best = {}, many()
     for r in rows:
         if 'kernel' in r and 'ms' in r: ms.setdefault((r['kernel'] in FEW, r['kernel'] == 'before', r['geometry'], r['M']), []).append(r['ms'])
     for (g, M, shape), new in found(rows).items():
         old = {k: v for k,v in before(shape, *GEOMETRIES[g], M).items() if k != 'ms'}
         slower = min(ms[False, True, g, M]) > min(ms[True, False, g, M])
         best[ops.config_key(shape, *GEOMETRIES[g], M)] = new if slower else old
-    return dict(sorted(best.items()))
+    return dict(sorted((best | BESIDES).items()))
 
 def keep(slug):
     "Write the table of the files' GPU into the package."
