@@ -32,7 +32,7 @@ def before(shape, bits, kind, M):
     key = ops.config_key(shape, bits, kind, M if M <= 16 else 64)
     for name in () if REHEARSE else ('h100',):   # an H200 computes like an H100
         if ops.tuned(name).get(key, {}).get('backend') in ('decode', 'prefill'): return ops.tuned(name)[key]
-    if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_bm(shape, M))
+    if M > 16: return dict(backend='prefill', bm=64 if REHEARSE else ops.prefill_way(shape, M)[0])
     return ops.default_decode(shape, M, bits=bits)
 
 def spread(shape, M, geometry, most):
@@ -64,22 +64,32 @@ def found(rows):
         out.setdefault((g, M, tuple(s)), dict(way(c), **(dict(ms=round(t, 5)) if t else {})))
     return out
 
-def besides():
-    "What other programs found: `few` within a step of several texts (tune_step.py), tiles for many tokens (tune.py)."
-    steps, many = [[json.loads(l) for l in (ROOT/'data'/'results'/f'{n}.jsonl').read_text().splitlines()[1:]] for n in ('few_step_8b', 'prefill')]
-    found = {ops.config_key(r['shape'], 3, 'int8', r['M']): r['config'] for r in steps if r.get('kept')}
-    return found | {ops.config_key(r['shape'], *GEOMETRIES[r['kind']], r['M']): dict(r['config'], ms=round(r['us']/1e3, 5)) for r in many if 'config' in r}
+def in_steps():
+    "Sixteen tokens: the fastest in a step of sixteen texts of a whole 8B network (tune_step.py)."
+    rows = [json.loads(l) for l in (ROOT/'data'/'results'/'few_step_8b.jsonl').read_text().splitlines()[1:]]
+    return {ops.config_key(r['shape'], *GEOMETRIES['int8'], r['M']): r['config'] for r in rows if r.get('kept')}
+
+def many():
+    "512 and 2,048 tokens: the fastest of prefill.jsonl, among the ways that are left; its milliseconds where it was done just as now."
+    rows = [json.loads(l) for l in (ROOT/'data'/'results'/'prefill.jsonl').read_text().splitlines()[1:]]
+    out, PAIR, ONCE, STEPS, RUNS, REST = {}, 4, 8, 16, 64, 128   # bits of that file
+    for r in sorted((r for r in rows if r.get('how', 0) & RUNS and not r['how'] & 35), key=lambda r: r['us']):
+        now = r['bm'] in (128, 256) or r['kind'] == 'int8' and r['bm'] < 160   # as of `Prefill` in lut.cu
+        as_now = r['how'] & (ONCE | STEPS) == (ONCE | STEPS*now)
+        c = dict(backend='prefill', bm=r['bm'], how=bool(r['how'] & PAIR) + 2*bool(r['how'] & REST), **(dict(ms=r['us']/1e3) if as_now else {}))
+        out.setdefault(ops.config_key(r['shape'], *GEOMETRIES[r['kind']], r['M']), dict(c, ms=round(c['ms'], 5)) if as_now else c)
+    return out
 
 def table(rows):
     "What was found for each key, or what there was before where its stack was faster."
-    ms, best = {}, {}
+    ms, best = {}, many()
     for r in rows:
         if 'kernel' in r and 'ms' in r: ms.setdefault((r['kernel'] in FEW, r['kernel'] == 'before', r['geometry'], r['M']), []).append(r['ms'])
     for (g, M, shape), new in found(rows).items():
         old = {k: v for k,v in before(shape, *GEOMETRIES[g], M).items() if k != 'ms'}
         slower = min(ms[False, True, g, M]) > min(ms[True, False, g, M])
         best[ops.config_key(shape, *GEOMETRIES[g], M)] = new if slower else old
-    return dict(sorted((best | besides()).items()))
+    return dict(sorted((best | in_steps()).items()))
 
 def keep(slug):
     "Write the table of the files' GPU into the package."

@@ -15,7 +15,7 @@ from nativebit.pytorch.benchmark import random_network
 
 WAYS = dict(decode=[(M, dict(clusters=2, ranks=ranks, wide=2)) for M, ranks in ((1, 1), (3, 2), (16, 2))],
             few=[(1, {}), (2, {}), (16, dict(ranks=2)), (33, dict(tj=1)), (64, dict(wide=8, deep=1, tj=1)), (64, dict(wide=4, deep=1))],
-            prefill=[(70, dict(bm=64)), (130, dict(bm=96)), (130, dict(bm=88, how=127)), (130, dict(bm=256, how=255))])
+            prefill=[(70, dict(bm=64)), (130, dict(bm=96)), (130, dict(bm=88, how=1)), (130, dict(bm=256, how=3))])
 BY_INTEGERS = [(1, {}), (9, dict(ranks=2)), (16, dict(tj=1)), (32, dict(tj=1)), (32, {})]
 
 def products(geometry):

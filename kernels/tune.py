@@ -41,15 +41,12 @@ def few_configs(shape, M, geometry, most=24):
         if len(out) >= most: break
     return out[:most]
 
-PREFILL_WAYS = 0, 24, 56, 24+65, 56+65, 24+66, 56+66, 24+69, 56+69, 56+1, 56+5, 128+24, 128+56, 128+24+65, 128+56+65, 128+24+69, 128+56+69   # `How` of lut.cu: each change alone would take longer
-
 def prefill_configs(shape, M, geometry, most=3):
-    "Tiles that share the work out best, each in several ways."
-    if REHEARSE: return [dict(backend='prefill', bm=64, how=how) for how in (0, 24+65)]
-    out, (bits, kind) = [], GEOMETRIES[geometry]
-    for how in PREFILL_WAYS:
-        if how & 32 and (kind != 'int8' or bits > 3): continue
-        bms = sorted((256,) if how & 128 else (b for b in (64, 88, 96, 128, 160, 192, 256) if b < 2*M and b*16 >= M), key=lambda bm: ops.prefill_cost(shape, M, bm, how))
+    "Tiles that share the work out best, each in several ways (`How` of lut.cu)."
+    if REHEARSE: return [dict(backend='prefill', bm=64, how=how) for how in (0, 1)]
+    out = []
+    for how in range(4):
+        bms = sorted((256,) if how & 2 else (b for b in (64, 88, 96, 128, 160, 192, 256) if b < 2*M and b*16 >= M), key=lambda bm: ops.prefill_cost(shape, M, bm, how))
         out += [dict(backend='prefill', bm=bm, how=how) for bm in bms[:most]]
     return out
 
@@ -142,7 +139,7 @@ def stage_smoke(t):
         for shape, M, cfg in [((2560, 2560), 1, {}), ((2568, 2600), 3, dict(clusters=132, ranks=1, wide=2, deep=5)), ((2560, 2560), 16, dict(clusters=33, ranks=4, wide=4, tj=2)),
                               ((2560, 2560), 1, dict(clusters=33, ranks=4, wide=5, deep=3)), ((2568, 2600), 9, dict(clusters=66, ranks=2, wide=3, deep=2, overlap=0)),
                               ((2568, 2600), 16, dict(backend='few', ranks=2, wide=4, deep=2, tj=1)), ((2561, 2560), 7, dict(backend='few', wide=4, deep=3, tj=1)), ((2560, 6912), 33, dict(backend='few', wide=4, deep=2, kb=113)), ((2560, 2560), 7, dict(activations='int8')),
-                              ((2568, 2600), 70, dict(bm=64)), ((2561, 2560), 300, dict(bm=96)), ((2560, 2560), 300, dict(bm=128)), ((2560, 2560), 600, dict(bm=160)), ((2568, 2560), 600, dict(bm=192)), ((2560, 2560), 600, dict(bm=256)), ((2568, 2600), 300, dict(bm=88, how=127)), ((2560, 2560), 600, dict(bm=192, how=94)), ((9000, 648), 600, dict(bm=256, how=255))]:
+                              ((2568, 2600), 70, dict(bm=64)), ((2561, 2560), 300, dict(bm=96)), ((2560, 2560), 300, dict(bm=128)), ((2560, 2560), 600, dict(bm=160)), ((2568, 2560), 600, dict(bm=192)), ((2560, 2560), 600, dict(bm=256)), ((2568, 2600), 300, dict(bm=88, how=1)), ((2560, 2560), 600, dict(bm=192, how=1)), ((9000, 648), 600, dict(bm=256, how=3))]:
             if kind != 'int8' and 'activations' in cfg: continue
             if REHEARSE and (cfg.get('bm', 0) > 64 or geometry == '4bit'): continue
             if REHEARSE: shape, M, cfg = small(shape, M, cfg)
@@ -160,7 +157,7 @@ def stage_chain(t, n=12):
     d, n = (256, 2) if REHEARSE else (2560, n)
     layers = [random_packed((d, d), 3, 'int8') for _ in range(n)]
     for M, cfg in ((1, dict(backend='decode', clusters=132, ranks=1, wide=1, deep=8)), (1, dict(backend='decode', clusters=33, ranks=4)), (16, dict(backend='decode', wide=4)),
-                   (16, dict(backend='few', groups=40, wide=4, deep=3, tj=1)), (64, dict(backend='few', groups=32, ranks=4, wide=8, deep=1, tj=1)), (300, dict(backend='prefill', bm=128 if not REHEARSE else 64)), (300, dict(backend='prefill', bm=96 if not REHEARSE else 64, how=127))):
+                   (16, dict(backend='few', groups=40, wide=4, deep=3, tj=1)), (64, dict(backend='few', groups=32, ranks=4, wide=8, deep=1, tj=1)), (300, dict(backend='prefill', bm=128 if not REHEARSE else 64)), (300, dict(backend='prefill', bm=96 if not REHEARSE else 64, how=1))):
         if REHEARSE: _, M, cfg = small((d, d), M, cfg)
         x = activations(M, d)
         def chain(overlap):

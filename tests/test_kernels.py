@@ -115,16 +115,27 @@ def test_cuda_source(bits, kind):
     p, x = layout.random_matrix(131, 200, bits, kind), torch.randn(70, 200).half()
     for bm in (64, 96): assert layout.relative_error(cuda.prefill(x, p, bm=bm, lib=lib), x, p) < 5e-4
 
-# `How` of lut.cu: a lag, pairs, selectors once, steps, tables, runs, and several of them
-@pytest.mark.parametrize('bits, kind, hows', [(3, 'int8', (1, 4, 8, 24, 40, 64, 127)), (3, 'float8_e4m3', (24, 94)), (2, 'int8', (60, 126)), (4, 'int8', (126,))])
-def test_ways_of_prefill(bits, kind, hows):
+@pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (2, 'int8'), (4, 'int8')])
+def test_ways_of_prefill(bits, kind):
     "All give the same bits: of whole tiles and of parts, a ring that is filled again, an odd tile out, and rows that are left over."
     lib = on_cpu(bits, kind)
-    for (o, i), M, bm, ways in [((264, 1160), 100, 88, hows), ((131, 200), 70, 64, hows[-1:]), ((392, 136), 180, 256, (152, 255))][:3 if hows[0] == 1 else 2]:
+    for (o, i), M, bm, ways in [((264, 1160), 100, 88, [(88, 1), (160, 0)]), ((131, 200), 70, 64, [(64, 1)]), ((392, 136), 180, 256, [(256, 2), (256, 3)])][:3 if (bits, kind) == (3, 'int8') else 2]:
         p, x = layout.random_matrix(o, i, bits, kind), torch.randn(M, i).half()
         want = cuda.prefill(x, p, bm=bm, lib=lib)
         assert layout.relative_error(want, x, p) < 5e-4
-        for how in ways: assert torch.equal(cuda.prefill(x, p, bm=bm, how=how, lib=lib), want), how
+        for bm, how in ways: assert torch.equal(cuda.prefill(x, p, bm=bm, how=how, lib=lib), want), (bm, how)
+    with pytest.raises(RuntimeError, match='no such kernel'): cuda.prefill(x, p, bm=128, how=2, lib=lib)
+
+@settings(max_examples=60, deadline=None)
+@given(o=st.integers(1, 40000), M=st.integers(65, 5000), processors=st.sampled_from([78, 114, 132]))
+def test_prefill_is_shared_out(o, M, processors):
+    "The busiest processor has at least its part of all tokens; the choice is the cheapest, and rests only where they help."
+    cost = lambda bm, how: ops.prefill_cost((o, 128), M, bm, how, processors)
+    bm, how = ops.prefill_way((o, 128), M, processors)
+    c = ops.default_config((o, 128), M, True, gpu=ops.Gpu(processors=processors))
+    assert c == dict(backend='prefill', bm=bm, how=how) and (how == 0 or (bm, how) == (256, 2) and cost(256, 2) < cost(256, 0))
+    for way in ops.PREFILL_TILES: assert cost(bm, how) <= cost(*way) >= -(-o//128)*M/processors
+    if -(-o//128)*-(-M//256) % processors == 0: assert cost(256, 2) == cost(256, 0)
 
 @pytest.mark.parametrize('bits, kind', [(3, 'int8'), (3, 'float8_e4m3'), (4, 'float8_e4m3')])
 def test_an_older_gpu(bits, kind, monkeypatch):

@@ -167,7 +167,7 @@ def prefill(
     x,         # (M, in) float16 or bfloat16
     p,         # `PackedMatrix` in units
     bm=128,    # tokens of a tile: 64, 88, 96, 128, 160, 192 or 256
-    how=0,     # as of `How` in lut.cu: bits for what may make it faster; the result is the same
+    how=0,     # 1: pairs of blocks share activations; 2, with bm=256: what is left over in tiles of 176; or 3
     overlap=1, # 1: start before the kernel before it has ended
     lib=None,  # as of `decode`
     dtype=None, # of the result; None: x's

@@ -101,7 +101,7 @@ DEV uint32_t look_up(const uint32_t* table, uint32_t s) {
 #endif
 }
 // the a operand of one tensor-core step: weights 4s...4s+3 of both rows as fp16; int8 entries come as 1024 + 128 + entry.
-// SPARE: selectors are made once and kept, not shifted again where they are used; `prefill` and `decode` were measured without
+// SPARE: selectors are made once and kept, not shifted again where they are used; `decode` was measured without
 template<bool SPARE = false> DEV void weights_f16(uint32_t* a, const Lane& u, int s) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -384,48 +384,35 @@ template<int MODE, int NT, int TJ> __global__ void __launch_bounds__(512, NT == 
 #if ARCH == 90
 // Many tokens: tiles of 128 rows x BM tokens. One warp copies units and activations ahead; two warpgroups of 64 rows each dequantize
 // into the registers from which their tensor cores read, a half block while the other half is multiplied.
-enum How { LAG = 3, PAIR = 4, ONCE = 8, STEPS = 16, TABLES = 32, RUNS = 64, REST = 128 };   // ways to do it, all with the same bits as result
-// LAG    blocks of columns that the second warpgroup stays behind the first: one writes results while the other multiplies
+enum How { PAIR = 1, REST = 2 };   // ways to share the work out, with the same bits as result
 // PAIR   clusters of two blocks, 256 rows: each copies half of the activations into the shared memory of both
-// ONCE   selectors are made once and kept (SPARE of `weights_f16`); STEPS and TABLES do so, too
-// STEPS  32 columns are multiplied as soon as they are dequantized, not 64
-// TABLES the copying warp's neighbours make fp16 of int8 entries and their scales, once a row: bytes of eight numbers, low ones and high ones
 // REST   the row tiles left over after rounds of tiles of 256 tokens come in tiles of REST_BM, so that all processors have some
-// RUNS   results are turned in shared memory and written 16 bytes at a time
 constexpr int REST_BM = 176;
 template<int N> struct Width { static constexpr int tokens = N; };
-template<int BM, int HOW> struct Prefill {
-    static constexpr int OF_A_HALF = HOW & STEPS ? 2 : 1;   // groups of products
-    static constexpr int ROWS = 128, X_BYTES = BM*256, W_BYTES = 8*UNIT, ROW_TABLE = 2*ENTRIES, T_BYTES = HOW & TABLES ? ROWS*ROW_TABLE : 0;
-    static constexpr int RUN_BYTES = 512, OTHER = 8*RUN_BYTES + 256, STAGE_BYTES = X_BYTES + W_BYTES + T_BYTES;
+template<int BM> struct Prefill {
+    // 32 columns are multiplied as soon as they are dequantized, not 64, where that was faster; then a half block is two groups of products
+    static constexpr bool STEPS = BM == 128 || BM == 256 || (!E4M3 && BM < 160);
+    static constexpr int OF_A_HALF = STEPS ? 2 : 1, ROWS = 128, X_BYTES = BM*256, W_BYTES = 8*UNIT, RUN_BYTES = 512, OTHER = 8*RUN_BYTES + 256, STAGE_BYTES = X_BYTES + W_BYTES;
     static constexpr int STAGES = (232448 - OTHER)/STAGE_BYTES < 6 ? (232448 - OTHER)/STAGE_BYTES : 6, BYTES = STAGES*STAGE_BYTES + OTHER;
-    static constexpr int W_AT = STAGES*X_BYTES, T_AT = W_AT + STAGES*W_BYTES, RUNS_AT = T_AT + STAGES*T_BYTES, BARS_AT = RUNS_AT + 8*RUN_BYTES;
+    static constexpr int W_AT = STAGES*X_BYTES, RUNS_AT = W_AT + STAGES*W_BYTES, BARS_AT = RUNS_AT + 8*RUN_BYTES;
 };
 struct PrefillArgs { void* y; int O, M, KB, down, wide, total; float scale; int bf16, how; };   // down: tiles of a row tile; wide: those of BM tokens, of `total`
 
 DEV uint32_t entries_f16(uint32_t v, uint32_t scale) { return half_mul(half_sub(v, 0x64806480u), scale); }   // of 1024 + 128 + entry
-// weights 4s...4s+3 of both rows, as of `weights_f16`; with TABLES t has the low and then the high bytes of fp16
-template<int HOW> DEV void step_weights(uint32_t* a, const Lane& u, const uint32_t (*t)[2*TABLE_REGS], int s, uint32_t scale0, uint32_t scale1) {
-    if (HOW & TABLES) {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const uint32_t four = as_it_is(selectors(u.word[r], s/2)) >> (s%2*16), lo = look_up(t[r], four), hi = look_up(t[r] + TABLE_REGS, four);
-            a[r] = prmt(lo, hi, 0x5140u); a[r + 2] = prmt(lo, hi, 0x7362u);
-        }
-        return;
-    }
-    weights_f16<(HOW & ONCE) != 0>(a, u, s);
+// weights 4s...4s+3 of both rows, as of `weights_f16`, times their scales
+DEV void step_weights(uint32_t* a, const Lane& u, int s, uint32_t scale0, uint32_t scale1) {
+    weights_f16<true>(a, u, s);
     if (!E4M3) {
 #pragma unroll
         for (int i = 0; i < 4; i++) a[i] = entries_f16(a[i], i%2 ? scale1 : scale0);
     }
 }
-template<int BM, int HOW> DEV void half_block(float* acc, uint32_t (*a)[4], uint32_t x, const Lane& u, const uint32_t (*t)[2*TABLE_REGS], int half, uint32_t scale0, uint32_t scale1) {
-    constexpr int N = HOW & STEPS ? 2 : 4;                               // products that are started together; x: `matrix_low` of two boxes of BM rows x 64 columns
+template<int BM, bool STEPS> DEV void half_block(float* acc, uint32_t (*a)[4], uint32_t x, const Lane& u, int half, uint32_t scale0, uint32_t scale1) {
+    constexpr int N = STEPS ? 2 : 4;                                     // products that are started together; x: `matrix_low` of two boxes of BM rows x 64 columns
 #pragma unroll
     for (int s = 0; s < 4; s += N) {
 #pragma unroll
-        for (int i = s; i < s + N; i++) step_weights<HOW>(a[i], u, t, 4*half + i, scale0, scale1);
+        for (int i = s; i < s + N; i++) step_weights(a[i], u, 4*half + i, scale0, scale1);
         wgmma_fence();
 #pragma unroll
         for (int i = s; i < s + N; i++) Wgmma<BM>::run(acc, a[i], matrix_of(x + half*BM*8 + 2*i));
@@ -464,45 +451,20 @@ template<int BM> DEV void write_runs(const PrefillArgs& p, const float* acc, uin
         if (token < BM && first + token < p.M && r < p.O) *(uint4*)((uint16_t*)p.y + (size_t)(first + token)*p.O + r) = run;
     }
 }
-// tables of the 128 rows of a stage, by `threads` threads: rows g of a unit, then rows g+8
-template<int HOW> DEV void make_tables(uint8_t* tables, const uint8_t* units, int thread, int threads) {
-    for (int row = thread; row < 128; row += threads) {
-        const int g = row%8, half = row/8%2;
-        const uint8_t* unit = units + row/16*UNIT;
-        const uint32_t* in = (const uint32_t*)(unit + INDEX_BYTES + (2*g + half)*ENTRIES);
-        const uint32_t scale = ((const uint16_t*)(unit + INDEX_BYTES + TABLE_BYTES))[2*g + half]*0x10001u;
-        uint32_t* out = (uint32_t*)(tables + row*2*ENTRIES);
-#pragma unroll
-        for (int i = 0; i < TABLE_REGS; i++) {
-            const uint32_t v = in[i] ^ 0x80808080u, a = entries_f16(prmt(v, 0x64646464u, 0x4140u), scale), b = entries_f16(prmt(v, 0x64646464u, 0x4342u), scale);
-            out[i] = prmt(a, b, 0x6420u); out[TABLE_REGS + i] = prmt(a, b, 0x7531u);
-        }
-    }
-}
-DEV void read_row_tables(uint32_t (*t)[2*TABLE_REGS], const uint8_t* tables, int lane) {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const uint8_t* at = tables + (8*r + lane/4)*2*ENTRIES;
-        if (BITS == 3) { uint4 v = *(const uint4*)at; t[r][0] = v.x; t[r][1] = v.y; t[r][2%(2*TABLE_REGS)] = v.z; t[r][3%(2*TABLE_REGS)] = v.w; }
-        else { uint2 v = *(const uint2*)at; t[r][0] = v.x; t[r][1] = v.y; }
-    }
-}
-template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(const PrefillArgs p, MAP_PARAM x_map, MAP_PARAM units_map, MAP_PARAM rest_map) {
-    typedef Prefill<BM, HOW> C;
-    constexpr int S = C::STAGES, MAKERS = 64;                            // threads that make tables
+template<int BM, bool RESTS> __global__ void __launch_bounds__(384, 1) prefill(const PrefillArgs p, MAP_PARAM x_map, MAP_PARAM units_map, MAP_PARAM rest_map) {
+    typedef Prefill<BM> C;
+    constexpr int S = C::STAGES;
     SHARED_1024(smem);
-    uint64_t *full = (uint64_t*)(smem + C::BARS_AT), *empty = full + S, *made = empty + S, *ahead = made + S;
+    uint64_t *full = (uint64_t*)(smem + C::BARS_AT), *empty = full + S;
     const int group = threadIdx.x/128, warp = threadIdx.x/32, lane = threadIdx.x%32;
     const int pair = p.how & PAIR ? 1 : 0, rank = pair ? cluster_rank() : 0, first = blockIdx.x >> pair, each = gridDim.x >> pair;
-    const int lag = min(p.how & LAG, S - 1), steps = first < p.total ? ((p.total - first - 1)/each + 1)*p.KB : 0;
     auto at_tile = [&](int tile, auto f) {                               // f(tokens of a tile, which 128 rows, first token)
-        if (!(HOW & REST) || tile < p.wide) return f(Width<BM>(), (tile/p.down << pair) + rank, tile%p.down*BM);
+        if (!RESTS || tile < p.wide) return f(Width<BM>(), (tile/p.down << pair) + rank, tile%p.down*BM);
         const int down = (p.M + REST_BM - 1)/REST_BM, i = tile - p.wide;
-        f(Width<HOW & REST ? REST_BM : BM>(), ((p.wide/p.down + i/down) << pair) + rank, i%down*REST_BM);
+        f(Width<RESTS ? REST_BM : BM>(), ((p.wide/p.down + i/down) << pair) + rank, i%down*REST_BM);
     };
     if (threadIdx.x == 0) {
-        for (int i = 0; i < S; i++) { bar_init(full + i, 1); bar_init(empty + i, 8 << pair); bar_init(made + i, MAKERS/32); }
-        bar_init(ahead, 4);
+        for (int i = 0; i < S; i++) { bar_init(full + i, 1); bar_init(empty + i, 8 << pair); }
         if (pair) bars_made();
     }
     __syncthreads();
@@ -515,7 +477,7 @@ template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(cons
         int step = 0;
         if (threadIdx.x == 0) for (int tile = first; tile < p.total; tile += each) at_tile(tile, [&](auto width, int rows, int token) {
             constexpr int N = decltype(width)::tokens;
-            const Map* map = HOW & REST && N < BM ? &rest_map : &x_map;
+            const Map* map = RESTS && N < BM ? &rest_map : &x_map;
             for (int kb = 0; kb < p.KB; kb++, step++, next()) {
                 uint8_t* at = smem + i*C::X_BYTES;
                 if (step >= S) bar_wait(empty + i, phase ^ 1);
@@ -527,20 +489,12 @@ template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(cons
                 box_load(at + N*128, map, kb*128 + 64, token, full + i);
             }
         });
-        if (HOW & TABLES && warp > 0 && warp <= MAKERS/32) for (int step = 0; step < steps; step++, next()) {
-            bar_wait(full + i, phase);
-            make_tables<HOW>(smem + C::T_AT + i*C::T_BYTES, smem + C::W_AT + i*C::W_BYTES, threadIdx.x - 32, MAKERS);
-            warp_sync();
-            if (lane == 0) bar_arrive(made + i);
-        }
     } else {
         more_registers<232>();
         grid_wait();
         const Remote empties = remote(empty, lane & pair);               // of the block, or one of the two, that lanes 0 and 1 give stages back to
         const uint32_t low = matrix_low(smem);
-        const uint8_t *units = smem + C::W_AT + (warp - 4)*UNIT, *tables = smem + C::T_AT + (warp - 4)*16*C::ROW_TABLE;
-        int until = group == 1 && lane == 0 ? lag : -1;                  // blocks until the other warpgroup may begin
-        if (group == 2 && lag && steps > lag) bar_wait(ahead, 0);
+        const uint8_t* units = smem + C::W_AT + (warp - 4)*UNIT;
         for (int tile = first; tile < p.total; tile += each) at_tile(tile, [&](auto width, int rows, int token) {
             constexpr int N = decltype(width)::tokens;
             float acc[N/2];
@@ -552,22 +506,15 @@ template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(cons
                 const uint32_t x = shfl(low + i*(C::X_BYTES/16), 0);   // so that the compiler knows it is the same in all lanes
                 const uint8_t* unit = units + i*C::W_BYTES;
                 bar_wait(full + i, phase);
-                if (HOW & TABLES) bar_wait(made + i, phase);
                 warp_sync();
-                if (until-- == 0) bar_arrive(ahead);
-                Lane u; read_words(u, unit, lane);
-                uint32_t t[2][2*TABLE_REGS], s0 = 0, s1 = 0;
-                if (HOW & TABLES) read_row_tables(t, tables + i*C::T_BYTES, lane);
-                else {
-                    read_table(u, unit, lane, 0x80808080u);
-                    const uint32_t scales = E4M3 ? 0 : ((const uint32_t*)(unit + INDEX_BYTES + TABLE_BYTES))[lane/4];
-                    s0 = prmt(scales, 0, 0x1010u); s1 = prmt(scales, 0, 0x3232u);
-                }
-                half_block<N, HOW>(acc, a[0], x, u, t, 0, s0, s1);
+                Lane u; read_words(u, unit, lane); read_table(u, unit, lane, 0x80808080u);
+                const uint32_t scales = E4M3 ? 0 : ((const uint32_t*)(unit + INDEX_BYTES + TABLE_BYTES))[lane/4];
+                const uint32_t s0 = prmt(scales, 0, 0x1010u), s1 = prmt(scales, 0, 0x3232u);
+                half_block<N, C::STEPS>(acc, a[0], x, u, 0, s0, s1);
                 wgmma_wait<C::OF_A_HALF>();                              // the block before is done: its stage may be filled again
                 if (before >= 0 && lane <= pair) arrive(empties, before);
                 before = i;
-                half_block<N, HOW>(acc, a[1], x, u, t, 1, s0, s1);
+                half_block<N, C::STEPS>(acc, a[1], x, u, 1, s0, s1);
                 wgmma_wait<C::OF_A_HALF>();                              // the first half is done: its registers are free
             }
             wgmma_wait<0>();
@@ -576,7 +523,7 @@ template<int BM, int HOW> __global__ void __launch_bounds__(384, 1) prefill(cons
             for (int j = 0; j < N/2; j++) pin(acc[j]);
             const int row = rows*128 + (warp - 4)*16;
             if (p.O%2) write_tile<N, true>(p, acc, token + lane/4, row + lane%4*2);
-            else if (p.O%8 || !(p.how & RUNS)) write_tile<N, false>(p, acc, token + lane/4, row + lane%4*2);
+            else if (p.O%8) write_tile<N, false>(p, acc, token + lane/4, row + lane%4*2);
             else write_runs<N>(p, acc, smem + C::RUNS_AT + (warp - 4)*C::RUN_BYTES, token, row, lane);
         });
     }
@@ -609,19 +556,11 @@ typedef void (*Kernel)(const Args);
 #define EACH_PLANES(F) F(1, 1) F(1, 2) F(2, 1) F(2, 2) F(4, 1) F(4, 2)   // of those by integers
 #endif
 #define EACH_BM(F) F(64) F(88) F(96) F(128) F(160) F(192) F(256)   // tokens of a tile of prefill
-#if E4M3 || BITS == 4
-#define EACH_PREFILL(F, BM) F(BM, 0) F(BM, ONCE) F(BM, ONCE + STEPS)
-#define EACH_REST(F) F(256, REST + ONCE + STEPS)
-#else
-#define EACH_PREFILL(F, BM) F(BM, 0) F(BM, ONCE) F(BM, ONCE + STEPS) F(BM, ONCE + TABLES) F(BM, ONCE + TABLES + STEPS)
-#define EACH_REST(F) F(256, REST + ONCE + STEPS) F(256, REST + ONCE + TABLES + STEPS)
-#endif
 #ifdef ON_CPU
 static void call(const void* kernel, void** args) {
 #if ARCH == 90
-#define IS_PREFILL(BM, HOW) || kernel == (const void*)prefill<BM, HOW>
-#define IS(BM) EACH_PREFILL(IS_PREFILL, BM)
-    if (false EACH_BM(IS) EACH_REST(IS_PREFILL)) return ((void (*)(const PrefillArgs, const Map, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2], *(Map*)args[3]);
+#define IS(BM) || kernel == (const void*)prefill<BM, false>
+    if (kernel == (const void*)prefill<256, true> EACH_BM(IS)) return ((void (*)(const PrefillArgs, const Map, const Map, const Map))kernel)(*(PrefillArgs*)args[0], *(Map*)args[1], *(Map*)args[2], *(Map*)args[3]);
 #define IS_TOKEN(H, BF16) if (kernel == (const void*)token<TOKEN_MODE, H, BF16>) return token<TOKEN_MODE, H, BF16>(*(TokenArgs*)args[0], *(TokenLayout*)args[1]);
 #define TOKENS(H) IS_TOKEN(H, 0) IS_TOKEN(H, 1)
     EACH_H(TOKENS)
@@ -675,21 +614,18 @@ static void share_prefill(PrefillArgs& p, int BM, int workers, int rows, bool re
     p.down = down; p.wide = wide*down; p.total = p.wide + (rest ? (tiles - wide)*((p.M + REST_BM - 1)/REST_BM) : 0);
 }
 template<int BM> static int launch_prefill(PrefillArgs p, const void* units, const void* x, int I, int overlap, void* stream) {
-    const int pair = p.how & PAIR ? 1 : 0, rest = p.how & REST ? REST | STEPS : 0;
-    const int bits = p.how & (ONCE | STEPS | (E4M3 || BITS == 4 ? 0 : TABLES)) | rest, compiled = bits ? bits | ONCE : 0;
+    const int pair = p.how & PAIR ? 1 : 0;
+    const bool rest = p.how & REST;
+    if (rest && BM != 256) return -1;
     Map maps[3] = {};
-    int e = make_map(maps, x, I, p.M, BM), bytes = 0;
+    int e = make_map(maps, x, I, p.M, BM);
     if (!e) e = make_units_map(maps + 1, units, UNIT, p.KB, (p.O + 15)/16);
     if (!e && rest) e = make_map(maps + 2, x, I, p.M, REST_BM);
     if (e) return e;
     share_prefill(p, BM, processors() >> pair, 128 << pair, rest);
-    const void* kernel = nullptr;
-#define PICK_PREFILL(N, HOW) if (BM == N && compiled == (HOW)) { kernel = (const void*)prefill<N, HOW>; bytes = Prefill<N, HOW>::BYTES; }
-    EACH_PREFILL(PICK_PREFILL, BM)
-    EACH_REST(PICK_PREFILL)
-    if (!kernel) return -1;
+    const void* kernel = rest ? (const void*)prefill<256, true> : (const void*)prefill<BM, false>;
     void* args[] = {&p, maps, maps + 1, maps + 2};
-    return launch(kernel, args, min(p.total, processors() >> pair) << pair, 384, 1 << pair, bytes, overlap, stream);
+    return launch(kernel, args, min(p.total, processors() >> pair) << pair, 384, 1 << pair, Prefill<BM>::BYTES, overlap, stream);
 }
 #endif
 #ifdef STAMPS
