@@ -201,7 +201,7 @@ def stage_layer(t, geometry='int8', context=512, others=5):
         y = x
         for p, norms, (keys, values) in layers:
             product = lambda x, m, **kw: cuda.decode(x, m, lib=lib, **{k: v for k,v in cfgs[next(i for i in range(4) if p[i] is m)].items() if k != 'backend'}, **kw)
-            y = layer_products(y, p, norms, [None]*4, [[]]*4, [[]]*4, lambda qkv: cuda.attend(qkv, cos, sin, keys, values, at, ranks, lib=lib), 1e-5, product)
+            y = layer_products(y, p, norms, [None]*4, [[]]*4, [[]]*4, lambda qkv: cuda.attend(qkv, cos, sin, keys, values, at, ranks=ranks, lib=lib), 1e-5, product)
     def timed(cfgs, ranks=8): return graph_ms(lambda: run(cfgs, ranks), reps=20)
     cfgs = [c[0][1] for c in tried]
     best = timed(cfgs); say(f'   LAYERS {geometry}: {best:.4f} ms')
