@@ -142,13 +142,19 @@ def ahead(
     items,  # any iterable
 ):          # iterator of the same items
     "The items of an iterable, made in a thread: the first from now on, each while the one before is used."
-    items, end, pool = iter(items), object(), ThreadPoolExecutor(1)
-    def rest(coming):
-        with pool:
-            while (x := coming.result()) is not end:
-                coming = pool.submit(next, items, end)
-                yield x
-    return rest(pool.submit(next, items, end))
+    made = _ahead(iter(items))
+    next(made)
+    return made
+
+def _ahead(items):
+    "None, then the items; whoever closes it waits for the thread."
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, end)
+        yield
+        while (x := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield x
 
 # %% ../../nbs/13_pipelines/01_packing.ipynb #d1192889
 @partial(jax.jit, static_argnames=('plan', 'method'))
@@ -184,5 +190,5 @@ def packed_layers(
     store=lambda i, packed: None,
 ):                       # iterator of packed layers, as of `packed_layer`
     "Quantize a network layer by layer, with four of them in memory; it begins at once."
-    return progress(ahead(_packed_layers(model, read, quant, method, load, store)), method, model.n_layers,
-                    unit='layer', leave=False)
+    made = _packed_layers(model, read, quant, method, load, store)
+    return ahead(progress(made, method, model.n_layers, unit='layer', leave=False))
