@@ -138,23 +138,24 @@ def layer_matrices(
     return {n: matrix(n, quant).dequantize() for n,quant in plan}
 
 # %% ../../nbs/13_pipelines/01_packing.ipynb #67dc907b
-def ahead(
-    items,  # any iterable
-):          # iterator of the same items
+class ahead:
     "The items of an iterable, made in a thread: the first from now on, each while the one before is used."
-    made = _ahead(iter(items))
-    next(made)
-    return made
-
-def _ahead(items):
-    "None, then the items; whoever closes it waits for the thread."
     end = object()
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, end)
-        yield
-        while (x := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield x
+    def __init__(self, items):   # any iterable
+        self.items, self.pool = iter(items), ThreadPoolExecutor(1)
+        self.coming = self.pool.submit(next, self.items, self.end)
+
+    def __iter__(self): return self
+
+    def __next__(self):
+        x = self.coming.result()
+        if x is self.end: raise StopIteration
+        self.coming = self.pool.submit(next, self.items, self.end)
+        return x
+
+    def close(self):
+        "Wait for the thread. (A generator's close may be called by Python's collector, in any thread.)"
+        self.pool.shutdown()
 
 # %% ../../nbs/13_pipelines/01_packing.ipynb #d1192889
 @partial(jax.jit, static_argnames=('plan', 'method'))
