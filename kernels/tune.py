@@ -41,7 +41,7 @@ def few_configs(shape, M, geometry, most=24):
         if len(out) >= most: break
     return out[:most]
 
-def prefill_configs(shape, M, geometry, most=3):
+def prefill_configs(shape, M, most=3):
     "Tiles that share the work out best, each in several ways (`How` of lut.cu)."
     if REHEARSE: return [dict(backend='prefill', bm=64, how=how) for how in (0, 1)]
     out = []
@@ -229,7 +229,7 @@ def stage_prefill(t, Ms=(512, 2048)):
     for M in Ms:
         bf16_stack(t.out, M)
         for geometry in ('int8', 'lut-b'):
-            for s in SHAPES: t.shape(s, geometry, M, prefill_configs(s, M, geometry), layers=2 if REHEARSE else 8)
+            for s in SHAPES: t.shape(s, geometry, M, prefill_configs(s, M), layers=2 if REHEARSE else 8)
             t.stack(geometry, M, 'prefill', others=2)
 
 def stage_triton(t):
@@ -239,7 +239,7 @@ def stage_triton(t):
 
 def stage_rest(t):
     for geometry, M in (('int8', 2), ('int8', 4), ('int8', 8), ('2bit', 1), ('4bit', 1), ('lut-b', 2), ('lut-b', 4), ('lut-b', 8)): stage_decode(t, geometry, (M,), full=False)
-    for s in SHAPES: t.shape(s, 'int8', 64, prefill_configs(s, 64, 'int8'), layers=8)
+    for s in SHAPES: t.shape(s, 'int8', 64, prefill_configs(s, 64), layers=8)
 
 def stage_int(t): stage_decode(t, 'int8', (1, 16), 'int8', full=False)
 

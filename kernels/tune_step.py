@@ -10,7 +10,7 @@ from pathlib import Path
 from common import DEVICE, GEOMETRIES, REHEARSE, ROOT, say, write
 import torch
 from nativebit import config
-from nativebit.kernels import cuda, ops
+from nativebit.kernels import ops
 from nativebit.pytorch.batch import BatchDecoder
 from nativebit.pytorch.decode import Decoder
 from nativebit.pytorch.benchmark import random_network

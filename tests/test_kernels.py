@@ -389,7 +389,8 @@ def near_planes(made, want):
     "Beside planes of numbers that another order of sums may have rounded otherwise: a step of their type, where they are not the same."
     (q, steps), (exact, s) = made, rounded_as_planes(want)
     near = torch.isclose(q*steps[..., None], exact*s[..., None], 2.**-7 if want.dtype == torch.bfloat16 else 2.**-10, s.max().item())
-    assert near.all() and torch.allclose(steps, s, 2.**-7) and (q != exact).double().mean() < .1 and (steps == s).double().mean() > .7
+    assert near.all() and torch.allclose(steps, s, 2.**-7)
+    if q.numel() >= 512: assert (q != exact).double().mean() < .1 and (steps == s).double().mean() > .7   # of fewer one number can be a tenth
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_cuda_writes_what_triton_writes(dtype):
