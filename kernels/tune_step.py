@@ -7,7 +7,7 @@ Alone, one launch after the other, a product finds a GPU that nobody else uses. 
 """
 import argparse, time
 from pathlib import Path
-from common import DEVICE, GEOMETRIES, REHEARSE, ROOT, say, write
+from common import DEVICE, REHEARSE, ROOT, say, write
 import torch
 from nativebit import config
 from nativebit.kernels import ops
