@@ -1,7 +1,6 @@
-// The functions of nativebit/kernels/lut_device.cuh on a CPU: a thread a lane, barriers where a warp exchanges values. Slow, exact, and it checks addresses.
+// The functions of nativebit/kernels/lut_device.cuh on a CPU: a lane is a fiber, which runs until it waits for others. Slow, exact, and it checks addresses.
 #pragma once
-#include <pthread.h>
-#include <atomic>
+#include <ucontext.h>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -10,9 +9,9 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <random>
-#include <thread>
 #include <unordered_map>
 #include <vector>
 #define DEV inline
@@ -34,24 +33,41 @@ static inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4);
 static inline float __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static inline void need(bool ok, const char* what) { if (!ok) { fprintf(stderr, "cuda_on_cpu: %s\n", what); abort(); } }
 
-// where a thread is: its warp's exchange area, its block's shared memory, its cluster's blocks
-struct Warp { pthread_barrier_t sync; uint32_t in[32][8]; };
+// where a lane is: its warp's exchange area, its block's shared memory, its cluster's blocks
+struct Fiber;
+struct Meeting { int of, left; std::vector<Fiber*> waiting; };
+struct Warp { Meeting sync; uint32_t in[32][8]; };
 struct Cluster;
-struct Block { uint8_t* shared; pthread_barrier_t sync; std::pair<int, pthread_barrier_t> some; std::vector<Warp> warps; Cluster* cluster; int rank; };
-struct Cluster { pthread_barrier_t sync; std::vector<Block> blocks; };
-static thread_local Block* here;
-static thread_local Dim threadIdx, blockIdx, blockDim, gridDim;
+struct Block { uint8_t* shared; Meeting sync, some; std::vector<Warp> warps; Cluster* cluster; int rank; };
+struct Cluster { Meeting sync; std::vector<Block> blocks; };
+typedef std::vector<std::function<void()>> Products;
+struct Fiber { ucontext_t at; std::unique_ptr<char[]> stack; Block* block; int lane, index; Products started; std::deque<Products> groups; };   // products since the last commit; those before, group by group
+static Fiber* me; static Block* here;
+static Dim threadIdx, blockIdx, blockDim, gridDim;
+static std::deque<Fiber*> ready;                                         // who may go on, the next one last: a warp goes as far ahead as it may, the last one first
+static int running; static ucontext_t launcher;
 static const uint8_t *global_from, *global_to;   // bulk copies must stay in here
 static inline Warp& warp() { return here->warps[threadIdx.x/32]; }
 static inline int lane_id() { return threadIdx.x%32; }
-static inline void meet() { pthread_barrier_wait(&warp().sync); }
-static inline void __syncthreads() { pthread_barrier_wait(&here->sync); }
+static Fiber* next_ready();
+static inline void run(Fiber* f) { me = f; here = f->block; threadIdx.x = f->lane; blockIdx.x = f->index; }
+static inline void give_way() {                                          // others go on; who calls this must be in a list that someone looks at
+    Fiber* mine = me; Fiber* next = next_ready();
+    if (next == mine) return;
+    run(next); swapcontext(&mine->at, &next->at);
+}
+static inline void later() { ready.push_front(me); give_way(); }
+static inline void wait_in(std::vector<Fiber*>& list) { list.push_back(me); give_way(); }
+static inline void wake(std::vector<Fiber*>& list) { ready.insert(ready.end(), list.begin(), list.end()); list.clear(); }
+static inline void wait_for_all(Meeting& m) { if (--m.left) return wait_in(m.waiting); m.left = m.of; wake(m.waiting); }
+static inline void meet() { wait_for_all(warp().sync); }
+static inline void __syncthreads() { wait_for_all(here->sync); }
 DEV void warp_sync() { meet(); }
 DEV void sync_some(int threads) {                                        // the first to come makes the barrier
-    static std::mutex lock;
-    pthread_barrier_t* b;
-    { std::lock_guard<std::mutex> hold(lock); b = &here->some.second; int& n = here->some.first; if (!n) pthread_barrier_init(b, nullptr, n = threads); need(n == threads, "a barrier of other threads than before"); }
-    pthread_barrier_wait(b);
+    Meeting& m = here->some;
+    if (!m.of) m.of = m.left = threads;
+    need(m.of == threads, "a barrier of other threads than before");
+    wait_for_all(m);
 }
 
 DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
@@ -64,7 +80,8 @@ DEV uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
 }
 DEV uint32_t least(uint32_t a, uint32_t b) { auto of = [](uint32_t a, uint32_t b) { return (uint32_t)(uint16_t)min((int16_t)a, (int16_t)b); }; return of(a, b) | of(a >> 16, b >> 16) << 16; }
 DEV uint32_t most_of(uint32_t a, uint32_t b) { return (uint32_t)max(a & 0xffff, b & 0xffff) | (uint32_t)max(a >> 16, b >> 16) << 16; }
-static inline float to_float(uint16_t v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }
+static const struct Halves { float of[1 << 16]; Halves() { for (uint32_t v = 0; v < 1 << 16; v++) { const uint16_t u = v; _Float16 h; memcpy(&h, &u, 2); of[v] = (float)h; } } } halves;   // converting takes most of the time where a CPU has no instruction for it
+static inline float to_float(uint16_t v) { return halves.of[v]; }
 static inline uint16_t to_half(float f) { _Float16 h = (_Float16)f; uint16_t v; memcpy(&v, &h, 2); return v; }
 static inline float e4m3(uint8_t v) {
     int e = v >> 3 & 15, m = v & 7;
@@ -148,67 +165,61 @@ DEV uint4 load_once(const void* p) { return load_x(p); }
 DEV uint16_t load_u16(const uint16_t* p) { return *p; }
 DEV void fetch(const void*) {}
 DEV long long load_i64(const long long* p) { return *p; }
-DEV int load_int(const unsigned* p) { return (int)__atomic_load_n(p, __ATOMIC_RELAXED); }
-DEV uint32_t add_release(unsigned* p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
-// what blocks send each other. With -DFUZZ=seed a thread stops at times, a block may be a slow one, and what was sent arrives late and in any order,
+DEV int load_int(const unsigned* p) { return (int)*p; }
+DEV uint32_t add_release(unsigned* p, unsigned v) { uint32_t old = *p; *p += v; return old; }
+// what blocks send each other. With -DFUZZ=seed lanes take turns in any order, one stops at times, a block may be a slow one, and what was sent arrives late and in any order,
 // one half after the other, but for numbers sent to the same place, and for those that `sent_before` waits for
 #ifndef FUZZ
 static inline void stumble() {}
-static inline void store16(uint16_t* p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline void store16(uint16_t* p, uint16_t v) { *p = v; }
+static inline void deliver() {}
+static inline void deliver_all() {}
 DEV void sent_before() {}
-struct Mail {};
 #else
-struct Letter { uint16_t* to; uint16_t value; int from, wait; };
-static std::mutex mail_lock;
+static inline int draw(int below) { static std::minstd_rand draws(FUZZ); return draws()%below; }
+struct Letter { uint16_t* to; uint16_t value; Fiber* from; int wait; };
 static std::vector<Letter> mail;
-static thread_local std::minstd_rand draws;
-static inline int me() { return blockIdx.x*blockDim.x + threadIdx.x; }
 static inline void stumble() {
-    static thread_local bool seeded = false;
-    if (!seeded) { draws.seed(FUZZ + 7919*me() + std::chrono::steady_clock::now().time_since_epoch().count()%1000003); seeded = true; }
     const bool slow = (blockIdx.x*31 + FUZZ)%3 == 0;
-    if (draws()%(slow ? 40 : 400) == 0) std::this_thread::sleep_for(std::chrono::microseconds(draws()%(slow ? 3000 : 300)));
+    if (!draw(slow ? 40 : 400)) for (int rounds = draw(slow ? 200 : 20); rounds > 0; rounds--) later();
 }
-static inline void store16(uint16_t* p, uint16_t v) { std::lock_guard<std::mutex> hold(mail_lock); mail.push_back({p, v, me(), (int)(draws()%(draws()%50 ? 8 : 300))}); }
-static inline bool underway() { std::lock_guard<std::mutex> hold(mail_lock); for (auto& l : mail) if (l.from == me()) return true; return false; }
-DEV void sent_before() { while (underway()) std::this_thread::yield(); }
-struct Mail {                                                            // brings what has waited long enough
-    std::atomic<bool> end{false}; std::thread carrier;
-    Mail() : carrier([this] {
-        std::minstd_rand pick(FUZZ);
-        for (bool empty = false; !(end && empty);) {
-            { std::lock_guard<std::mutex> hold(mail_lock);
-              std::vector<Letter> later; std::unordered_map<uint16_t*, bool> held;
-              for (auto& l : mail) if (held.count(l.to) || --l.wait > 0) { held[l.to] = true; later.push_back(l); } else __atomic_store_n(l.to, l.value, __ATOMIC_RELAXED);
-              mail.swap(later); empty = mail.empty(); }
-            std::this_thread::sleep_for(std::chrono::microseconds(pick()%60));
-        }
-    }) {}
-    ~Mail() { end = true; carrier.join(); }
-};
+static inline void store16(uint16_t* p, uint16_t v) { mail.push_back({p, v, me, draw(draw(50) ? 8 : 300)}); }
+static inline void carry() {                                             // brings what has waited long enough
+    std::vector<Letter> rest; std::unordered_map<uint16_t*, bool> held;
+    for (auto& l : mail) if (held.count(l.to) || --l.wait > 0) { held[l.to] = true; rest.push_back(l); } else *l.to = l.value;
+    mail.swap(rest);
+}
+static inline void deliver() { if (!mail.empty() && !draw(64)) carry(); }
+static inline void deliver_all() { while (!mail.empty()) carry(); }
+DEV void sent_before() { auto mine = [] { for (auto& l : mail) if (l.from == me) return true; return false; }; while (mine()) later(); }
 #endif
+static Fiber* next_ready() {
+    deliver();
+    need(!ready.empty(), "lanes that wait for each other for ever");
+#ifdef FUZZ
+    std::swap(ready.back(), ready[draw(ready.size())]);
+#endif
+    Fiber* next = ready.back(); ready.pop_back();
+    return next;
+}
 DEV uint4 load_now(const void* p) {
     need((uintptr_t)p%16 == 0, "a 16-byte load off its boundary");
     stumble();
     uint16_t v[8]; bool not_yet = false;
-    for (int i = 0; i < 8; i++) { v[i] = __atomic_load_n((const uint16_t*)p + i, __ATOMIC_RELAXED); not_yet |= v[i] == 0x8000; }
-    if (not_yet) std::this_thread::yield();
+    for (int i = 0; i < 8; i++) { v[i] = ((const uint16_t*)p)[i]; not_yet |= v[i] == 0x8000; }
+    if (not_yet) later();
     uint4 r; memcpy(&r, v, 16); return r;
 }
 DEV void send(uint16_t* p, uint16_t v) { stumble(); store16(p, v); }
 DEV void send(uint16_t* p, uint4 v) { need((uintptr_t)p%16 == 0, "a 16-byte store off its boundary"); uint16_t h[8]; memcpy(h, &v, 16); stumble(); for (int i = 0; i < 8; i++) store16(p + i, h[i]); }
-struct Barrier { int arrivals, left; int64_t bytes; uint32_t phase; };
-static std::mutex barriers_lock;
+struct Barrier { int arrivals, left; int64_t bytes; uint32_t phase; std::vector<Fiber*> waiting; };
 static std::unordered_map<const void*, Barrier> barriers;
-static inline void turn(Barrier& b) { if (b.left == 0 && b.bytes == 0) { b.phase ^= 1; b.left = b.arrivals; } }
-template<class F> static inline auto with(const void* bar, F f) { std::lock_guard<std::mutex> hold(barriers_lock); return f(barriers[bar]); }
-DEV void bar_init(uint64_t* bar, uint32_t arrivals) { with(bar, [=](Barrier& b) { b = {(int)arrivals, (int)arrivals, 0, 0}; }); }
-DEV void bar_arrive(uint64_t* bar) { with(bar, [](Barrier& b) { need(b.left > 0, "more arrivals than a barrier expects"); b.left--; turn(b); }); }
-DEV void bar_expect(uint64_t* bar, uint32_t bytes) { with(bar, [=](Barrier& b) { b.bytes += bytes; b.left--; turn(b); }); }
-static inline void bar_bytes(uint64_t* bar, uint32_t bytes) { with(bar, [=](Barrier& b) { b.bytes -= bytes; turn(b); }); }
-DEV void bar_wait(uint64_t* bar, uint32_t phase) {
-    for (long i = 0; with(bar, [=](Barrier& b) { return b.phase == (phase & 1); }); i++) { need(i < 20000000, "a barrier that never turns"); std::this_thread::yield(); }
-}
+static inline void turn(Barrier& b) { if (b.left == 0 && b.bytes == 0) { b.phase ^= 1; b.left = b.arrivals; wake(b.waiting); } }
+DEV void bar_init(uint64_t* bar, uint32_t arrivals) { barriers[bar] = {(int)arrivals, (int)arrivals, 0, 0, {}}; }
+DEV void bar_arrive(uint64_t* bar) { Barrier& b = barriers[bar]; need(b.left > 0, "more arrivals than a barrier expects"); b.left--; turn(b); }
+DEV void bar_expect(uint64_t* bar, uint32_t bytes) { Barrier& b = barriers[bar]; b.bytes += bytes; b.left--; turn(b); }
+static inline void bar_bytes(uint64_t* bar, uint32_t bytes) { Barrier& b = barriers[bar]; b.bytes -= bytes; turn(b); }
+DEV void bar_wait(uint64_t* bar, uint32_t phase) { while (barriers[bar].phase == (phase & 1)) wait_in(barriers[bar].waiting); }
 DEV void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar) {
     need((uintptr_t)dst%16 == 0 && (uintptr_t)src%16 == 0 && bytes%16 == 0, "a bulk copy off its 16-byte boundary");
     need((const uint8_t*)src >= global_from && (const uint8_t*)src + bytes <= global_to, "a bulk copy from outside the matrix");
@@ -278,13 +289,11 @@ DEV uint32_t processor() { return 0; }
 DEV uint64_t matrix_of(uint32_t low) { return low; }
 DEV uint64_t matrix_at(const void* p) { return matrix_low(p); }
 // Products run as late as they may, when they are waited for: registers or places that were used again too early are then wrong.
-static thread_local std::vector<std::function<void()>> started;          // since the last commit
-static thread_local std::deque<std::vector<std::function<void()>>> groups;
 static inline void bring(const uint32_t* a) { for (int i = 0; i < 4; i++) warp().in[lane_id()][i] = a[i]; meet(); }
 static inline uint32_t row_of_b(uint64_t b, int n, int byte) { return swizzled((uint32_t)(b << 4) + n/8*1024 + n%8*128 + byte); }   // rows of 128 bytes, 8 of them 1024 bytes behind the 8 before
 template<int N> struct Wgmma {
     template<bool ADD = true> static void run(float* d, const uint32_t* a, uint64_t b) {
-        started.push_back([=] {
+        me->started.push_back([=] {
             bring(a);
             auto A = [&](int r, int k) { uint32_t v = warp().in[r%8*4 + k%8/2][r/8 + k/8*2]; return to_float(k%2 ? v >> 16 : v & 0xffff); };
             auto B = [&](int k, int n) { return to_float(*(const uint16_t*)(here->shared + row_of_b(b, n, k*2))); };
@@ -301,7 +310,7 @@ template<int N> struct Wgmma {
 template<int N> struct WgmmaS8 {
     template<bool ADD = true> static void run(int* d, const uint32_t* a, uint64_t b) {
         need(N%8 == 0 && (N <= 32 || N%16 == 0), "a product of integers that there is not");
-        started.push_back([=] {
+        me->started.push_back([=] {
             bring(a);
             auto A = [&](int r, int k) { return (int)(int8_t)(warp().in[r%8*4 + k%16/4][r/8 + k/16*2] >> k%4*8 & 255); };
             auto B = [&](int k, int n) { return (int)(int8_t)here->shared[row_of_b(b, n, k)]; };
@@ -315,10 +324,10 @@ template<int N> struct WgmmaS8 {
     }
 };
 DEV void wgmma_fence() {}
-DEV void wgmma_commit() { groups.push_back({}); groups.back().swap(started); }
+DEV void wgmma_commit() { me->groups.push_back({}); me->groups.back().swap(me->started); }
 template<int PENDING> DEV void wgmma_wait() {
     meet();
-    for (; groups.size() > PENDING; groups.pop_front()) for (auto& product : groups.front()) product();
+    for (auto& groups = me->groups; groups.size() > PENDING; groups.pop_front()) for (auto& product : groups.front()) product();
 }
 DEV void pin(int&) {}
 DEV void pin(uint32_t&) {}
@@ -345,31 +354,43 @@ DEV uint32_t cluster_rank() { return here->rank; }
 DEV void cluster_arrive_first() {}
 DEV void bars_made() {}
 DEV void cluster_arrive() {}
-DEV void cluster_wait() { pthread_barrier_wait(&here->cluster->sync); }
+DEV void cluster_wait() { wait_for_all(here->cluster->sync); }
 DEV void store_in_rank(float* p, uint32_t rank, float v) { *(float*)(here->cluster->blocks[rank].shared + ((uint8_t*)p - here->shared)) = v; }
 
 // one cluster after the other; shared memory starts full of NaNs and may not be written past its end
 static void call(const void* kernel, void** args);   // defined behind the kernels: knows their parameters
+static const void* launched; static void** arguments;
+static void lane_main() {                                                // the last to end goes back to who launched all
+    call(launched, arguments);
+    need(me->started.empty() && me->groups.empty(), "products that nobody waited for");
+    if (--running) setcontext(&(run(next_ready()), me)->at);
+    setcontext(&launcher);
+}
 static int launch(const void* kernel, void** args, int blocks, int threads, int ranks, int bytes, int, void*) {
-    const int guard = 256;
+    static std::mutex one; std::lock_guard<std::mutex> hold(one);
+    static std::vector<Fiber> fibers;
+    const int guard = 256, stack = 1 << 18;
     if (!ranks) ranks = blocks;                                          // all at once: they wait for each other
-    Mail mail; (void)mail;
+    launched = kernel; arguments = args; blockDim.x = threads; gridDim.x = blocks;
     for (int first = 0; first < blocks; first += ranks) {
-        Cluster c; c.blocks.resize(ranks);
-        pthread_barrier_init(&c.sync, nullptr, ranks*threads);
-        std::vector<std::thread> all;
+        Cluster c; c.blocks.resize(ranks); c.sync.of = c.sync.left = running = ranks*threads;
+        if ((int)fibers.size() < running) fibers.resize(running);
         for (int r = 0; r < ranks; r++) {
             Block& b = c.blocks[r];
             b.shared = (uint8_t*)aligned_alloc(1024, (bytes + guard + 1023)/1024*1024); memset(b.shared, 0xff, bytes + guard);
-            b.rank = r; b.cluster = &c; b.warps.resize(threads/32);
-            pthread_barrier_init(&b.sync, nullptr, threads); b.some.first = 0;
-            for (auto& w : b.warps) pthread_barrier_init(&w.sync, nullptr, 32);
+            b.rank = r; b.cluster = &c; b.warps.resize(threads/32); b.sync.of = b.sync.left = threads;
+            for (auto& w : b.warps) w.sync.of = w.sync.left = 32;
+            for (int t = 0; t < threads; t++) {
+                Fiber& f = fibers[r*threads + t];
+                if (!f.stack) f.stack.reset(new char[stack]);
+                f.block = &b; f.lane = t; f.index = first + r;
+                getcontext(&f.at); f.at.uc_stack.ss_sp = f.stack.get(); f.at.uc_stack.ss_size = stack; makecontext(&f.at, lane_main, 0);
+                ready.push_back(&f);
+            }
         }
-        for (int r = 0; r < ranks; r++) for (int t = 0; t < threads; t++) all.emplace_back([=, &c] {
-            here = &c.blocks[r]; threadIdx.x = t; blockIdx.x = first + r; blockDim.x = threads; gridDim.x = blocks;
-            call(kernel, args);
-        });
-        for (auto& t : all) t.join();
+        Fiber* next = next_ready();
+        run(next); swapcontext(&launcher, &next->at);
+        deliver_all(); barriers.clear();
         for (auto& b : c.blocks) {
             for (int i = 0; i < guard; i++) need(b.shared[bytes + i] == 0xff, "a write past the end of shared memory");
             free(b.shared);
