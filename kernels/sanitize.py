@@ -96,10 +96,20 @@ def attentions(H, parts):
         live = at >= 0 if T == 1 else slice(None)
         yield f'attention, {what}, heads of {H}, {parts} parts', relative(f(*qkv, *turns, *cache, at, norms, .1)[live], want[live])
 
+def attention_planes():
+    "Of three texts at different places, written as integers for the next product."
+    N, kv, H, S = 8, 2, 64, 70
+    qkv, cache = [activations(3*n, H).view(3, 1, n, H) for n in (N, kv, kv)], [activations(3*S*kv, H).view(3, S, kv, H) for _ in range(2)]
+    turns, at, lib = torch.randn(2, S, H//2, device=DEVICE), torch.tensor([5, 0, S-1], device=DEVICE), cuda.library(*GEOMETRIES['int8'])
+    p = layout.random_matrix(40, N*H, *GEOMETRIES['int8']).to(DEVICE)
+    for parts in (1, 3):
+        step = partial(attention.triton_attention, *qkv, *turns, *cache, at, [], .1, parts=parts, tile=16)
+        yield f'attention, written for a product by integers, {parts} parts', layout.relative_error(cuda.few(cuda.Planes(step(dtype=torch.int16), 3, torch.float16), p, lib=lib), step().flatten(1), p)
+
 def main():
     if not (REHEARSE or torch.cuda.is_available()): sys.exit('error: this needs an NVIDIA GPU; --rehearse tries the program on a CPU')
     torch.manual_seed(0)
-    parts = [*map(products, GEOMETRIES), *(tokens(g, q) for g in ('int8', 'lut-b') for q in (False, True)), head(), between_products(), attentions(64, 1), attentions(80, 3), *map(triton_products, GEOMETRIES)]
+    parts = [*map(products, GEOMETRIES), *(tokens(g, q) for g in ('int8', 'lut-b') for q in (False, True)), head(), between_products(), attentions(64, 1), attentions(80, 3), attention_planes(), *map(triton_products, GEOMETRIES)]
     found = [say(f'{name}: {off:.1e}') or (name, off) for part in parts for name, off in part]
     if DEVICE == 'cuda': torch.cuda.synchronize()
     if bad := [name for name, off in found if not off < 4e-3]: sys.exit(f"error: {len(bad)} are wrong: {', '.join(bad)}")

@@ -15,6 +15,16 @@ if find_spec('torch') is not None:
     import torch
     if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')
 
+if find_spec('hypothesis') is not None:   # what passes once passes everywhere; HYPOTHESIS_PROFILE=default draws new examples
+    from hypothesis import settings
+    settings.register_profile('same', derandomize=True)
+    settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'same'))
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    "A test's random numbers are its own, whichever tests ran before it."
+    if find_spec('torch') is not None: torch.manual_seed(0)
+
 def pytest_configure(config):
     import compiled   # before any test has a cache of its own
     config.addinivalue_line('markers', 'slow: too long for every run; make test-slow')

@@ -48,7 +48,7 @@ from nativebit.formats.nbpack import read_pack
 from nativebit.ptq.pack import pack_checkpoint
 folder, root, prompt = sys.argv[1:]
 out, run = {}, jax.jit(extend, static_argnums=0)
-for g,embed in (('lut-b', 'int8'), ('int8', 'bfloat16')): pack_checkpoint(f'{root}/data/stdlib', f'{folder}/stdlib-{g}', embed, posthoc='kmeans', geometry=g)
+for g,embed in (('lut-b', 'int8'), ('int8', 'bfloat16')): pack_checkpoint(f'{root}/data/stdlib', f'{folder}/stdlib-{g}', embed, posthoc='quantile', geometry=g)
 from pathlib import Path
 for f in sorted(Path(folder).iterdir()):
     pack = read_pack(f)
