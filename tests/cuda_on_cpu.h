@@ -1,4 +1,5 @@
 // The functions of nativebit/kernels/lut_device.cuh on a CPU: a lane is a fiber, which runs until it waits for others. Slow, exact, and it checks addresses.
+// The name of a compiled library doesn't know this file: after a change here, delete ~/.cache/nativebit/kernels.
 #pragma once
 #include <ucontext.h>
 #include <chrono>
