@@ -17,7 +17,7 @@ TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    monkeypatch.setattr(self_data, 'own_shape', lambda context_len: (16, min(context_len, 48)))
+    monkeypatch.setattr(self_data, 'own_shape', lambda model: (16, min(model.context_len, 48)))
     monkeypatch.setenv('NATIVEBIT_CACHE', str(tmp_path/'cache'))
 
 def test_quantize_needs_nothing_but_the_model(home):
@@ -116,6 +116,15 @@ def test_text_that_was_begun_with_other_settings_is_not_mixed(home, monkeypatch,
     self_data.main('model', whole := str(tmp_path/'whole'), tokens=700)
     read = lambda d: {p.name: p.read_bytes() for p in Path(d).iterdir()}
     assert read(out) == read(whole) and not list(tmp_path.glob('.*.lock'))
+
+def test_no_round_is_written_for_nothing(home, monkeypatch, tmp_path):
+    "The next round is begun while documents are looked at, but only where they can't be enough."
+    monkeypatch.chdir(home); begun, real = [], self_data.written_windows
+    monkeypatch.setattr(self_data, 'written_windows', lambda *args: begun.append(0) or real(*args))
+    looked = []; monkeypatch.setattr(self_data, 'repeated', lambda doc: looked.append(len(begun)) or 0.)
+    self_data.main('model', str(tmp_path/'own'), tokens=3000)
+    assert len(begun) == json.loads((tmp_path/'own'/'meta.json').read_text())['rounds'] > 3
+    assert looked[0] == 2   # of the first round, with the second begun
 
 @pytest.mark.parametrize('left', [[], ['progress.json', 'train-00000.npy'], ['.progress.json.x.tmp']])
 def test_killed_before_its_first_round_is_recorded(tmp_path, left):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'FACTORS', 'one_query', 'draw', 'Openings', 'Writing', 'as_openings', 'following', 'How', 'heat', 'write_on',
-           'lengthened', 'written_windows', 'documents_of', 'sequences', 'repeated']
+           'lengthened', 'written_windows', 'documents_of', 'sequences', 'repeated', 'shares']
 
 # %% ../../nbs/10_inference/03_synthetic.ipynb #04b8a2eb
 from functools import partial
@@ -154,25 +154,26 @@ def written_windows(
     how:How=How(),
     dtype=jnp.float32,   # of activations and cache
     stage:int=256,       # tokens after which the cache grows
-)->tuple:                # tokens and where documents begin, (B, T) NumPy arrays both
+)->tuple:                # tokens and where documents begin, (B, T) both, on the device: whoever reads them waits
     "Windows full of documents that the network writes."
     (B, T), one = shape, jnp.ones(shape[0], jnp.int32)
     opening = jax.random.choice(jax.random.fold_in(key, T), len(openings.chance), (B,), p=openings.chance)
     state = Writing(openings.tokens[opening, 0], opening.astype(jnp.int32), one, one + 0,
                     empty_cache(model, B, 0, dtype))
-    out, ends = [(np.array(state.token)[:, None], np.ones((B, 1), bool))], jnp.array(ends or [-1])
+    out, ends = [(state.token[:, None] + 0, jnp.ones((B, 1), bool))], jnp.array(ends or [-1])
     for at in range(0, T-1, stage):
         steps = min(stage, T-1 - at)
         state = state._replace(cache=lengthened(state.cache, at+steps))
         state, *parts = write_on(model, params, openings, state, at, key, steps, ends, allowed, how)
-        out.append([np.asarray(x) for x in parts])
-    return tuple(np.concatenate(x, 1) for x in zip(*out))
+        out.append(parts)
+    return tuple(jnp.concatenate(x, 1) for x in zip(*out))
 
 # %% ../../nbs/10_inference/03_synthetic.ipynb #f59425e7
 def documents_of(
-    tokens:np.ndarray, begins:np.ndarray,  # as of `written_windows`
-)->list:                                   # of arrays of tokens
+    tokens, begins,  # as of `written_windows`
+)->list:             # of NumPy arrays of tokens
     "Windows cut into documents."
+    tokens, begins = np.asarray(tokens), np.asarray(begins)
     return [doc for row,b in zip(tokens, begins) for doc in np.split(row, np.flatnonzero(b)[1:])]
 
 FACTORS = np.cumprod(np.full(64, 0x9E3779B97F4A7C15, np.uint64))   # odd, so nothing gets lost
@@ -192,3 +193,13 @@ def repeated(
     "The share of a document's sequences that stand in it before."
     found = sequences(ids, n)
     return 1 - len(np.unique(found))/len(found) if len(found) else 0.
+
+def shares(
+    ids:np.ndarray,    # a document
+    others:np.ndarray, # `sequences` of n tokens of other texts, in order
+    n:int,
+)->bool:
+    "Whether n tokens in a row stand in one of the others, too."
+    found = sequences(ids, n)
+    at = np.searchsorted(others, found)
+    return len(others) > 0 and bool((others.take(at, mode='clip') == found).any())

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'REPEATED', 'LEAST', 'chat_parts', 'chat_openings', 'known_tokens', 'own_openings', 'Own', 'rounds', 'closed',
-           'write_own', 'own_shape', 'self_dataset', 'own_source', 'own_of', 'check_fresh', 'main']
+           'write_own', 'side_by_side', 'own_shape', 'self_dataset', 'own_source', 'own_of', 'check_fresh', 'main']
 
 # %% ../../nbs/13_pipelines/12_self_data.ipynb #e06e6720
-import json
+import json, math
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 import jax, jax.numpy as jnp, numpy as np
 from filelock import FileLock
 from ..utils.progress import progress
-from ..config import Config, QuantConfig
+from ..config import Config, ModelConfig, QuantConfig
 from ..utils.cli import UserError, need, next_step
 from ..utils.files import cache_dir, check_writable, one_writer, stamps
 from ..data.corpora import nth_split, parse_self
@@ -23,8 +24,10 @@ from ..data.loader import (SPLITS, ShardWriter, checksum, count_words, finish, p
                                    so_far, thread_map, unwritable, write_whole)
 from ..data.tokenizers import digest
 from ..formats.nbpack import SMALL, Pack
+from ..formats.size import param_shapes
 from ..inference.generate import pack_params
-from ..inference.synthetic import How, as_openings, documents_of, repeated, sequences, written_windows
+from ..inference.synthetic import (How, as_openings, documents_of, repeated, sequences, shares,
+                                           written_windows)
 from ..formats.kinds import kind_of
 from ..interop.convert import Source, open_model, source_tokenizer
 from .chat import chat_template, renderer, special_tokens
@@ -96,7 +99,7 @@ class Own(NamedTuple):
     tok:object         # its tokenizer, as of `load_tokenizer`
     parts:tuple=()     # as of `chat_parts`
     identity:object='' # what tells it from another: stamps of its files
-    avoid:np.ndarray=np.zeros(0, np.uint64)   # `sequences` of 13 tokens that no document may hold
+    avoid:np.ndarray=np.zeros(0, np.uint64)   # `sequences` of 13 tokens that no document may hold, in order
 
 REPEATED, LEAST = .3, .02   # of a document that is left out; of documents that have to remain
 
@@ -105,6 +108,7 @@ def rounds(
     shape:tuple,    # (B, T), as of `written_windows`
     seed:int,
     first:int=0,    # round to begin with
+    wanted:int=0,   # tokens that are missing
     how:How=How(1., .8),
 ):                  # yields lists of documents, those of a round that are fit to use
     "Documents without end. Raises `UserError` where next to nothing of a round can be used."
@@ -113,18 +117,20 @@ def rounds(
     params = pack_params(own.pack, False, dtype)
     size = known_tokens(own.tok, model.vocab_size)
     allowed = jnp.arange(model.vocab_size) < size
-    while True:
-        starts = as_openings(own_openings(own.tok, size, own.parts, seed + first))
-        key = jax.random.fold_in(jax.random.key(seed), first)
-        docs = documents_of(*written_windows(model, params, starts, shape, key, [*own.tok.ends], allowed, how,
-                                             dtype))
-        kept = [d for d in docs if repeated(d) <= REPEATED
-                and not np.isin(sequences(d, 13), own.avoid).any()]
+    def written(n):
+        starts = as_openings(own_openings(own.tok, size, own.parts, seed + n))
+        key = jax.random.fold_in(jax.random.key(seed), n)
+        return written_windows(model, params, starts, shape, key, [*own.tok.ends], allowed, how, dtype)
+    coming = None
+    for n in count(first):
+        docs = documents_of(*(coming or written(n)))
+        coming = written(n + 1) if math.prod(shape) < wanted else None   # the GPU goes on with it
+        kept = [d for d in docs if repeated(d) <= REPEATED and not shares(d, own.avoid, 13)]
         if sum(map(len, kept)) < LEAST*shape[0]*shape[1]:
             raise UserError(f"{own.pack.path} repeats itself: of {len(docs)} documents that it wrote "
                             f"{len(kept)} can be used; give it text to read instead of its own")
+        wanted -= sum(map(len, kept))
         yield kept
-        first += 1
 
 # %% ../../nbs/13_pipelines/12_self_data.ipynb #6a5ae866
 def closed(
@@ -152,7 +158,7 @@ def write_own(
     written = lambda: meta['train']['tokens']
     with progress(desc='writing', unit=' tokens', unit_scale=True, total=wanted, initial=written(),
                   leave=False, disable=None) as bar:
-        more = rounds(own, shape, seed, meta['rounds'])
+        more = rounds(own, shape, seed, meta['rounds'], wanted - written())
         while written() < wanted:
             before, n = written(), sum(meta[s]['documents'] for s in SPLITS)
             for k,found in enumerate(thread_map(partial(closed, own.tok), next(more))):
@@ -165,11 +171,26 @@ def write_own(
     finish(folder, meta)
 
 # %% ../../nbs/13_pipelines/12_self_data.ipynb #212a3cb8
+def side_by_side(
+    model:ModelConfig,
+    T:int,              # tokens a window
+    free:int,           # bytes of memory
+    most:int=1024,
+)->int:                 # a power of two
+    "How many documents a GPU can write at once: a cache grows into another, and float32 logits are drawn from."
+    position = 4*model.n_layers*model.kv_heads*model.head_dim   # of keys and values in bfloat16
+    document = position*(T + max(T - 256, 0)) + 16*model.vocab_size
+    weights = 2*sum(math.prod(s) for _,s in param_shapes(model))
+    return 2**int(math.log2(min(max((.75*free - weights)/document, 1), most)))
+
 def own_shape(
-    context_len:int,  # tokens a window, at most
+    model:ModelConfig,
 )->tuple:             # (B, T)
     "Documents side by side, and tokens of their windows, for this machine."
-    return (16 if jax.default_backend() == 'cpu' else 1024), min(context_len, 1024)
+    T = min(model.context_len, 1024)
+    if jax.default_backend() == 'cpu': return 16, T
+    memory = jax.devices()[0].memory_stats()
+    return side_by_side(model, T, memory['bytes_limit'] - memory['bytes_in_use']), T
 
 def self_dataset(
     data:str,       # as of `parse_self`
@@ -185,7 +206,7 @@ def self_dataset(
         raise UserError(f"the test split of {', '.join(others)} is empty, and the table is of it; "
                         "use more text")
     own = own._replace(avoid=np.unique(np.concatenate([own.avoid, *(sequences(t, 13) for t in tests)])))
-    shape, wanted = shape or own_shape(own.pack.config.model.context_len), -(-wanted//1024)*1024
+    shape, wanted = shape or own_shape(own.pack.config.model), -(-wanted//1024)*1024
     about = dict(dataset=data, tokenizer=digest(own.tok.to_str()),
                  source=['self', own.identity, wanted, share, seed, *shape, digest(json.dumps(KINDS)),
                          *own.parts])
@@ -236,7 +257,7 @@ def main(
     need(0 < tokens <= 2**40, 'tokens', tokens, "between 1 and 2^40")
     need(0 <= seed < 2**32, 'seed', seed, "at least 0 and below 2^32")
     own, folder = own_of(model, context_len), Path(out)
-    shape = own_shape(own.pack.config.model.context_len)
+    shape = own_shape(own.pack.config.model)
     about = dict(dataset='self', tokenizer=digest(own.tok.to_str()),
                  source=['self', own.identity, tokens, seed, *shape])
     with one_writer(folder):
