@@ -177,7 +177,7 @@ def side_by_side(
     free:int,           # bytes of memory
     most:int=1024,
 )->int:                 # a power of two
-    "How many documents a GPU can write at once: a cache grows into another, and float32 logits are drawn from."
+    "Documents that fit a GPU: their caches while they grow, and four arrays of float32 logits."
     position = 4*model.n_layers*model.kv_heads*model.head_dim   # of keys and values in bfloat16
     document = position*(T + max(T - 256, 0)) + 16*model.vocab_size
     weights = 2*sum(math.prod(s) for _,s in param_shapes(model))
