@@ -154,7 +154,7 @@ def written_windows(
     how:How=How(),
     dtype=jnp.float32,   # of activations and cache
     stage:int=256,       # tokens after which the cache grows
-)->tuple:                # tokens and where documents begin, (B, T) both, on the device: whoever reads them waits
+)->tuple:                # tokens and where documents begin, (B, T) both, still being computed
     "Windows full of documents that the network writes."
     (B, T), one = shape, jnp.ones(shape[0], jnp.int32)
     opening = jax.random.choice(jax.random.fold_in(key, T), len(openings.chance), (B,), p=openings.chance)
