@@ -118,13 +118,41 @@ def test_text_that_was_begun_with_other_settings_is_not_mixed(home, monkeypatch,
     assert read(out) == read(whole) and not list(tmp_path.glob('.*.lock'))
 
 def test_no_round_is_written_for_nothing(home, monkeypatch, tmp_path):
-    "The next round is begun while documents are looked at, but only where they can't be enough."
-    monkeypatch.chdir(home); begun, real = [], self_data.written_windows
-    monkeypatch.setattr(self_data, 'written_windows', lambda *args: begun.append(0) or real(*args))
-    looked = []; monkeypatch.setattr(self_data, 'repeated', lambda doc: looked.append(len(begun)) or 0.)
-    self_data.main('model', str(tmp_path/'own'), tokens=3000)
-    assert len(begun) == json.loads((tmp_path/'own'/'meta.json').read_text())['rounds'] > 3
-    assert looked[0] == 2   # of the first round, with the second begun
+    "On a GPU the next round is begun while documents are looked at, but only where they can't be enough; on a CPU, which can't be stopped meanwhile, it is not."
+    monkeypatch.chdir(home); begun, looked, real = [], [], self_data.written_windows
+    monkeypatch.setattr(self_data, 'written_windows', lambda *args: begun.append(0) or real(*args[:-1], np.float32))
+    monkeypatch.setattr(self_data, 'repeated', lambda doc: looked.append(len(begun)) or 0.)
+    for backend in ('gpu', 'cpu'):
+        with monkeypatch.context() as m:
+            m.setattr(self_data.jax, 'default_backend', lambda: backend)
+            begun.clear(); looked.clear()
+            self_data.main('model', str(tmp_path/backend), tokens=3000)
+        assert len(begun) == json.loads((tmp_path/backend/'meta.json').read_text())['rounds'] > 3
+        assert looked[0] == (2 if backend == 'gpu' else 1)
+
+def test_a_round_of_few_windows_is_judged_by_many(home, monkeypatch):
+    monkeypatch.chdir(home); sizes = []
+    real = self_data.written_windows
+    monkeypatch.setattr(self_data, 'written_windows', lambda *args: sizes.append(args[3][0]) or real(*args))
+    docs = next(rounds(own_of('model'), (3, 48), 0))
+    assert sizes == [3]*6 and sum(map(len, docs)) > 48*16
+
+def test_what_ends_a_document_counts_among_thirteen_tokens(home, monkeypatch):
+    "Twelve tokens of a test text and its end stand in no document, whose own end is added after it was looked at."
+    monkeypatch.chdir(home); own = own_of('model')
+    docs = next(rounds(own, (16, 48), 0))
+    d = next(d for d in docs if len(d) >= 20 and d[-1] != own.tok.eot)
+    kept = next(rounds(own._replace(avoid=sequences(np.append(d[-12:], own.tok.eot), 13)), (16, 48), 0))
+    assert len(kept) == len(docs) - 1
+
+def test_rounds_are_compiled_once(home, monkeypatch):
+    "Their openings are as many as before, though other words are drawn."
+    monkeypatch.chdir(home); seen = []
+    real = self_data.written_windows
+    monkeypatch.setattr(self_data, 'written_windows', lambda *args: seen.append(args[2].tokens.shape[0]) or real(*args))
+    more = rounds(own_of('model'), (16, 48), 0)
+    for _ in range(4): next(more)
+    assert len({*seen}) == 1 and not seen[0] & (seen[0] - 1)
 
 @pytest.mark.parametrize('left', [[], ['progress.json', 'train-00000.npy'], ['.progress.json.x.tmp']])
 def test_killed_before_its_first_round_is_recorded(tmp_path, left):

@@ -70,7 +70,8 @@ class Writing(NamedTuple):
 def as_openings(
     parts,     # of (tokens, which one follows or -1, chance)
 )->Openings:
-    "Openings as arrays."
+    "Openings as arrays, filled up to a power of two: for another number all would be compiled again."
+    parts = [*parts, *[(parts[0][0], -1, 0.)]*((1 << (len(parts)-1).bit_length()) - len(parts))]
     tokens, then, chance = zip(*parts)
     longest = max(map(len, tokens))
     return Openings(jnp.array([[*t, *[0]*(longest - len(t))] for t in tokens], jnp.int32),
@@ -165,7 +166,8 @@ def written_windows(
         steps = min(stage, T-1 - at)
         state = state._replace(cache=lengthened(state.cache, at+steps))
         state, *parts = write_on(model, params, openings, state, at, key, steps, ends, allowed, how)
-        out.append(parts)
+        # a CPU gains nothing from what is queued, and can't be stopped before all of it is done
+        out.append(jax.block_until_ready(parts) if jax.default_backend() == 'cpu' else parts)
     return tuple(jnp.concatenate(x, 1) for x in zip(*out))
 
 # %% ../../nbs/10_inference/03_synthetic.ipynb #f59425e7
